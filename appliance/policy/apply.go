@@ -1,0 +1,416 @@
+package policy
+
+import (
+	"crypto/x509"
+	"fmt"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// KeyFingerprint is the "SHA256:..." fingerprint of an authorized_keys line, as ssh-keygen -l prints it.
+func KeyFingerprint(line string) (string, error) {
+	key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil || len(options) > 0 || len(strings.TrimSpace(string(rest))) > 0 {
+		return "", fmt.Errorf("an SSH public key is one line of type and base64, as in id_ed25519.pub")
+	}
+	return ssh.FingerprintSHA256(key), nil
+}
+
+func applySetup(s *State, c Command) (Result, error) {
+	b, err := decode[Setup](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := checkService(b.Service); err != nil {
+		return Result{}, &Refused{c.Kind, err.Error(), "correct the answer file"}
+	}
+	if b.Node.ID == "" || !ValidName(b.Node.Name) || len(b.Node.AuditKey) == 0 {
+		return Result{}, &Refused{c.Kind, "the node has no valid name, id or audit key", "give node.name in letters, digits, dots and dashes"}
+	}
+	s.Service = &b.Service
+	b.Node.Added = c.At
+	s.Nodes[b.Node.ID] = b.Node
+	for _, a := range b.Admins {
+		a.Added = c.At
+		if err := addAdmin(s, c, a); err != nil {
+			return Result{}, err
+		}
+	}
+	if owners(*s) == 0 {
+		return Result{}, &Refused{c.Kind, "there is no administrator with the role owner", "give at least one [[admin]] with role = \"owner\""}
+	}
+	return Result{Message: fmt.Sprintf("node %s set up for %s", b.Node.Name, b.Service.Name), Subject: b.Node.ID}, nil
+}
+
+func checkService(v Service) error {
+	if v.Name == "" || len(v.Name) > 253 || strings.ContainsAny(v.Name, " /:\\\"'") {
+		return fmt.Errorf("service.name is not a host name")
+	}
+	if v.Mode < ModeTPM || v.Mode > ModeHostKey {
+		return fmt.Errorf("service.mode is not 1 (TPM), 2 (AD) or 3 (HostKey)")
+	}
+	if !v.HTTP && !v.HTTPS {
+		return fmt.Errorf("both HTTP and HTTPS are off, no host could reach the service")
+	}
+	if v.HealthLife < MinHealthLife || v.HealthLife > MaxHealthLife {
+		return fmt.Errorf("the life of health certificates is %s; %s to %s are accepted", v.HealthLife, MinHealthLife, MaxHealthLife)
+	}
+	return nil
+}
+
+func applyServiceSet(s *State, c Command) (Result, error) {
+	b, err := decode[ServiceSet](c)
+	if err != nil {
+		return Result{}, err
+	}
+	v := *s.Service
+	if b.Mode != nil {
+		v.Mode = *b.Mode
+	}
+	if b.HTTP != nil {
+		v.HTTP = *b.HTTP
+	}
+	if b.HTTPS != nil {
+		v.HTTPS = *b.HTTPS
+	}
+	if b.HealthLife != nil {
+		v.HealthLife = *b.HealthLife
+	}
+	if b.DenyIssuedBefore != nil {
+		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
+			return Result{}, &Refused{c.Kind, "the deny date may only move forward", ""}
+		}
+		v.DenyIssuedBefore = *b.DenyIssuedBefore
+	}
+	if err := checkService(v); err != nil {
+		return Result{}, &Refused{c.Kind, err.Error(), ""}
+	}
+	s.Service = &v
+	return Result{Message: "service settings changed"}, nil
+}
+
+func applyNodeSet(s *State, c Command) (Result, error) {
+	b, err := decode[NodeSet](c)
+	if err != nil {
+		return Result{}, err
+	}
+	n, ok := s.Nodes[b.Node]
+	if !ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no node %q", b.Node), "see node list"}
+	}
+	if b.Network != nil {
+		n.Network = *b.Network
+	}
+	if b.TimeServers != nil {
+		n.TimeServers = b.TimeServers
+	}
+	if b.HSM != nil {
+		n.HSM = *b.HSM
+	}
+	if b.Certificate != nil {
+		n.Certificate = b.Certificate
+	}
+	s.Nodes[b.Node] = n
+	return Result{Message: "settings of node " + n.Name + " changed", Subject: n.ID}, nil
+}
+
+func owners(s State) (n int) {
+	for _, a := range s.Admins {
+		if a.Role == AdminOwner {
+			n++
+		}
+	}
+	return n
+}
+
+func addAdmin(s *State, c Command, a Admin) error {
+	if !ValidName(a.Name) || !a.Role.Valid() {
+		return &Refused{c.Kind, fmt.Sprintf("administrator %q needs a valid name and a role of owner, operator or reviewer", a.Name), ""}
+	}
+	fp, err := KeyFingerprint(a.Key)
+	if err != nil {
+		return &Refused{c.Kind, err.Error(), "paste the content of the .pub file"}
+	}
+	for _, other := range s.Admins {
+		if other.Name == a.Name {
+			return &Refused{c.Kind, fmt.Sprintf("administrator %q exists", a.Name), "remove it first, or choose another name"}
+		}
+		if ofp, _ := KeyFingerprint(other.Key); ofp == fp {
+			return &Refused{c.Kind, fmt.Sprintf("this key is already enrolled for %q", other.Name), "each administrator has a key of their own"}
+		}
+	}
+	if len(s.Admins) >= MaxAdmins {
+		return &Refused{c.Kind, fmt.Sprintf("there are %d administrators already", MaxAdmins), "remove one first"}
+	}
+	s.Admins[a.Name] = a
+	return nil
+}
+
+func applyAdminAdd(s *State, c Command) (Result, error) {
+	b, err := decode[AdminAdd](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := addAdmin(s, c, Admin{Name: b.Name, Role: b.Role, Key: strings.TrimSpace(b.Key), Added: c.At}); err != nil {
+		return Result{}, err
+	}
+	return Result{Message: fmt.Sprintf("administrator %s (%s) enrolled", b.Name, b.Role), Subject: b.Name}, nil
+}
+
+func applyAdminRemove(s *State, c Command) (Result, error) {
+	b, err := decode[ByName](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if _, ok := s.Admins[b.Name]; !ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no administrator %q", b.Name), "see admin list"}
+	}
+	delete(s.Admins, b.Name)
+	if owners(*s) == 0 {
+		return Result{}, &Refused{c.Kind, "nobody with the role owner would be left", "enrol another owner first"}
+	}
+	return Result{Message: "administrator " + b.Name + " removed", Subject: b.Name}, nil
+}
+
+func applyHostAdd(s *State, c Command) (Result, error) {
+	b, err := decode[HostAdd](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if !ValidName(b.Name) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a valid host name", b.Name), "use letters, digits, dots, dashes; at most 64"}
+	}
+	if b.Class == "" {
+		b.Class = "default"
+	}
+	if !ValidName(b.Class) || len(b.Note) > 256 {
+		return Result{}, &Refused{c.Kind, "the host class is not a valid name, or the note is longer than 256 bytes", ""}
+	}
+	pub, err := x509.ParsePKIXPublicKey(b.HostKey)
+	if err == nil {
+		err = usableRSA(pub)
+	}
+	if err != nil {
+		return Result{}, &Refused{c.Kind, "the host key can't be used: " + err.Error(), "export it on the host with Get-HgsClientHostKey"}
+	}
+	id := HostID(b.HostKey)
+	if h, ok := s.Hosts[id]; ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("this host key is registered as %q", h.Name), "nothing to do, or remove that host first"}
+	}
+	if _, ok := s.HostByName(b.Name); ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %q is registered with another key", b.Name), "remove it first, or choose another name"}
+	}
+	if len(s.Hosts) >= MaxHosts {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
+	}
+	s.Hosts[id] = Host{ID: id, Name: b.Name, HostKey: b.HostKey, Class: b.Class, Note: b.Note, Added: c.At}
+	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
+}
+
+// changeHost finds a host by name and replaces it by what edit returns.
+func changeHost(s *State, c Command, name string, edit func(Host) Host) (Host, error) {
+	h, ok := s.HostByName(name)
+	if !ok {
+		return Host{}, &Refused{c.Kind, fmt.Sprintf("there is no host %q", name), "see host list"}
+	}
+	h = edit(h)
+	s.Hosts[h.ID] = h
+	return h, nil
+}
+
+func applyHostRevoke(s *State, c Command) (Result, error) {
+	b, err := decode[HostRevoke](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if len(b.Reason) > 256 {
+		return Result{}, &Refused{c.Kind, "the reason is longer than 256 bytes", ""}
+	}
+	h, err := changeHost(s, c, b.Name, func(h Host) Host {
+		h.Revoked = true
+		if b.Reason != "" {
+			h.Note = b.Reason
+		}
+		return h
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Message: "host " + h.Name + " revoked: it gets no health certificate, and those it has are refused", Subject: h.ID}, nil
+}
+
+func applyHostRestore(s *State, c Command) (Result, error) {
+	b, err := decode[ByName](c)
+	if err != nil {
+		return Result{}, err
+	}
+	h, err := changeHost(s, c, b.Name, func(h Host) Host {
+		// Certificates from before the revocation stay refused. A command without trusted time can't draw that line, so all that
+		// were issued before the furthest date stay refused until the host's next restore with a trusted time.
+		h.Revoked = false
+		if c.At.Latest > 0 {
+			h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Earliest/1000-int64(HealthBackdate.Seconds()))
+		}
+		return h
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Message: "host " + h.Name + " restored: it must attest again", Subject: h.ID}, nil
+}
+
+func applyHostRemove(s *State, c Command) (Result, error) {
+	b, err := decode[ByName](c)
+	if err != nil {
+		return Result{}, err
+	}
+	h, ok := s.HostByName(b.Name)
+	if !ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %q", b.Name), "see host list"}
+	}
+	delete(s.Hosts, h.ID)
+	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
+}
+
+func (r KeyRole) valid() bool {
+	for _, known := range KeyRoles {
+		if r == known {
+			return true
+		}
+	}
+	return false
+}
+
+func applyKeyAdd(s *State, c Command) (Result, error) {
+	b, err := decode[KeyAdd](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if !b.Role.valid() {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a key role", b.Role), ""}
+	}
+	cert, err := parseCertificate(c, b.Certificate)
+	if err != nil {
+		return Result{}, err
+	}
+	ref := RefOf(cert.RawSubjectPublicKeyInfo)
+	if k, ok := s.Keys[ref]; ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("this key is already recorded with the role %s", k.Role), "install a renewed certificate with its own verb"}
+	}
+	if len(s.Keys) >= MaxKeys {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d keys are recorded, the limit", MaxKeys), "remove keys that are not in use"}
+	}
+	_, has := s.PrimaryKey(b.Role)
+	s.Keys[ref] = Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
+	return Result{Message: fmt.Sprintf("%s key %.16s added", b.Role, ref), Subject: string(ref)}, nil
+}
+
+// changeKey finds a key and applies edit, which may refuse.
+func changeKey(s *State, c Command, edit func(*Key) error) (Key, error) {
+	b, err := decode[KeyChange](c)
+	if err != nil {
+		return Key{}, err
+	}
+	k, ok := s.Keys[b.Ref]
+	if !ok {
+		return Key{}, &Refused{c.Kind, fmt.Sprintf("there is no key %.16q", b.Ref), "see key list"}
+	}
+	if err := edit(&k); err != nil {
+		return Key{}, err
+	}
+	s.Keys[k.Ref] = k
+	return k, nil
+}
+
+func applyKeyPrimary(s *State, c Command) (Result, error) {
+	k, err := changeKey(s, c, func(k *Key) error {
+		if !k.Enabled {
+			return &Refused{c.Kind, "the key is disabled", "enable it first"}
+		}
+		for ref, other := range s.Keys {
+			if other.Role == k.Role && other.Primary {
+				other.Primary = false
+				s.Keys[ref] = other
+			}
+		}
+		k.Primary = true
+		return nil
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Message: fmt.Sprintf("%s key %.16s is now primary", k.Role, k.Ref), Subject: string(k.Ref)}, nil
+}
+
+func applyKeyEnable(s *State, c Command) (Result, error) {
+	k, err := changeKey(s, c, func(k *Key) error { k.Enabled = true; return nil })
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Message: fmt.Sprintf("%s key %.16s enabled", k.Role, k.Ref), Subject: string(k.Ref)}, nil
+}
+
+func applyKeyDisable(s *State, c Command) (Result, error) {
+	k, err := changeKey(s, c, func(k *Key) error {
+		if k.Primary {
+			return &Refused{c.Kind, "the key is primary", "make another key primary first"}
+		}
+		k.Enabled = false
+		return nil
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Message: fmt.Sprintf("%s key %.16s disabled: key protectors that only it can open are refused", k.Role, k.Ref), Subject: string(k.Ref)}, nil
+}
+
+func applyKeyRemove(s *State, c Command) (Result, error) {
+	k, err := changeKey(s, c, func(k *Key) error {
+		if k.Enabled {
+			return &Refused{c.Kind, "the key is enabled", "disable it first and see whether anything still needs it"}
+		}
+		return nil
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	delete(s.Keys, k.Ref)
+	return Result{Message: fmt.Sprintf("%s key %.16s removed from the records; it is still in the token", k.Role, k.Ref), Subject: string(k.Ref)}, nil
+}
+
+func applySignerTrust(s *State, c Command) (Result, error) {
+	b, err := decode[SignerTrust](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if !ValidName(b.Name) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a valid name", b.Name), ""}
+	}
+	if _, err := parseCertificate(c, b.Certificate); err != nil {
+		return Result{}, err
+	}
+	tp := Thumbprint(b.Certificate)
+	if _, ok := s.Signers[tp]; ok {
+		return Result{}, &Refused{c.Kind, "this attestation signer is trusted already", ""}
+	}
+	if len(s.Signers) >= MaxSigners {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d attestation signers are trusted, the limit", MaxSigners), "remove one first"}
+	}
+	s.Signers[tp] = TrustedSigner{Thumbprint: tp, Name: b.Name, Certificate: b.Certificate, Added: c.At}
+	return Result{Message: "attestation signer " + b.Name + " trusted: its health certificates open key protectors here", Subject: tp}, nil
+}
+
+func applySignerDistrust(s *State, c Command) (Result, error) {
+	b, err := decode[ByName](c)
+	if err != nil {
+		return Result{}, err
+	}
+	for tp, signer := range s.Signers {
+		if tp == b.Name || signer.Name == b.Name {
+			delete(s.Signers, tp)
+			return Result{Message: "attestation signer " + signer.Name + " is no longer trusted", Subject: tp}, nil
+		}
+	}
+	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted attestation signer %q", b.Name), "see signer list"}
+}

@@ -1,0 +1,74 @@
+package policy
+
+// AuditKind says what an audit entry records.
+type AuditKind string
+
+const (
+	AuditCommand  AuditKind = "command"  // an administrator's change, applied or refused
+	AuditLogin    AuditKind = "login"    // a door opened, closed or refused
+	AuditGrant    AuditKind = "grant"    // a health certificate issued, a transport key rolled
+	AuditRefusal  AuditKind = "refusal"  // a known host refused
+	AuditUnknown  AuditKind = "unknown"  // refusals of unknown callers, summed per source and reason
+	AuditSystem   AuditKind = "system"   // start, stop, time locked, HSM lost, audit trimmed
+	AuditContinue AuditKind = "continue" // first entry of a segment: carries the previous segment's last hash
+)
+
+// AuditEntry is one thing that happened, before the chain gives it a number and a hash (appliance/audit). It never holds a secret.
+// Strings are bounded to MaxAuditField bytes each; longer ones are cut by the writer with an ellipsis.
+type AuditEntry struct {
+	Kind     AuditKind         `json:"kind"`
+	At       Stamp             `json:"at"`
+	BootTime int64             `json:"bootTime"` // CLOCK_BOOTTIME, milliseconds
+	Actor    *Actor            `json:"actor,omitempty"`
+	Source   string            `json:"source,omitempty"` // caller's address without its port, for requests from the network
+	Subject  string            `json:"subject,omitempty"`
+	Action   string            `json:"action"`  // "hostkeyattest", "rolltransportkey", a command's kind, a verb
+	Outcome  string            `json:"outcome"` // "ok" or the reason's kind
+	Detail   string            `json:"detail,omitempty"`
+	Remedy   string            `json:"remedy,omitempty"`
+	Policy   uint64            `json:"policy"` // snapshot index that decided
+	Count    int               `json:"count,omitempty"`
+	Facts    map[string]string `json:"facts,omitempty"` // certificate serials, key refs, hashes; at most MaxAuditFacts
+}
+
+const (
+	MaxAuditField = 512
+	MaxAuditFacts = 16
+)
+
+// AuditReceipt proves that an entry is durable on this node: its number in the chain and its hash (SHA-256, hex).
+type AuditReceipt struct {
+	Seq  uint64 `json:"seq"`
+	Hash string `json:"hash"`
+}
+
+// Refusal is one refused request of an unknown caller. The audit sums them per (Source, Action, Outcome): the first is written at once,
+// later ones at a bounded rate with their count, so a flood can neither fill the disk nor hide who floods.
+type Refusal struct {
+	Source  string `json:"source"`
+	Action  string `json:"action"`
+	Outcome string `json:"outcome"`
+	Detail  string `json:"detail"`
+	Remedy  string `json:"remedy"`
+	Subject string `json:"subject,omitempty"`
+}
+
+// Observation is something a node saw that no decision may depend on: node-local, bounded, lost without harm. Merging two of the same
+// (Kind, Subject) keeps the newer Last, the older First and the larger Count, in any order (commutative).
+type Observation struct {
+	Kind    ObservationKind   `json:"kind"`
+	Subject string            `json:"subject"`
+	First   Stamp             `json:"first"`
+	Last    Stamp             `json:"last"`
+	Count   uint64            `json:"count"`
+	Facts   map[string]string `json:"facts,omitempty"` // of the newer one
+}
+
+// ObservationKind names a class of observations; each has its own bound.
+type ObservationKind string
+
+const (
+	ObservedHost      ObservationKind = "host"      // subject: host id; last attestation and its verdict
+	ObservedPending   ObservationKind = "pending"   // subject: host id of an unknown host; facts: source, spki (base64)
+	ObservedProtector ObservationKind = "protector" // subject: SHA-256 of the owner's signing certificate; facts: key ref used
+)

@@ -1,0 +1,239 @@
+// Package policy is the vocabulary of the cluster: the records every node agrees on, the commands that change them, who may send
+// which command, and the limits of each. It promises that Apply is a pure function: the same records and the same command give the
+// same records on every node and in every replay, because time, identifiers, randomness and key handles travel inside the command.
+//
+// Limits: it touches no file, socket or clock. Nothing in it is secret: a Command, a Snapshot and an AuditEntry may be shown to any
+// reviewer, so PINs, passphrases and private keys have no field here (they live behind appliance/tpm.Secrets).
+package policy
+
+import (
+	"encoding/json"
+	"maps"
+	"time"
+)
+
+// Version is the format of State; a node refuses a snapshot of a newer one.
+const Version = 1
+
+// Limits that Apply and Validate enforce. Counts are records; sizes are bytes.
+const (
+	MaxHosts          = 20000
+	MaxKeys           = 256
+	MaxAdmins         = 64
+	MaxSigners        = 64
+	MaxNameLength     = 64
+	MaxCommandSize    = 1 << 20
+	MinHealthLife     = 15 * time.Minute
+	MaxHealthLife     = 24 * time.Hour
+	DefaultHealthLife = 8 * time.Hour
+	// HealthBackdate is how far before issuing a health certificate becomes valid, so that a host whose clock is a little behind takes it.
+	HealthBackdate = 5 * time.Minute
+)
+
+// Mode is the attestation mode that getinfo advertises; the numbers are MS-HGSA 2.2.1.1.
+type Mode int
+
+const (
+	ModeUnknown Mode = 0
+	ModeTPM     Mode = 1
+	ModeAD      Mode = 2
+	ModeHostKey Mode = 3
+)
+
+// KeyRole is what a key in the HSM is for; it decides the key's usage attributes and who may use it.
+type KeyRole string
+
+const (
+	RoleSigning           KeyRole = "signing"            // guardian pair: signs egress key protectors and the metadata's certificates
+	RoleEncryption        KeyRole = "encryption"         // guardian pair: unwraps transport keys
+	RoleCommunications    KeyRole = "communications"     // signs metadata.xml as a document (MS-KPS ds:Signature)
+	RoleAttestationSigner KeyRole = "attestation-signer" // signs health certificates
+)
+
+// KeyRoles lists all roles in the order in which a console shows them.
+var KeyRoles = []KeyRole{RoleSigning, RoleEncryption, RoleCommunications, RoleAttestationSigner}
+
+// KeyRef names a key by what it is: the lower-case hex SHA-256 of its SubjectPublicKeyInfo DER (64 characters). Labels in a token can
+// be changed by whoever administers the token; a public key can't be.
+type KeyRef string
+
+// Key is one key pair in the HSM with its certificate.
+type Key struct {
+	Ref         KeyRef  `json:"ref"`
+	Role        KeyRole `json:"role"`
+	Label       string  `json:"label"`       // CKA_LABEL, for people; never used to find the key
+	Certificate []byte  `json:"certificate"` // DER
+	Primary     bool    `json:"primary"`
+	Enabled     bool    `json:"enabled"`
+	Added       Stamp   `json:"added"`
+}
+
+// Host is a machine that may get health certificates. In host-key mode ID is the upper-case hex SHA-256 of the host key's
+// SubjectPublicKeyInfo DER, which is also the subject CN of its health certificates (hgsa.md 13.16).
+type Host struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	HostKey []byte `json:"hostKey"` // SubjectPublicKeyInfo DER
+	Class   string `json:"class"`   // host class; "default" where none was named
+	Revoked bool   `json:"revoked"`
+	// DenyIssuedBefore refuses this host's health certificates whose notBefore lies before it (D20, B25 for one host). Unix seconds; 0 = none.
+	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
+	Note             string `json:"note,omitempty"`
+	Added            Stamp  `json:"added"`
+}
+
+// TrustedSigner is an attestation signer certificate whose health certificates the key protection service accepts (row B24). The
+// cluster's own attestation signers (Key records of RoleAttestationSigner) are always trusted and have no record here.
+type TrustedSigner struct {
+	Thumbprint       string `json:"thumbprint"` // lower-case hex SHA-256 of the DER certificate
+	Name             string `json:"name"`
+	Certificate      []byte `json:"certificate"`
+	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"` // unix seconds; 0 = none
+	Added            Stamp  `json:"added"`
+}
+
+// AdminRole is what an administrator may do; each role includes the ones after it.
+type AdminRole string
+
+const (
+	AdminOwner    AdminRole = "owner"    // everything, administrators included
+	AdminOperator AdminRole = "operator" // hosts, keys, certificates
+	AdminReviewer AdminRole = "reviewer" // reads
+)
+
+// Admin is a person who may open a door. Passphrase hashes are not here: they are secrets of the node (appliance/tpm.Secrets).
+type Admin struct {
+	Name  string    `json:"name"`
+	Role  AdminRole `json:"role"`
+	Key   string    `json:"key"` // one line of authorized_keys: type and base64, no options, no comment
+	Added Stamp     `json:"added"`
+}
+
+// Stamp is a moment as the proposer knew it: the interval in which its TrustedTime put it, in unix milliseconds, and the boot in which
+// it was made. Both zero = made before the node had TrustedTime.
+type Stamp struct {
+	Earliest int64  `json:"earliest"`
+	Latest   int64  `json:"latest"`
+	Boot     string `json:"boot,omitempty"`
+}
+
+// Service is what all nodes of the cluster serve under one name.
+type Service struct {
+	Name       string        `json:"name"` // FQDN that hosts have in their URLs
+	Mode       Mode          `json:"mode"`
+	HTTP       bool          `json:"http"`
+	HTTPS      bool          `json:"https"`
+	HealthLife time.Duration `json:"healthLife"`
+	// DenyIssuedBefore refuses every health certificate issued before it (unix seconds; 0 = none): "make everyone attest now".
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
+}
+
+// Node is what the cluster knows of one node. Addresses are settings of that node only.
+type Node struct {
+	ID          string   `json:"id"` // lower-case hex SHA-256 of AuditKey, first 16 characters
+	Name        string   `json:"name"`
+	AuditKey    []byte   `json:"auditKey"`    // Ed25519 public key that signs this node's audit checkpoints
+	SSHHostKey  string   `json:"sshHostKey"`  // authorized_keys form
+	Certificate []byte   `json:"certificate"` // self-signed HTTPS certificate, DER
+	Network     Network  `json:"network"`
+	TimeServers []string `json:"timeServers"` // host or host:port
+	HSM         HSM      `json:"hsm"`
+	Added       Stamp    `json:"added"`
+}
+
+// HSM is how a node reaches its token; the PIN is not here.
+type HSM struct {
+	Module string `json:"module"`           // path of the PKCS#11 module in the image
+	Token  string `json:"token"`            // CKA label of the token
+	Attach string `json:"attach,omitempty"` // "virtio:NAME": bridge the module's socket to this virtio-serial port
+}
+
+// State is all records at one index. Treat it and everything reachable from it as immutable: Apply makes a new one.
+type State struct {
+	Version int                      `json:"version"`
+	Service *Service                 `json:"service"` // nil until setup
+	Nodes   map[string]Node          `json:"nodes"`
+	Admins  map[string]Admin         `json:"admins"`  // by name
+	Hosts   map[string]Host          `json:"hosts"`   // by ID
+	Keys    map[KeyRef]Key           `json:"keys"`    // by ref
+	Signers map[string]TrustedSigner `json:"signers"` // by thumbprint
+}
+
+// Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
+// before setup.
+type Snapshot struct {
+	Index  uint64 `json:"index"`
+	NodeID string `json:"nodeId"`
+	State  State  `json:"state"`
+}
+
+// NewState is an empty state, before setup.
+func NewState() State {
+	return State{Version: Version, Nodes: map[string]Node{}, Admins: map[string]Admin{}, Hosts: map[string]Host{},
+		Keys: map[KeyRef]Key{}, Signers: map[string]TrustedSigner{}}
+}
+
+// clone copies the maps, not the records: records are replaced whole, never edited.
+func (s State) clone() State {
+	s.Nodes, s.Admins, s.Hosts = maps.Clone(s.Nodes), maps.Clone(s.Admins), maps.Clone(s.Hosts)
+	s.Keys, s.Signers = maps.Clone(s.Keys), maps.Clone(s.Signers)
+	return s
+}
+
+// SetUp reports whether setup has been applied.
+func (s State) SetUp() bool { return s.Service != nil }
+
+// PrimaryKey is the enabled primary key of a role; ok is false where there is none.
+func (s State) PrimaryKey(role KeyRole) (k Key, ok bool) {
+	for _, k := range s.Keys {
+		if k.Role == role && k.Primary && k.Enabled {
+			return k, true
+		}
+	}
+	return Key{}, false
+}
+
+// HostByName finds a host by its name; names are unique.
+func (s State) HostByName(name string) (Host, bool) {
+	for _, h := range s.Hosts {
+		if h.Name == name {
+			return h, true
+		}
+	}
+	return Host{}, false
+}
+
+// Command is one change, asked for by Actor. ID makes it idempotent: a second command with the same ID changes nothing and gets the
+// first one's result. All that Apply needs is inside; Body is the JSON of the type that Kind names (see commands.go).
+type Command struct {
+	ID    string          `json:"id"` // 16 random bytes in hex
+	Kind  Kind            `json:"kind"`
+	Actor Actor           `json:"actor"`
+	At    Stamp           `json:"at"`
+	Body  json.RawMessage `json:"body"`
+}
+
+// Door is the way a person came in.
+type Door string
+
+const (
+	DoorSerial Door = "serial"
+	DoorSSH    Door = "ssh"
+	DoorSetup  Door = "setup" // the serial line before setup: possession of the machine is the proof
+	DoorNode   Door = "node"  // the node itself, for example renewing its own certificate
+)
+
+// Actor is who asks. The ledger checks that Key is an enrolled administrator's and that its role suffices, whatever the console said.
+type Actor struct {
+	Name    string `json:"name"`
+	Key     string `json:"key"` // "SHA256:..." fingerprint of the administrator's SSH key; empty for DoorSetup and DoorNode
+	Door    Door   `json:"door"`
+	Session string `json:"session"`
+}
+
+// Result is what applying a command gave: a line for people and, where the command made something, its name.
+type Result struct {
+	Index   uint64 `json:"index"`
+	Message string `json:"message"`
+	Subject string `json:"subject,omitempty"` // host id, key ref, thumbprint, admin name
+}
