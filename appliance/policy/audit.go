@@ -72,3 +72,10 @@ const (
 	ObservedPending   ObservationKind = "pending"   // subject: host id of an unknown host; facts: source, spki (base64)
 	ObservedProtector ObservationKind = "protector" // subject: SHA-256 of the owner's signing certificate; facts: key ref used
 )
+
+// Problem is something an administrator should know: a stable kind, what is wrong, and what to do.
+type Problem struct {
+	Kind   string `json:"kind"`
+	What   string `json:"what"`
+	Remedy string `json:"remedy"`
+}

@@ -1,0 +1,344 @@
+package rpc
+
+import (
+	"time"
+
+	"guardhouse/appliance/policy"
+)
+
+// Process names: the keys of UIDs, the names of sockets (/run/guardhouse/<name>.d/rpc.sock) and of the services in init's table.
+const (
+	Init    = "init"
+	Ledger  = "ledger"
+	HSM     = "hsm"
+	HGS     = "hgs"
+	Clock   = "clock"
+	Console = "console"
+)
+
+// SocketDir is where each process has a folder of its own (owned by its uid, mode 0755) with its socket.
+const SocketDir = "/run/guardhouse"
+
+// SocketPath is the rpc socket of a process below dir (SocketDir on a node, a test's own folder elsewhere).
+func SocketPath(dir, process string) string { return dir + "/" + process + ".d/rpc.sock" }
+
+// Methods of the ledger. Callers in brackets.
+var (
+	LedgerWatch         = Stream[Empty, policy.Snapshot]{"ledger.Watch"}                   // [hgs hsm clock console init] current snapshot first, then each newer one
+	LedgerPropose       = Method[policy.Command, policy.Result]{"ledger.Propose"}          // [console] durable and audited when it returns
+	LedgerMakeKeys      = Method[MakeKeysRequest, MakeKeysReply]{"ledger.MakeKeys"}        // [console] has the HSM make keys, then records them
+	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
+	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
+	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
+	LedgerObserved      = Method[ObservedRequest, []policy.Observation]{"ledger.Observed"} // [console]
+	LedgerAuditTail     = Method[AuditTailRequest, []AuditRecord]{"ledger.AuditTail"}      // [console]
+	LedgerAuditExport   = Stream[AuditRange, AuditChunk]{"ledger.AuditExport"}             // [console] bytes of an export file
+	LedgerAuditTrim     = Method[AuditTrimRequest, AuditTrimReply]{"ledger.AuditTrim"}     // [console]
+	LedgerAuditVerify   = Method[Empty, AuditVerifyReply]{"ledger.AuditVerify"}            // [console]
+	LedgerSetupKey      = Method[Empty, SetupKeyReply]{"ledger.SetupKey"}                  // [console] before setup only
+	LedgerSetupApply    = Method[SetupRequest, policy.Result]{"ledger.SetupApply"}         // [console] before setup only
+	LedgerContextKeys   = Stream[Empty, ContextKeys]{"ledger.ContextKeys"}                 // [hgs] now and at each change of the hour
+	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup
+	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh]
+	LedgerPassphrase    = Method[PassphraseRequest, PassphraseReply]{"ledger.Passphrase"}  // [console] verifies a serial passphrase
+	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
+	LedgerMeasure       = Method[Empty, MeasureReply]{"ledger.Measure"}                    // [console] reads the PCRs from the TPM
+	LedgerStatus        = Method[Empty, LedgerStatusReply]{"ledger.Status"}                // [console init]
+)
+
+// Methods of the HSM process.
+var (
+	HSMStatus   = Method[Empty, HSMStatusReply]{"hsm.Status"}               // [console ledger hgs]
+	HSMKeys     = Method[Empty, []HSMKey]{"hsm.Keys"}                       // [console ledger]
+	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
+	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
+	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+)
+
+// Methods of the clock.
+var (
+	ClockWatch  = Stream[Empty, policy.TrustedTime]{"clock.Watch"} // [hgs ledger hsm console] each new value; the zero value = not trusted
+	ClockStatus = Method[Empty, ClockStatusReply]{"clock.Status"}  // [console]
+)
+
+// Methods of init.
+var (
+	InitStatus  = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
+	InitNetwork = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
+	InitLog     = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
+	InitPower   = Method[PowerRequest, Empty]{"init.Power"}     // [console]
+)
+
+// MakeKeysRequest has the HSM make one RSA key for each role, with a self-signed certificate. Bits is 2048, 3072 or 4096.
+type MakeKeysRequest struct {
+	Actor   policy.Actor     `json:"actor"`
+	ID      string           `json:"id"` // request id; the commands derive theirs from it
+	Roles   []policy.KeyRole `json:"roles"`
+	Bits    int              `json:"bits"`
+	Subject string           `json:"subject"` // CN that tenants see on the guardian certificates
+}
+
+// MakeKeysReply tells what was made and how the token describes it.
+type MakeKeysReply struct {
+	Keys  []policy.Key `json:"keys"`
+	Token []HSMKey     `json:"token"`
+	Index uint64       `json:"index"`
+}
+
+// ObservedRequest selects observations; Kind "" = all. At most Limit, newest first; 0 = 200.
+type ObservedRequest struct {
+	Kind  policy.ObservationKind `json:"kind"`
+	Limit int                    `json:"limit"`
+}
+
+// AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.
+type AuditTailRequest struct {
+	Limit int `json:"limit"`
+}
+
+// AuditRecord is an entry in its place in the chain. Hashes are lower-case hex SHA-256.
+type AuditRecord struct {
+	Seq   uint64            `json:"seq"`
+	Prev  string            `json:"prev"`
+	Hash  string            `json:"hash"`
+	Entry policy.AuditEntry `json:"entry"`
+}
+
+// AuditRange selects whole segments by the first sequence number they must reach; 0,0 = all.
+type AuditRange struct {
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
+
+// AuditChunk is part of an export file.
+type AuditChunk struct {
+	Data []byte `json:"data"`
+}
+
+// AuditTrimRequest drops closed segments that end below Below and were exported.
+type AuditTrimRequest struct {
+	Actor policy.Actor `json:"actor"`
+	Below uint64       `json:"below"`
+}
+
+// AuditTrimReply tells how many segments and bytes went.
+type AuditTrimReply struct {
+	Segments int   `json:"segments"`
+	Bytes    int64 `json:"bytes"`
+}
+
+// AuditVerifyReply is the state of the chain on this node.
+type AuditVerifyReply struct {
+	First    uint64 `json:"first"`
+	Last     uint64 `json:"last"`
+	Hash     string `json:"hash"`
+	Segments int    `json:"segments"`
+	Bytes    int64  `json:"bytes"`
+	Problem  string `json:"problem,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
+}
+
+// SetupKeyReply is what a person needs to encrypt the secret part of the answers to this node.
+type SetupKeyReply struct {
+	Recipient string `json:"recipient"` // age1..., valid for this boot only
+	Boot      string `json:"boot"`
+}
+
+// SetupRequest is the answer file as typed, and the secrets as an armored age file encrypted to the setup key. With DryRun only the
+// checks run.
+type SetupRequest struct {
+	Answers []byte       `json:"answers"`
+	Secrets []byte       `json:"secrets"`
+	Actor   policy.Actor `json:"actor"`
+	DryRun  bool         `json:"dryRun"`
+}
+
+// ContextKeys seal protocol state that travels through clients. Epoch counts hours since 1970 as the node's TrustedTime or, before
+// that, boot time knows them; any node of the cluster derives the same keys. Both keys are 32 bytes; holders wipe the old ones.
+type ContextKeys struct {
+	Epoch    uint64 `json:"epoch"`
+	Current  []byte `json:"current"`
+	Previous []byte `json:"previous"`
+}
+
+// PINReply holds the token's user PIN; the receiver wipes it.
+type PINReply struct {
+	PIN []byte     `json:"pin"`
+	HSM policy.HSM `json:"hsm"`
+}
+
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
+// the whole message, at most 4 KiB). Hash is a crypto.Hash number; 0 for ssh.
+type NodeSignRequest struct {
+	Key    string `json:"key"`
+	Digest []byte `json:"digest"`
+	Hash   uint   `json:"hash"`
+}
+
+// NodeSignReply: ASN.1 ECDSA signature, or a raw Ed25519 one.
+type NodeSignReply struct {
+	Signature []byte `json:"signature"`
+}
+
+// PassphraseRequest carries what was typed on the serial line. The ledger waits longer after each wrong one.
+type PassphraseRequest struct {
+	Admin      string        `json:"admin"`
+	Passphrase []byte        `json:"passphrase"`
+	Actor      *policy.Actor `json:"actor,omitempty"` // SetPassphrase: who asks
+}
+
+// PassphraseReply: OK, or how long until the next try is looked at.
+type PassphraseReply struct {
+	OK    bool          `json:"ok"`
+	Delay time.Duration `json:"delay"`
+}
+
+// MeasureReply holds PCR number -> lower-case hex SHA-256 bank value, read from the TPM at the call.
+type MeasureReply struct {
+	PCRs map[int]string `json:"pcrs"`
+	TPM  string         `json:"tpm"` // manufacturer and firmware, for people
+}
+
+// LedgerStatusReply is the ledger's own health.
+type LedgerStatusReply struct {
+	Index      uint64           `json:"index"`
+	SetUp      bool             `json:"setUp"`
+	NodeID     string           `json:"nodeId"`
+	Sealing    string           `json:"sealing"` // "sealed to PCR 4+11 (not update-safe)", or what is wrong
+	AuditSeq   uint64           `json:"auditSeq"`
+	AuditBytes int64            `json:"auditBytes"`
+	AuditLimit int64            `json:"auditLimit"`
+	Problems   []policy.Problem `json:"problems,omitempty"`
+}
+
+// HSMStatusReply describes the token and the worker that holds it.
+type HSMStatusReply struct {
+	State    string           `json:"state"` // locked, starting, ready, failed
+	Module   string           `json:"module"`
+	Token    string           `json:"token"`
+	Serial   string           `json:"serial"`
+	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
+	Restarts int              `json:"restarts"`
+	Problems []policy.Problem `json:"problems,omitempty"`
+}
+
+// HSMKey is a key as the token describes it.
+type HSMKey struct {
+	Ref              policy.KeyRef  `json:"ref"`
+	Role             policy.KeyRole `json:"role"` // from the label; "" where the label is not ours
+	Label            string         `json:"label"`
+	ID               string         `json:"id"` // CKA_ID, hex
+	SPKI             []byte         `json:"spki"`
+	Bits             int            `json:"bits"`
+	Sensitive        bool           `json:"sensitive"`
+	Extractable      bool           `json:"extractable"`
+	NeverExtractable bool           `json:"neverExtractable"`
+	Sign             bool           `json:"sign"`
+	Decrypt          bool           `json:"decrypt"`
+}
+
+// HSMGenerateRequest makes an RSA key; role decides its usage.
+type HSMGenerateRequest struct {
+	Role policy.KeyRole `json:"role"`
+	Bits int            `json:"bits"`
+}
+
+// HSMSignRequest signs a digest. Hash is a crypto.Hash number; PSS uses a salt of the hash's length and MGF1 with the same hash.
+type HSMSignRequest struct {
+	Ref    policy.KeyRef  `json:"ref"`
+	Role   policy.KeyRole `json:"role"` // what the caller believes the key is for; another role is refused
+	Digest []byte         `json:"digest"`
+	Hash   uint           `json:"hash"`
+	PSS    bool           `json:"pss"`
+}
+
+// HSMSignReply holds the raw RSA signature.
+type HSMSignReply struct {
+	Signature []byte `json:"signature"`
+}
+
+// HSMDecryptRequest opens an RSA-OAEP ciphertext with an empty label. Hash and MGF are crypto.Hash numbers.
+type HSMDecryptRequest struct {
+	Ref        policy.KeyRef `json:"ref"`
+	Ciphertext []byte        `json:"ciphertext"`
+	Hash       uint          `json:"hash"`
+	MGF        uint          `json:"mgf"`
+}
+
+// HSMDecryptReply holds the plaintext; both sides wipe it. A ciphertext that does not open is ErrRefused with one fixed message,
+// whatever was wrong with it.
+type HSMDecryptReply struct {
+	Plaintext []byte `json:"plaintext"`
+}
+
+// ClockSource is one time server as the clock sees it.
+type ClockSource struct {
+	Address string        `json:"address"`
+	State   string        `json:"state"` // selected, falseticker, unreachable, waiting
+	Offset  time.Duration `json:"offset"`
+	Bound   time.Duration `json:"bound"` // root distance
+	Age     time.Duration `json:"age"`
+	Error   string        `json:"error,omitempty"`
+}
+
+// ClockStatusReply is the clock's own view.
+type ClockStatusReply struct {
+	Trusted  policy.TrustedTime `json:"trusted"`
+	Sources  []ClockSource      `json:"sources"`
+	Problems []policy.Problem   `json:"problems,omitempty"`
+}
+
+// ServiceStatus is one process as init sees it.
+type ServiceStatus struct {
+	Name     string        `json:"name"`
+	PID      int           `json:"pid"`
+	State    string        `json:"state"`  // starting, ready, restarting, failed, stopped
+	Status   string        `json:"status"` // the service's own STATUS= line
+	Restarts int           `json:"restarts"`
+	Up       time.Duration `json:"up"`
+	RSS      int64         `json:"rss"` // bytes
+	LastExit string        `json:"lastExit,omitempty"`
+}
+
+// LinkStatus is one network interface.
+type LinkStatus struct {
+	Name      string   `json:"name"`
+	Device    string   `json:"device"`
+	MAC       string   `json:"mac"`
+	Link      bool     `json:"link"`
+	Addresses []string `json:"addresses"`
+	Problem   string   `json:"problem,omitempty"`
+	Remedy    string   `json:"remedy,omitempty"`
+}
+
+// InitStatusReply is the machine.
+type InitStatusReply struct {
+	Version  string           `json:"version"`
+	Boot     string           `json:"boot"`
+	Up       time.Duration    `json:"up"`
+	Services []ServiceStatus  `json:"services"`
+	Links    []LinkStatus     `json:"links"`
+	Disk     string           `json:"disk"`
+	Problems []policy.Problem `json:"problems,omitempty"`
+}
+
+// LogRequest selects log lines. Service "" = all; Boot 0 = this one, -1 and -2 the ones before; Lines 0 = 200; Follow keeps sending.
+type LogRequest struct {
+	Service string `json:"service"`
+	Boot    int    `json:"boot"`
+	Lines   int    `json:"lines"`
+	Follow  bool   `json:"follow"`
+}
+
+// LogLine is one line, control bytes already replaced.
+type LogLine struct {
+	BootTime time.Duration `json:"bootTime"`
+	Service  string        `json:"service"`
+	Text     string        `json:"text"`
+}
+
+// PowerRequest: Action is "reboot" or "off".
+type PowerRequest struct {
+	Action string       `json:"action"`
+	Actor  policy.Actor `json:"actor"`
+}

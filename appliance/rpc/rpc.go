@@ -1,0 +1,316 @@
+// Package rpc carries typed calls between our own processes over unix sockets. It promises that a handler runs only for a caller whose
+// uid, as the kernel reports it (SO_PEERCRED), is one of those the handler allows; that a caller can prove the server's uid the same
+// way; that every message is bounded; and that a peer that dies or stalls ends the call with an error instead of blocking for ever.
+//
+// Wire: each side sends frames of a 4-byte big-endian length and that many bytes of JSON. A connection carries one call at a time: one
+// request frame, then one reply frame, or for a stream any number of them. Clients keep a few idle connections.
+//
+// Limits: a frame is at most MaxFrame bytes. Nothing here encrypts: the sockets live in a folder only our processes can enter. JSON
+// copies bytes, so a secret that crosses is in memory a few times until the garbage collector reuses it; that is why only the PIN,
+// the hourly context keys and unwrapped transport keys ever cross.
+package rpc
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxFrame is the size of the largest message, in bytes: a snapshot of 20,000 hosts fits.
+const MaxFrame = 64 << 20
+
+// Empty is the request or reply of a method that needs none.
+type Empty struct{}
+
+// Error is what a handler's error becomes on the caller's side. Kind is stable, for errors.Is against the Err values below.
+type Error struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Is lets errors.Is match by kind.
+func (e *Error) Is(target error) bool {
+	t, ok := target.(*Error)
+	return ok && t.Kind == e.Kind
+}
+
+// Kinds of errors that callers distinguish. A handler returns one of these (wrapped or With) or any error, which becomes KindFailed.
+var (
+	ErrRefused        = &Error{"refused", "refused"}                                       // the request may not be done; repeating is useless
+	ErrNotAllowed     = &Error{"not-allowed", "the caller's uid may not call this"}        // wrong process
+	ErrUnavailable    = &Error{"unavailable", "the process is not ready"}                  // try again
+	ErrNoQuorum       = &Error{"no-quorum", "the cluster has no quorum"}                   // try again later
+	ErrNotLeader      = &Error{"not-leader", "another node leads"}                         // ask that node
+	ErrUnknownOutcome = &Error{"unknown-outcome", "it is not known whether this was done"} // ask again with the same request id
+	ErrLost           = &Error{"lost", "the connection to the other process was lost"}     // transport
+	ErrUnknownMethod  = &Error{"unknown-method", "the other process has no such method"}   // versions differ
+)
+
+// With gives the kind of e with another message.
+func (e *Error) With(format string, args ...any) *Error {
+	return &Error{e.Kind, fmt.Sprintf(format, args...)}
+}
+
+func toWire(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return &Error{e.Kind, err.Error()}
+	}
+	return &Error{"failed", err.Error()}
+}
+
+// UIDs maps process names to their uids. It is a parameter, so that tests and a run under systemd can use other ones.
+type UIDs map[string]uint32
+
+// Name is the process with this uid, or "" where there is none.
+func (u UIDs) Name(uid uint32) string {
+	for name, id := range u {
+		if id == uid {
+			return name
+		}
+	}
+	return ""
+}
+
+// Caller is the proved peer of a call.
+type Caller struct {
+	Process string // name in UIDs, "" if unknown
+	UID     uint32
+	PID     int32
+}
+
+type request struct {
+	Method string          `json:"method"`
+	Body   json.RawMessage `json:"body"`
+}
+
+type reply struct {
+	Body json.RawMessage `json:"body,omitempty"`
+	Err  *Error          `json:"err,omitempty"`
+	More bool            `json:"more,omitempty"` // a stream's element; the last frame has none
+}
+
+// Method is a call with one reply. Declare them as package variables in methods.go.
+type Method[Req, Resp any] struct{ Name string }
+
+// Stream is a call whose replies keep coming until either side ends it.
+type Stream[Req, Elem any] struct{ Name string }
+
+type handler struct {
+	allow []string
+	serve func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error
+}
+
+// Server answers calls. Register all handlers before Serve.
+type Server struct {
+	uids     UIDs
+	handlers map[string]handler
+}
+
+// NewServer makes a server that names its callers by uids.
+func NewServer(uids UIDs) *Server { return &Server{uids: uids, handlers: map[string]handler{}} }
+
+// Handle registers a method for the processes in allow. The handler's ctx ends when the caller goes away.
+func Handle[Req, Resp any](s *Server, m Method[Req, Resp], fn func(ctx context.Context, c Caller, req Req) (Resp, error), allow ...string) {
+	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
+		var req Req
+		if err := json.Unmarshal(body, &req); err != nil {
+			return ErrRefused.With("%s: request does not parse", m.Name)
+		}
+		resp, err := fn(ctx, c, req)
+		if err != nil {
+			return err
+		}
+		b, err := json.Marshal(resp)
+		if err != nil {
+			return fmt.Errorf("%s: encode reply: %w", m.Name, err)
+		}
+		return send(reply{Body: b})
+	}}
+}
+
+// HandleStream registers a stream. fn sends elements until it returns or send fails; returning nil ends the stream.
+func HandleStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx context.Context, c Caller, req Req, send func(Elem) error) error, allow ...string) {
+	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
+		var req Req
+		if err := json.Unmarshal(body, &req); err != nil {
+			return ErrRefused.With("%s: request does not parse", m.Name)
+		}
+		err := fn(ctx, c, req, func(e Elem) error {
+			b, err := json.Marshal(e)
+			if err != nil {
+				return fmt.Errorf("%s: encode element: %w", m.Name, err)
+			}
+			return send(reply{Body: b, More: true})
+		})
+		if err != nil {
+			return err
+		}
+		return send(reply{})
+	}}
+}
+
+// Serve accepts connections until ctx ends or l fails. It closes l and waits for the handlers it started.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept: %w", err)
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer conn.Close()
+			s.serveConn(ctx, conn)
+		}()
+	}
+}
+
+func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	cred, err := peer(conn)
+	if err != nil {
+		return
+	}
+	caller := Caller{Process: s.uids.Name(cred.Uid), UID: cred.Uid, PID: cred.Pid}
+	if caller.Process == "" {
+		writeFrame(conn, reply{Err: ErrNotAllowed})
+		return
+	}
+	r := bufio.NewReader(conn)
+	for {
+		var req request
+		if err := readFrame(r, &req); err != nil {
+			return
+		}
+		if !s.call(ctx, conn, r, caller, req) {
+			return
+		}
+	}
+}
+
+// call runs one request; false means the connection can't be used any more. While the handler runs, a read watches for the caller
+// hanging up; a caller that sends another request early breaks the protocol and is cut off.
+func (s *Server) call(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, caller Caller, req request) bool {
+	h, ok := s.handlers[req.Method]
+	if !ok {
+		return writeFrame(conn, reply{Err: ErrUnknownMethod.With("no method %q", req.Method)}) == nil
+	}
+	if !slices.Contains(h.allow, caller.Process) {
+		writeFrame(conn, reply{Err: ErrNotAllowed.With("%s may not call %s", caller.Process, req.Method)})
+		return false
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan bool, 1)
+	go func() {
+		_, err := r.Peek(1)
+		timeout := errors.Is(err, os.ErrDeadlineExceeded)
+		if !timeout {
+			cancel()
+		}
+		watched <- timeout
+	}()
+	send := func(rep reply) error {
+		conn.SetWriteDeadline(time.Now().Add(30 * time.Second))
+		return writeFrame(conn, rep)
+	}
+	err := h.serve(ctx, caller, req.Body, send)
+	if err != nil && send(reply{Err: toWire(err)}) != nil {
+		return false
+	}
+	conn.SetReadDeadline(time.Now()) // ends the watching read
+	clean := <-watched
+	conn.SetReadDeadline(time.Time{})
+	return clean || r.Buffered() > 0
+}
+
+func peer(conn *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return nil, err
+	}
+	return cred, cerr
+}
+
+func writeFrame(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > MaxFrame {
+		return fmt.Errorf("message of %d bytes is larger than %d", len(b), MaxFrame)
+	}
+	frame := make([]byte, 4+len(b))
+	binary.BigEndian.PutUint32(frame, uint32(len(b)))
+	copy(frame[4:], b)
+	_, err = w.Write(frame)
+	clear(frame)
+	clear(b)
+	return err
+}
+
+func readFrame(r *bufio.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > MaxFrame {
+		return fmt.Errorf("message of %d bytes is larger than %d", n, MaxFrame)
+	}
+	// The length is the peer's word: grow with what really arrives.
+	b, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return err
+	}
+	if len(b) != int(n) {
+		return io.ErrUnexpectedEOF
+	}
+	defer clear(b)
+	return json.Unmarshal(b, v)
+}
+
+// Listen makes the socket path, open to every process: the uid check decides. A stale socket of a previous run is removed.
+func Listen(path string) (*net.UnixListener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("open the socket to its callers: %w", err)
+	}
+	return l, nil
+}
