@@ -245,13 +245,13 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if c.At.Latest == 0 {
+		return Result{}, &Refused{c.Kind, "without a trusted time the certificates from before the revocation can't be told from later ones", "wait until time status says trusted"}
+	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		// Certificates from before the revocation stay refused. A command without trusted time can't draw that line, so all that
-		// were issued before the furthest date stay refused until the host's next restore with a trusted time.
+		// Health certificates are back-dated when issued, so one issued right after this moment begins a little before it.
 		h.Revoked = false
-		if c.At.Latest > 0 {
-			h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Earliest/1000-int64(HealthBackdate.Seconds()))
-		}
+		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000-int64(HealthBackdate.Seconds()))
 		return h
 	})
 	if err != nil {

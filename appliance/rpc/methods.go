@@ -55,9 +55,8 @@ var (
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
 )
 
-// Methods of the clock.
+// Methods of the clock; its stream of trusted time is in time.go.
 var (
-	ClockWatch  = Stream[Empty, policy.TrustedTime]{"clock.Watch"} // [hgs ledger hsm console] each new value; the zero value = not trusted
 	ClockStatus = Method[Empty, ClockStatusReply]{"clock.Status"}  // [console]
 )
 
