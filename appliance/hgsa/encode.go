@@ -46,7 +46,7 @@ func EncodeReply(reply Reply, style Style) []byte {
 }
 
 // EncodeRequest writes a request. AttestationRequest carries no type hint, as in
-// its schema (3.2); the others do.
+// its schema (3.2); the others do. A nil request gives nil.
 func EncodeRequest(request Request, style Style) []byte {
 	w := &writer{b: make([]byte, 0, 4096), style: style}
 	switch t := request.(type) {
@@ -70,6 +70,8 @@ func EncodeRequest(request Request, style Style) []byte {
 			w.tuple(uint64(t.ProvidedContent[i].Item1), t.ProvidedContent[i].Item2)
 		})
 		w.results(t.RequestedContent)
+	default:
+		return nil
 	}
 	return append(w.b, '}')
 }
