@@ -57,7 +57,7 @@ var (
 
 // Methods of the clock; its stream of trusted time is in time.go.
 var (
-	ClockStatus = Method[Empty, ClockStatusReply]{"clock.Status"}  // [console]
+	ClockStatus = Method[Empty, ClockStatusReply]{"clock.Status"} // [console]
 )
 
 // Methods of init.
