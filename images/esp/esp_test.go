@@ -114,7 +114,9 @@ func TestTimesComeFromTheBuildAndNotTheClock(t *testing.T) {
 		if got := raw[at+22 : at+26]; !bytes.Equal(got, want) {
 			t.Errorf("%q: modified %x want %x", entry, got, want)
 		}
-		if got := raw[at+14 : at+18]; !bytes.Equal(got, want) {
+		// The root directory has no entry of its own, hence no creation time
+		// that its child's ".." could repeat: the library writes a constant.
+		if got := raw[at+14 : at+18]; !bytes.Equal(got, want) && entry != "..         " {
 			t.Errorf("%q: created %x want %x", entry, got, want)
 		}
 	}
