@@ -280,11 +280,20 @@ type ClockSource struct {
 	Error   string        `json:"error,omitempty"`
 }
 
+// ClockView is trusted time for people. It is another type than policy.TrustedTime on purpose: nothing can be signed with it.
+type ClockView struct {
+	OK        bool          `json:"ok"`
+	Earliest  time.Time     `json:"earliest"`
+	Latest    time.Time     `json:"latest"`
+	Sources   []string      `json:"sources"`
+	ExpiresIn time.Duration `json:"expiresIn"`
+}
+
 // ClockStatusReply is the clock's own view.
 type ClockStatusReply struct {
-	Trusted  policy.TrustedTime `json:"trusted"`
-	Sources  []ClockSource      `json:"sources"`
-	Problems []policy.Problem   `json:"problems,omitempty"`
+	Trusted  ClockView        `json:"trusted"`
+	Sources  []ClockSource    `json:"sources"`
+	Problems []policy.Problem `json:"problems,omitempty"`
 }
 
 // ServiceStatus is one process as init sees it.

@@ -69,8 +69,12 @@ func run(child *supervise.Child, floor time.Time) error {
 
 func status(k *clock.Keeper) rpc.ClockStatusReply {
 	t, sources, problem := k.Status()
-	r := rpc.ClockStatusReply{Trusted: t}
 	now := rpc.BootTime()
+	var r rpc.ClockStatusReply
+	r.Trusted.Earliest, r.Trusted.Latest, r.Trusted.OK = t.At(now)
+	if r.Trusted.OK {
+		r.Trusted.Sources, r.Trusted.ExpiresIn = t.Sources, t.Expires-now
+	}
 	for _, s := range sources {
 		cs := rpc.ClockSource{Address: s.Address, State: s.State}
 		if s.Sample != nil {
@@ -81,7 +85,7 @@ func status(k *clock.Keeper) rpc.ClockStatusReply {
 		}
 		r.Sources = append(r.Sources, cs)
 	}
-	if _, _, ok := t.At(now); !ok {
+	if !r.Trusted.OK {
 		r.Problems = append(r.Problems, policy.Problem{Kind: "time-untrusted", What: "the time is not trusted: " + problem,
 			Remedy: "check the time servers and the network (time status, network show); nothing is signed until then"})
 	} else if len(sources) < 3 {
