@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/policy"
 )
 
 // MaxFrame is the size of the largest message, in bytes: a snapshot of 20,000 hosts fits.
@@ -37,9 +39,15 @@ type Empty struct{}
 type Error struct {
 	Kind    string `json:"kind"`
 	Message string `json:"message"`
+	Remedy  string `json:"remedy,omitempty"` // what to do, where that is known apart from the message
 }
 
-func (e *Error) Error() string { return e.Message }
+func (e *Error) Error() string {
+	if e.Remedy == "" {
+		return e.Message
+	}
+	return e.Message + "; " + e.Remedy
+}
 
 // Is lets errors.Is match by kind.
 func (e *Error) Is(target error) bool {
@@ -49,27 +57,34 @@ func (e *Error) Is(target error) bool {
 
 // Kinds of errors that callers distinguish. A handler returns one of these (wrapped or With) or any error, which becomes KindFailed.
 var (
-	ErrRefused        = &Error{"refused", "refused"}                                       // the request may not be done; repeating is useless
-	ErrNotAllowed     = &Error{"not-allowed", "the caller's uid may not call this"}        // wrong process
-	ErrUnavailable    = &Error{"unavailable", "the process is not ready"}                  // try again
-	ErrNoQuorum       = &Error{"no-quorum", "the cluster has no quorum"}                   // try again later
-	ErrNotLeader      = &Error{"not-leader", "another node leads"}                         // ask that node
-	ErrUnknownOutcome = &Error{"unknown-outcome", "it is not known whether this was done"} // ask again with the same request id
-	ErrLost           = &Error{"lost", "the connection to the other process was lost"}     // transport
-	ErrUnknownMethod  = &Error{"unknown-method", "the other process has no such method"}   // versions differ
+	ErrRefused        = &Error{Kind: "refused", Message: "refused"}                                       // the request may not be done; repeating is useless
+	ErrNotAllowed     = &Error{Kind: "not-allowed", Message: "the caller's uid may not call this"}        // wrong process
+	ErrUnavailable    = &Error{Kind: "unavailable", Message: "the process is not ready"}                  // try again
+	ErrNoQuorum       = &Error{Kind: "no-quorum", Message: "the cluster has no quorum"}                   // try again later
+	ErrNotLeader      = &Error{Kind: "not-leader", Message: "another node leads"}                         // ask that node
+	ErrUnknownOutcome = &Error{Kind: "unknown-outcome", Message: "it is not known whether this was done"} // ask again with the same request id
+	ErrLost           = &Error{Kind: "lost", Message: "the connection to the other process was lost"}     // transport
+	ErrUnknownMethod  = &Error{Kind: "unknown-method", Message: "the other process has no such method"}   // versions differ
 )
 
 // With gives the kind of e with another message.
 func (e *Error) With(format string, args ...any) *Error {
-	return &Error{e.Kind, fmt.Sprintf(format, args...)}
+	return &Error{Kind: e.Kind, Message: fmt.Sprintf(format, args...)}
 }
 
 func toWire(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {
-		return &Error{e.Kind, err.Error()}
+		if err == error(e) {
+			return e
+		}
+		return &Error{Kind: e.Kind, Message: err.Error()}
 	}
-	return &Error{"failed", err.Error()}
+	var refused *policy.Refused
+	if errors.As(err, &refused) {
+		return &Error{Kind: ErrRefused.Kind, Message: fmt.Sprintf("%s refused: %s", refused.Kind, refused.Reason), Remedy: refused.Remedy}
+	}
+	return &Error{Kind: "failed", Message: err.Error()}
 }
 
 // UIDs maps process names to their uids. It is a parameter, so that tests and a run under systemd can use other ones.
