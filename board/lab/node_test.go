@@ -9,7 +9,7 @@ import (
 
 func testLab(t *testing.T) *Lab {
 	t.Helper()
-	l, err := New(t.Context(), Options{Dir: t.TempDir(), Accel: "tcg", Logf: t.Logf})
+	l, err := New(t.Context(), Options{Dir: t.TempDir(), Cache: cacheDir(t), Accel: "tcg", Logf: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}

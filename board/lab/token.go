@@ -1,7 +1,373 @@
 package lab
-type Token struct{}
-type plug struct{}
-func (t *Token) plugInto(string) (*plug, error) { return nil, nil }
-func (p *plug) drop(){}
-func (p *plug) close(){}
-func (p *plug) setOut(bool){}
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Programs and libraries of the token, as Debian's softhsm2 and p11-kit packages place them.
+const (
+	SoftHSM = "/usr/lib/softhsm/libsofthsm2.so"
+	p11kit  = "p11-kit"
+)
+
+// tokenStreams bounds the PKCS#11 clients of one node (or one native socket) at a time.
+const tokenStreams = 32
+
+// Token is a PKCS#11 token that lives outside the nodes: a SoftHSM2 token folder, and for each client that connects
+// one `p11-kit remote` process over it. It is plugged into nodes with NodeOptions.Token, into native programs with
+// [Token.ServeUnix]; several of both may share it.
+//
+// Link (node side: package appliance/hsm/attach): the virtio-serial port [TokenPort] carries yamux, the guest is
+// yamux's client. Each stream the guest opens is one PKCS#11 client speaking p11-kit's RPC, raw.
+type Token struct {
+	// Dir holds softhsm2.conf, the token's objects and the file "pin" (mode 0600).
+	Dir string
+	// Label is the token's label.
+	Label string
+
+	lab *Lab
+	pin string
+
+	mu      sync.Mutex
+	procs   map[*process]struct{}
+	stopped bool
+	clients int // since the lab began
+}
+
+// NewToken makes (or finds again, in the lab's folder) the token with this label. Its PIN is random and is passed to
+// softhsm2-util on the command line when the token is made, because that program takes it no other way.
+func (l *Lab) NewToken(ctx context.Context, label string) (*Token, error) {
+	t := &Token{Dir: filepath.Join(l.Dir, "tokens", label), Label: label, lab: l, procs: map[*process]struct{}{}}
+	if !nodeName.MatchString(label) {
+		return nil, fmt.Errorf("lab: token %q: bad label: want small letters, digits and '-'", label)
+	}
+	if err := t.prepare(ctx); err != nil {
+		return nil, fmt.Errorf("lab: token %q: %w", label, err)
+	}
+	return t, nil
+}
+
+func (t *Token) prepare(ctx context.Context) error {
+	pinFile := filepath.Join(t.Dir, "pin")
+	if b, err := os.ReadFile(pinFile); err == nil {
+		t.pin = string(b)
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Join(t.Dir, "objects"), 0o700); err != nil {
+		return err
+	}
+	conf := "directories.tokendir = " + filepath.Join(t.Dir, "objects") +
+		"\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
+	if err := os.WriteFile(t.conf(), []byte(conf), 0o600); err != nil {
+		return err
+	}
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
+	pin := hex.EncodeToString(random[:8])
+	cmd := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", t.Label,
+		"--so-pin", hex.EncodeToString(random[8:]), "--pin", pin)
+	cmd.Env = t.Env()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("softhsm2-util: %w: %.300s (Debian package softhsm2)", err, out)
+	}
+	t.pin = pin
+	return os.WriteFile(pinFile, []byte(pin), 0o600) // last: its presence says that the token is complete
+}
+
+func (t *Token) conf() string { return filepath.Join(t.Dir, "softhsm2.conf") }
+
+// PIN is the user PIN.
+func (t *Token) PIN() string { return t.pin }
+
+// Env is the environment for a program that loads [SoftHSM] itself, such as pkcs11-tool.
+func (t *Token) Env() []string { return append(os.Environ(), "SOFTHSM2_CONF="+t.conf()) }
+
+// Clients counts the PKCS#11 clients so far.
+func (t *Token) Clients() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.clients
+}
+
+// Kill ends every process that works for a client now: their connections break, a new connection works again.
+func (t *Token) Kill() { t.signalAll(syscall.SIGKILL) }
+
+// Stop makes the token hang: clients stay connected and get no answer, new ones neither, until Continue.
+func (t *Token) Stop() {
+	t.mu.Lock()
+	t.stopped = true
+	t.mu.Unlock()
+	t.signalAll(syscall.SIGSTOP)
+}
+
+// Continue undoes [Token.Stop].
+func (t *Token) Continue() {
+	t.mu.Lock()
+	t.stopped = false
+	t.mu.Unlock()
+	t.signalAll(syscall.SIGCONT)
+}
+
+func (t *Token) signalAll(sig syscall.Signal) {
+	t.mu.Lock()
+	list := make([]*process, 0, len(t.procs))
+	for p := range t.procs {
+		list = append(list, p)
+	}
+	t.mu.Unlock()
+	for _, p := range list {
+		p.signal(sig)
+		if sig == syscall.SIGKILL {
+			<-p.done
+		}
+	}
+}
+
+// serve runs one `p11-kit remote` on conn until either ends.
+func (t *Token) serve(conn io.ReadWriteCloser) {
+	defer conn.Close()
+	cmd := exec.Command(p11kit, "remote", SoftHSM)
+	cmd.Env = t.Env()
+	cmd.WaitDelay = 100 * time.Millisecond
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return
+	}
+	cmd.Stdout = conn
+	t.mu.Lock()
+	p, err := t.lab.procs.start("p11-kit remote", cmd)
+	if err != nil {
+		t.mu.Unlock()
+		t.lab.logf("token %s: %v", t.Label, err)
+		return
+	}
+	t.procs[p] = struct{}{}
+	t.clients++
+	if t.stopped {
+		p.signal(syscall.SIGSTOP)
+	}
+	t.mu.Unlock()
+	go func() {
+		_, _ = io.Copy(stdin, conn) // ends with either side
+		stdin.Close()
+		// A client that left ends its process, a hanging one too.
+		select {
+		case <-p.done:
+		case <-time.After(time.Second):
+			p.signal(syscall.SIGKILL)
+		}
+	}()
+	<-p.done
+	t.mu.Lock()
+	delete(t.procs, p)
+	t.mu.Unlock()
+}
+
+// ServeUnix serves the token to native programs on a unix socket at path until the lab ends or stop is called. Load
+// p11-kit-client.so with P11_KIT_SERVER_ADDRESS=unix:path=... there. Stop closes the socket and all connections.
+func (t *Token) ServeUnix(path string) (stop func(), err error) {
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("lab: token %q: %w", t.Label, err)
+	}
+	var mu sync.Mutex
+	conns := map[net.Conn]struct{}{}
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			full := len(conns) >= tokenStreams
+			if !full {
+				conns[c] = struct{}{}
+			}
+			mu.Unlock()
+			if full {
+				c.Close()
+				continue
+			}
+			go func() {
+				t.serve(c)
+				mu.Lock()
+				delete(conns, c)
+				mu.Unlock()
+			}()
+		}
+	}()
+	stop = func() {
+		ln.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for c := range conns {
+			c.Close()
+		}
+	}
+	t.lab.onClose(stop)
+	return stop, nil
+}
+
+// plug is the cable between a token and one node: a unix socket that QEMU connects to, again after each break.
+type plug struct {
+	token *Token
+	ln    net.Listener
+	dir   *os.File // kept open: the listener's path goes through its descriptor, so that it is short
+
+	mu      sync.Mutex
+	conn    *cable
+	out     bool // unplugged
+	streams int
+}
+
+// cable counts what came from the guest: an unused connection needs no renewal.
+type cable struct {
+	net.Conn
+	mu   sync.Mutex
+	used bool
+}
+
+func (c *cable) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.mu.Lock()
+		c.used = true
+		c.mu.Unlock()
+	}
+	return n, err
+}
+
+func (t *Token) plugInto(path string) (*plug, error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		dir.Close()
+		return nil, err
+	}
+	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	ln, err := net.Listen("unix", short)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	p := &plug{token: t, ln: ln, dir: dir}
+	go p.accept()
+	return p, nil
+}
+
+func (p *plug) accept() {
+	for {
+		c, err := p.ln.Accept()
+		if err != nil {
+			return
+		}
+		conn := &cable{Conn: c}
+		p.mu.Lock()
+		if p.out {
+			p.mu.Unlock()
+			c.Close()
+			continue
+		}
+		old := p.conn
+		p.conn = conn
+		p.mu.Unlock()
+		if old != nil {
+			old.Close()
+		}
+		go p.session(conn)
+	}
+}
+
+// session speaks yamux with the guest until the connection ends.
+func (p *plug) session(conn *cable) {
+	defer conn.Close()
+	cfg := yamux.DefaultConfig()
+	// The port tells when the guest is gone; a guest under TCG may well be silent for longer than a keepalive.
+	cfg.EnableKeepAlive = false
+	cfg.LogOutput = logWriter{p.token}
+	s, err := yamux.Server(conn, cfg)
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	for {
+		stream, err := s.AcceptStream()
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		full := p.streams >= tokenStreams
+		if !full {
+			p.streams++
+		}
+		p.mu.Unlock()
+		if full {
+			stream.Close()
+			continue
+		}
+		go func() {
+			p.token.serve(stream)
+			p.mu.Lock()
+			p.streams--
+			p.mu.Unlock()
+		}()
+	}
+}
+
+// drop renews a used connection: the next opener of the port must not read the rest of its predecessor's stream.
+func (p *plug) drop() {
+	p.mu.Lock()
+	c := p.conn
+	p.mu.Unlock()
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	used := c.used
+	c.mu.Unlock()
+	if used {
+		c.Close()
+	}
+}
+
+// setOut unplugs (true) or plugs.
+func (p *plug) setOut(out bool) {
+	p.mu.Lock()
+	p.out = out
+	c := p.conn
+	p.mu.Unlock()
+	if out && c != nil {
+		c.Close()
+	}
+}
+
+func (p *plug) close() {
+	p.setOut(true)
+	p.ln.Close()
+	p.dir.Close()
+}
+
+// logWriter turns yamux's log lines into the lab's.
+type logWriter struct{ t *Token }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.t.lab.logf("token %s: %s", w.t.Label, strings.TrimSpace(string(b)))
+	return len(b), nil
+}
