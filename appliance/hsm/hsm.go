@@ -19,34 +19,19 @@ package hsm
 
 import (
 	"crypto"
-	"crypto/sha256"
 	"encoding/hex"
 	"regexp"
+	"slices"
+
+	"guardhouse/appliance/policy"
 )
 
-// Role says what a key is for. It is part of the key's label and decides which
-// of the two private operations the token will do with it.
-type Role string
+// KnownRole tells whether r is one of policy.KeyRoles.
+func KnownRole(r policy.KeyRole) bool { return slices.Contains(policy.KeyRoles, r) }
 
-// The roles of keys.
-const (
-	RoleSigning           Role = "signing"            // guardian: signs certificates and rolled protectors (kps.md)
-	RoleEncryption        Role = "encryption"         // guardian: opens wrapped transport keys (kps.md section 15)
-	RoleAttestationSigner Role = "attestation-signer" // signs health certificates (hgsa.md section 7)
-	RoleCommunications    Role = "communications"     // the HTTPS certificate's key
-)
-
-// Known tells whether r is one of the roles above.
-func (r Role) Known() bool {
-	switch r {
-	case RoleSigning, RoleEncryption, RoleAttestationSigner, RoleCommunications:
-		return true
-	}
-	return false
-}
-
-// Decrypts tells whether a key of this role decrypts; all other roles sign.
-func (r Role) Decrypts() bool { return r == RoleEncryption }
+// Decrypts tells whether a key of role r decrypts; keys of all other roles
+// sign.
+func Decrypts(r policy.KeyRole) bool { return r == policy.RoleEncryption }
 
 // Scheme is an RSA signature scheme.
 type Scheme string
@@ -61,12 +46,12 @@ const (
 // Key is one RSA key pair as the token describes it. All booleans are read
 // back from the private object, none is remembered from its making.
 type Key struct {
-	Ref   string `json:"ref"`             // lower-case hex SHA-256 of SPKI
-	Role  Role   `json:"role,omitempty"`  // from the label; empty when the label is not ours
-	Label string `json:"label,omitempty"` // CKA_LABEL
-	ID    string `json:"id"`              // CKA_ID, hex
-	Bits  int    `json:"bits"`            // size of the modulus
-	SPKI  []byte `json:"spki"`            // SubjectPublicKeyInfo, DER
+	Ref   policy.KeyRef  `json:"ref"`
+	Role  policy.KeyRole `json:"role,omitempty"`  // from the label; empty when the label is not ours
+	Label string         `json:"label,omitempty"` // CKA_LABEL
+	ID    string         `json:"id"`              // CKA_ID, hex
+	Bits  int            `json:"bits"`            // size of the modulus
+	SPKI  []byte         `json:"spki"`            // SubjectPublicKeyInfo, DER
 
 	Private          bool `json:"private"`
 	Sensitive        bool `json:"sensitive"`
@@ -79,13 +64,8 @@ type Key struct {
 	Unwrap           bool `json:"unwrap"`
 }
 
-// Finding is one property of a key that differs from what its role demands.
-type Finding struct {
-	Kind   string `json:"kind"` // constant below
-	Remedy string `json:"remedy"`
-}
-
-// The kinds of findings about a key.
+// The kinds of findings about a key: a property that differs from what its role
+// demands.
 const (
 	FindingExtractable = "extractable"  // the token would give the private key out, or once could
 	FindingNotPrivate  = "not-private"  // usable without the PIN
@@ -99,9 +79,11 @@ const replaceKey = "make a new key for this role and retire this one"
 
 // Findings compares the attributes of k with what its role demands; an empty
 // answer means that nothing is wrong.
-func (k Key) Findings() []Finding {
-	var f []Finding
-	add := func(kind, remedy string) { f = append(f, Finding{kind, remedy}) }
+func (k Key) Findings() []policy.Problem {
+	var f []policy.Problem
+	add := func(kind, remedy string) {
+		f = append(f, policy.Problem{Kind: kind, What: "key " + string(k.Ref[:min(16, len(k.Ref))]) + " (" + k.Label + ")", Remedy: remedy})
+	}
 	if !k.Sensitive || k.Extractable || !k.NeverExtractable {
 		add(FindingExtractable, replaceKey)
 	}
@@ -115,9 +97,9 @@ func (k Key) Findings() []Finding {
 		add(FindingSmall, replaceKey)
 	}
 	switch {
-	case !k.Role.Known():
+	case !KnownRole(k.Role):
 		add(FindingNotOurs, "check who else uses this token; this node will not use the key by role")
-	case k.Role.Decrypts() && !k.Decrypt, !k.Role.Decrypts() && !k.Sign:
+	case Decrypts(k.Role) && !k.Decrypt, !Decrypts(k.Role) && !k.Sign:
 		add(FindingWrongUse, replaceKey)
 	}
 	return f
@@ -125,34 +107,39 @@ func (k Key) Findings() []Finding {
 
 // MaySign tells whether k may make signatures: the token allows it and its
 // role is not to decrypt.
-func (k Key) MaySign() bool { return k.Sign && !k.Role.Decrypts() }
+func (k Key) MaySign() bool { return k.Sign && !Decrypts(k.Role) }
 
 // MayDecrypt tells whether k may decrypt: the token allows it and its role, if
 // it has one, is to decrypt.
-func (k Key) MayDecrypt() bool { return k.Decrypt && (k.Role == "" || k.Role.Decrypts()) }
-
-// RefOf returns the name of the key with this SubjectPublicKeyInfo (DER).
-func RefOf(spki []byte) string {
-	sum := sha256.Sum256(spki)
-	return hex.EncodeToString(sum[:])
-}
+func (k Key) MayDecrypt() bool { return k.Decrypt && (k.Role == "" || Decrypts(k.Role)) }
 
 var labelForm = regexp.MustCompile(`^guardhouse-([a-z-]+)-[0-9a-f]{8}$`)
 
 // LabelFor returns the CKA_LABEL of a new key: guardhouse-<role>-<8 hex of id>.
 // id must have at least four bytes.
-func LabelFor(r Role, id []byte) string {
+func LabelFor(r policy.KeyRole, id []byte) string {
 	return "guardhouse-" + string(r) + "-" + hex.EncodeToString(id[:4])
 }
 
 // RoleOf reads the role out of a label made by LabelFor; empty when the label
 // is not ours.
-func RoleOf(label string) Role {
+func RoleOf(label string) policy.KeyRole {
 	m := labelForm.FindStringSubmatch(label)
-	if m == nil || !Role(m[1]).Known() {
+	if m == nil || !KnownRole(policy.KeyRole(m[1])) {
 		return ""
 	}
-	return Role(m[1])
+	return policy.KeyRole(m[1])
+}
+
+// SignRequest asks for one signature. Role is what the caller believes the key
+// is for: a key labelled with another role is refused; empty asks for no check.
+// Digest has the length of Hash, which is of the SHA-2 family.
+type SignRequest struct {
+	Ref    policy.KeyRef
+	Role   policy.KeyRole
+	Digest []byte
+	Hash   crypto.Hash
+	Scheme Scheme
 }
 
 // OAEPMode tells who decodes OAEP.
@@ -180,6 +167,8 @@ type TokenInfo struct {
 	Manufacturer string   `json:"manufacturer,omitempty"`
 	Model        string   `json:"model,omitempty"`
 	OAEP         OAEPMode `json:"oaep"` // for SHA-256 with MGF1-SHA-256
+	// Problems are the findings about keys whose label names a role of ours.
+	Problems []policy.Problem `json:"problems,omitempty"`
 }
 
 // Token is what a worker serves. Every method may block for as long as the
@@ -190,11 +179,11 @@ type Token interface {
 	// List reads all RSA key pairs and their attributes from the token.
 	List() ([]Key, error)
 	// Generate makes a key pair in the token.
-	Generate(role Role, bits int) (Key, error)
-	// Sign signs a digest of the given hash.
-	Sign(ref string, digest []byte, hash crypto.Hash, scheme Scheme) ([]byte, error)
+	Generate(role policy.KeyRole, bits int) (Key, error)
+	// Sign signs what r describes.
+	Sign(r SignRequest) ([]byte, error)
 	// Decrypt opens an OAEP ciphertext; the caller wipes the answer.
-	Decrypt(ref string, ciphertext []byte, p OAEP) ([]byte, error)
+	Decrypt(ref policy.KeyRef, ciphertext []byte, p OAEP) ([]byte, error)
 	// Check is the canary: session, login and one real signature.
 	Check() error
 }

@@ -124,7 +124,7 @@ func (w *worker) do(c call, body []byte, a *answer) (out []byte, err error) {
 		k, err = w.token.Generate(c.Role, c.Bits)
 		a.Keys = []Key{k}
 	case opSign:
-		out, err = w.token.Sign(c.Ref, body, c.Hash, c.Scheme)
+		out, err = w.token.Sign(SignRequest{c.Ref, c.Role, body, c.Hash, c.Scheme})
 	case opDecrypt:
 		if c.OAEP == nil {
 			return nil, badRequest("a decryption needs OAEP parameters")

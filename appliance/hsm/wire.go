@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"guardhouse/appliance/policy"
 )
 
 // The keeper and its worker exchange frames over a socket pair:
@@ -42,15 +44,15 @@ const (
 // call is the header of a frame to the worker. The body is the digest of a
 // sign, the ciphertext of a decrypt.
 type call struct {
-	ID     uint64        `json:"id"`
-	Op     string        `json:"op"`
-	Module *ModuleConfig `json:"module,omitempty"`
-	Ref    string        `json:"ref,omitempty"`
-	Role   Role          `json:"role,omitempty"`
-	Bits   int           `json:"bits,omitempty"`
-	Hash   crypto.Hash   `json:"hash,omitempty"`
-	Scheme Scheme        `json:"scheme,omitempty"`
-	OAEP   *OAEP         `json:"oaep,omitempty"`
+	ID     uint64         `json:"id"`
+	Op     string         `json:"op"`
+	Module *ModuleConfig  `json:"module,omitempty"`
+	Ref    policy.KeyRef  `json:"ref,omitempty"`
+	Role   policy.KeyRole `json:"role,omitempty"`
+	Bits   int            `json:"bits,omitempty"`
+	Hash   crypto.Hash    `json:"hash,omitempty"`
+	Scheme Scheme         `json:"scheme,omitempty"`
+	OAEP   *OAEP          `json:"oaep,omitempty"`
 }
 
 // answer is the header of a frame from the worker. The body is a signature or

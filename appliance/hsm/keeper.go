@@ -1,0 +1,410 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"sync"
+	"time"
+)
+
+// State is where the keeper stands.
+type State string
+
+// The states of a keeper.
+const (
+	StateLocked   State = "locked"   // waits for a module or a PIN
+	StateStarting State = "starting" // a worker opens the token, or waits for its next try
+	StateReady    State = "ready"    // calls are served
+	StateFailed   State = "failed"   // a person must act; a new PIN or configuration starts over
+)
+
+// Status is what a console shows about the token.
+type Status struct {
+	State    State     `json:"state"`
+	Module   string    `json:"module,omitempty"`
+	Token    TokenInfo `json:"token"`
+	Restarts int       `json:"restarts"`        // workers started after the first one
+	Last     *Error    `json:"last,omitempty"`  // the newest failure of token or worker
+	Since    time.Time `json:"since,omitempty"` // of State, by the monotonic clock
+}
+
+// Timing bounds everything the keeper waits for. A zero field takes the default.
+type Timing struct {
+	Call     time.Duration // one signature or decryption; default 5 s
+	Generate time.Duration // one key pair; default 60 s
+	Open     time.Duration // load, login and first listing; default 20 s
+	Check    time.Duration // between two canaries; default 5 s
+	Pause    time.Duration // before the first restart, doubled up to MaxPause; default 50 ms
+	MaxPause time.Duration // default 2 s
+}
+
+func (t Timing) withDefaults() Timing {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&t.Call, 5*time.Second)
+	set(&t.Generate, time.Minute)
+	set(&t.Open, 20*time.Second)
+	set(&t.Check, 5*time.Second)
+	set(&t.Pause, 50*time.Millisecond)
+	set(&t.MaxPause, 2*time.Second)
+	return t
+}
+
+// maxLoginDeaths bounds how many workers in a row may die between showing a PIN
+// that never worked and hearing the token's answer: each may have cost a try.
+const maxLoginDeaths = 2
+
+// maxQueue bounds the calls that wait for a worker; more are refused as busy.
+const maxQueue = 256
+
+// Keeper holds the PIN and runs the worker. Make one with NewKeeper, run Run,
+// and give it a module and a PIN in any order. All methods may be called from
+// any goroutine at any time.
+type Keeper struct {
+	command func() *exec.Cmd
+	timing  Timing
+	log     func(format string, args ...any)
+
+	mu      sync.Mutex
+	cfg     ModuleConfig
+	env     []string
+	pin     *Secret
+	proven  bool // the PIN has worked with this module
+	deaths  int  // workers that died while showing a PIN that is not proven
+	epoch   int  // counts new modules and PINs
+	failed  int  // the epoch that ended in StateFailed
+	status  Status
+	changed chan struct{} // closed and replaced at every change of the fields above or of current
+	current *process      // non-nil while ready
+	waiting int           // calls that wait for a worker or a slot
+	beat    time.Time     // by when the loop must have moved on
+}
+
+// NewKeeper makes a keeper. command gives a fresh command that ends up in Serve
+// with its call socket on descriptor 3 and the PIN's pipe on descriptor 4; the
+// keeper appends the module's environment to cmd.Env. log gets one line for each
+// change; it never gets a secret.
+func NewKeeper(command func() *exec.Cmd, timing Timing, log func(format string, args ...any)) *Keeper {
+	return &Keeper{command: command, timing: timing.withDefaults(), log: log, changed: make(chan struct{}), failed: -1,
+		status: Status{State: StateLocked, Since: time.Now()}, beat: time.Now().Add(beatMargin)}
+}
+
+// notify wakes everybody who waits for a change. k.mu is held.
+func (k *Keeper) notify() {
+	close(k.changed)
+	k.changed = make(chan struct{})
+}
+
+// Configure names the module, its token and the environment it needs. A change
+// replaces the worker; the same values again change nothing.
+func (k *Keeper) Configure(c ModuleConfig, env []string) error {
+	if err := c.Valid(); err != nil {
+		return err
+	}
+	if c.Sessions == 0 {
+		c.Sessions = 4
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.sameConfig(c) && fmt.Sprint(k.env) == fmt.Sprint(env) {
+		return nil
+	}
+	k.cfg, k.env = c, append([]string(nil), env...)
+	k.proven, k.deaths = false, 0
+	k.epoch++
+	k.notify()
+	return nil
+}
+
+// sameConfig ignores a confirmed last try, which belongs to one login.
+func (k *Keeper) sameConfig(c ModuleConfig) bool {
+	held := k.cfg
+	held.LastTry = c.LastTry
+	return held == c
+}
+
+// SetPIN takes over the PIN: pin is wiped in any case. A PIN that differs from
+// the one held starts over. The same PIN again changes nothing, least of all a
+// failure: it may be a PIN that the token refused.
+func (k *Keeper) SetPIN(pin []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	same := bytes.Equal(pin, k.pin.Bytes()) // both are held by this process: nothing to learn from the time it takes
+	s, err := NewSecret(pin)
+	if err != nil {
+		return err
+	}
+	if same {
+		s.Wipe()
+		return nil
+	}
+	k.pin.Wipe()
+	k.pin, k.proven, k.deaths = s, false, 0
+	k.epoch++
+	k.notify()
+	return nil
+}
+
+// Retry starts over after a failure with the module and PIN at hand, because a
+// person asks for it: a wrong PIN costs one more of the token's tries. lastTry
+// confirms a login that may lock the token.
+func (k *Keeper) Retry(lastTry bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.status.State != StateFailed {
+		return
+	}
+	k.cfg.LastTry = lastTry
+	k.deaths = 0
+	k.epoch++
+	k.notify()
+}
+
+// Lock wipes the PIN and ends the worker.
+func (k *Keeper) Lock() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.pin.Wipe()
+	k.pin, k.proven, k.deaths = nil, false, 0
+	k.epoch++
+	k.notify()
+}
+
+// Status gives a copy of the present state.
+func (k *Keeper) Status() Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.status
+	s.Module = k.cfg.Module
+	return s
+}
+
+// beatMargin is how late the loop may be before Alive complains.
+const beatMargin = 5 * time.Second
+
+// Alive reports a keeper whose own loop is stuck; a dead token is no reason.
+// It is the self-check behind WATCHDOG=1.
+func (k *Keeper) Alive() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if late := time.Since(k.beat); late > 0 {
+		return fmt.Errorf("hsm: the keeper's loop is %v late", late.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// within promises that the loop calls within again before d has passed.
+func (k *Keeper) within(d time.Duration) {
+	k.mu.Lock()
+	k.beat = time.Now().Add(d + beatMargin)
+	k.mu.Unlock()
+}
+
+// set changes the state and, when e is not nil, the last failure.
+func (k *Keeper) set(s State, e *Error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.status.State != s {
+		k.status.State, k.status.Since = s, time.Now()
+	}
+	if e != nil {
+		k.status.Last = e
+	}
+	k.notify()
+}
+
+// Run keeps a worker alive until ctx ends; then it ends the worker and wipes
+// the PIN. It returns nil. Run it once.
+func (k *Keeper) Run(ctx context.Context) error {
+	defer k.Lock()
+	pause, first := k.timing.Pause, true
+	for ctx.Err() == nil {
+		epoch, ok := k.waitConfigured(ctx)
+		if !ok {
+			break
+		}
+		if !first {
+			k.mu.Lock()
+			k.status.Restarts++
+			k.mu.Unlock()
+		}
+		first = false
+		ready, e := k.session(ctx, epoch)
+		if e == nil { // ctx ended, or module or PIN changed
+			pause = k.timing.Pause
+			continue
+		}
+		if ready > 2*k.timing.MaxPause {
+			pause = k.timing.Pause
+		}
+		if e.Class == ClassFatal {
+			k.log("token stopped: %v", e)
+			k.fail(epoch, e)
+			continue
+		}
+		k.log("token lost: %v; next try in %v", e, pause)
+		k.set(StateStarting, e)
+		k.sleep(ctx, pause, epoch)
+		pause = min(2*pause, k.timing.MaxPause)
+	}
+	return nil
+}
+
+// fail stops until a person acts, unless somebody has done so meanwhile.
+func (k *Keeper) fail(epoch int, e *Error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.epoch != epoch {
+		return
+	}
+	k.failed = epoch
+	k.status.State, k.status.Last, k.status.Since = StateFailed, e, time.Now()
+	k.notify()
+}
+
+// waitConfigured returns once there is a module and a PIN that have not failed.
+func (k *Keeper) waitConfigured(ctx context.Context) (epoch int, ok bool) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		k.within(time.Second)
+		k.mu.Lock()
+		have := k.cfg.Module != "" && k.pin.Bytes() != nil && k.epoch != k.failed
+		epoch, changed := k.epoch, k.changed
+		if !have && k.epoch != k.failed && k.status.State != StateLocked {
+			k.status.State, k.status.Since = StateLocked, time.Now()
+		}
+		k.mu.Unlock()
+		if have {
+			k.set(StateStarting, nil)
+			return epoch, true
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, false
+		}
+	}
+}
+
+// sleep waits for d, or until ctx ends or the configuration changes.
+func (k *Keeper) sleep(ctx context.Context, d time.Duration, epoch int) {
+	k.within(d)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		k.mu.Lock()
+		now, changed := k.epoch, k.changed
+		k.mu.Unlock()
+		if now != epoch {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// session runs one worker from start to end. It tells for how long the worker
+// was ready and why it ended; no error means that ctx ended or that module or
+// PIN changed.
+func (k *Keeper) session(ctx context.Context, epoch int) (ready time.Duration, e *Error) {
+	k.within(k.timing.Open)
+	k.mu.Lock()
+	cfg, env, proven := k.cfg, k.env, k.proven
+	p, err := startProcess(k.command(), cfg, env, k.pin.Bytes())
+	k.mu.Unlock()
+	if err != nil {
+		return 0, &Error{Kind: KindUnavailable, Class: ClassModule, Detail: err.Error(), Remedy: "see the log of hsm"}
+	}
+	defer p.kill(&Error{Kind: KindUnavailable, Detail: "the worker was stopped"})
+	info, e := p.waitReady(ctx, k.timing.Open)
+	if e != nil {
+		if ctx.Err() != nil {
+			return 0, nil
+		}
+		return 0, k.judgeLogin(p, proven, e)
+	}
+	started := time.Now()
+	k.mu.Lock()
+	if k.epoch == epoch {
+		k.current, k.proven, k.deaths = p, true, 0
+		k.status.State, k.status.Token, k.status.Since = StateReady, *info, started
+	}
+	k.notify()
+	k.mu.Unlock()
+	k.log("token %q serial %s ready, oaep %q", info.Label, info.Serial, info.OAEP)
+	defer func() {
+		k.mu.Lock()
+		k.current = nil
+		k.notify()
+		k.mu.Unlock()
+	}()
+	e = k.watch(ctx, p, epoch)
+	return time.Since(started), e
+}
+
+// judgeLogin makes a worker's early death final when repeating could lock the
+// token.
+func (k *Keeper) judgeLogin(p *process, proven bool, e *Error) *Error {
+	// A code is the token's own answer: then it did not judge the PIN.
+	if e.Class == ClassFatal || e.Code != 0 || proven || p.phase() != phaseLogin {
+		return e
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.deaths++
+	if k.deaths < maxLoginDeaths {
+		return e
+	}
+	return &Error{Kind: KindFailed, Class: ClassFatal, Code: e.Code,
+		Detail: "the worker died twice while it logged in: " + e.Detail, Remedy: remedyPIN}
+}
+
+// watch sends the canary until the worker ends or is not wanted any more.
+func (k *Keeper) watch(ctx context.Context, p *process, epoch int) *Error {
+	tick := time.NewTicker(k.timing.Check)
+	defer tick.Stop()
+	for {
+		k.within(k.timing.Check)
+		k.mu.Lock()
+		now, changed := k.epoch, k.changed
+		k.mu.Unlock()
+		if now != epoch {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.dead:
+			return p.reason()
+		case <-changed:
+		case <-tick.C:
+			// The answer is handled where all answers are; a slot that is not
+			// free means that real calls prove the same.
+			if p.tryAcquire() {
+				go k.canary(p)
+			}
+		}
+	}
+}
+
+func (k *Keeper) canary(p *process) {
+	a, _, err := p.roundTrip(context.Background(), call{Op: opCheck}, nil, k.timing.Call)
+	if err != nil || a.Info == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.status.Token = *a.Info
+}
