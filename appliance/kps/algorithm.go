@@ -327,9 +327,9 @@ func bitString(el *etree.Element, name string) ([]byte, error) {
 
 func (k KeyDerivation) write(w *bytes.Buffer) {
 	fmt.Fprintf(w, `<KeyDerivationMethod Algorithm="%s"><Parameters><xenc11:ConcatKDFParams xmlns:xenc11="%s"`, ConcatKDF, xenc11Namespace)
-	for i, name := range concatInfoNames {
+	for _, i := range [5]int{0, 1, 2, 4, 3} { // canonical order: by name
 		if k.Info[i] != nil {
-			fmt.Fprintf(w, ` %s="00%X"`, name, k.Info[i])
+			fmt.Fprintf(w, ` %s="00%X"`, concatInfoNames[i], k.Info[i])
 		}
 	}
 	fmt.Fprintf(w, `><ds:DigestMethod xmlns:ds="%s" Algorithm="%s"></ds:DigestMethod></xenc11:ConcatKDFParams></Parameters></KeyDerivationMethod>`,

@@ -21,8 +21,8 @@ type bounds struct {
 	bytes        int
 	depth        int
 	elements     int
-	attributes   int // of one element
-	declarations int // namespace declarations in scope at one place
+	attributes   int  // of one element
+	declarations int  // namespace declarations in scope at one place
 	bare         bool // elements may be in no namespace
 }
 

@@ -1,0 +1,59 @@
+# Verbs of the project; `make help` lists them. Everything built or kept lies in .build, which `make clean` removes.
+
+BUILD := $(CURDIR)/.build
+HSM ?= attached
+NODE ?= blank
+CHAPTER ?= foundation
+FUZZTIME ?= 20s
+GO := go
+export GOFLAGS += -buildvcs=false
+# Every package is compiled with cgo on or off by what it is: only cmd/hsm needs it.
+
+.PHONY: help demo run test check image deps bench fuzz clean verify
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: ## boot a node and let a guarded host get its key (CHAPTER=foundation|all)
+	@board/lab/deps.sh demo
+	@$(GO) run ./board/lab/demo -build $(BUILD) -hsm $(HSM) -chapter $(CHAPTER)
+
+run: ## boot one node with its serial line in this terminal (NODE=blank|demo)
+	@board/lab/deps.sh run
+	@$(GO) build -o $(BUILD)/bin/run ./board/lab/run && exec $(BUILD)/bin/run -build $(BUILD) -hsm $(HSM) -node $(NODE)
+
+image: ## build the signed boot image into .build/image
+	@board/lab/deps.sh image
+	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM)
+
+verify: image ## predict the PCRs of the image, as the TPM will show them
+	@$(GO) run ./cmd/mkimage measure $(BUILD)/image/guardhouse.efi
+
+test: ## install what is missing, then run every test, the QEMU ones included
+	@board/lab/deps.sh test
+	@$(MAKE) --no-print-directory lint
+	@$(GO) run ./board/lab/testrun -budget .ci/budget -tags qemu -timeout 40m
+
+check: lint ## the fast tests: gofmt, vet, staticcheck, layers, unit tests, race; no QEMU
+	@$(GO) run ./board/lab/testrun -budget .ci/budget -race -timeout 10m
+
+.PHONY: lint
+lint:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt would change: $$bad"; exit 1; }
+	@$(GO) vet -tags qemu ./...
+	@$(GO) tool staticcheck -tags qemu ./...
+
+bench: ## the numbers of the README, as Go benchmarks for benchstat
+	@$(GO) test -run '^$$' -bench . -benchtime 1s -tags qemu -timeout 60m ./...
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	  done; done
+
+deps: ## say what this machine needs, and install it
+	@board/lab/deps.sh deps
+
+clean: ## remove .build: images, caches, the demo's node
+	rm -rf $(BUILD)
