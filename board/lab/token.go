@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -11,12 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
-	"time"
 
-	"github.com/hashicorp/yamux"
+	"guardhouse/appliance/hsm/attach"
 )
 
 // Programs and libraries of the token, as Debian's softhsm2 and p11-kit packages place them.
@@ -25,8 +24,8 @@ const (
 	p11kit  = "p11-kit"
 )
 
-// tokenStreams bounds the PKCS#11 clients of one node (or one native socket) at a time.
-const tokenStreams = 32
+// tokenClients bounds the PKCS#11 clients of one token at a time.
+const tokenClients = 64
 
 // Token is a PKCS#11 token that lives outside the nodes: a SoftHSM2 token folder, and for each client that connects
 // one `p11-kit remote` process over it. It is plugged into nodes with NodeOptions.Token, into native programs with
@@ -138,44 +137,84 @@ func (t *Token) signalAll(sig syscall.Signal) {
 	}
 }
 
-// serve runs one `p11-kit remote` on conn until either ends.
-func (t *Token) serve(conn io.ReadWriteCloser) {
-	defer conn.Close()
+// client is one `p11-kit remote` process; its standard input and output are a connection's other end.
+type client struct {
+	io.WriteCloser
+	io.Reader
+	token *Token
+	proc  *process
+}
+
+// Close kills the process, a hanging one too, and waits for it.
+func (c *client) Close() error {
+	c.proc.kill()
+	c.token.mu.Lock()
+	delete(c.token.procs, c.proc)
+	c.token.mu.Unlock()
+	return nil
+}
+
+// spawn starts the process for one connection; see [attach.Spawn].
+func (t *Token) spawn(context.Context) (io.ReadWriteCloser, error) {
 	cmd := exec.Command(p11kit, "remote", SoftHSM)
 	cmd.Env = t.Env()
-	cmd.WaitDelay = 100 * time.Millisecond
-	stdin, err := cmd.StdinPipe()
+	in, err := cmd.StdinPipe()
 	if err != nil {
-		return
+		return nil, err
 	}
-	cmd.Stdout = conn
+	// Not StdoutPipe: Wait would close it before its last bytes are read.
+	out, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = w
+	defer w.Close()
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.procs) >= tokenClients {
+		out.Close()
+		return nil, errors.New("too many clients")
+	}
 	p, err := t.lab.procs.start("p11-kit remote", cmd)
 	if err != nil {
-		t.mu.Unlock()
+		out.Close()
 		t.lab.logf("token %s: %v", t.Label, err)
-		return
+		return nil, err
 	}
 	t.procs[p] = struct{}{}
 	t.clients++
 	if t.stopped {
 		p.signal(syscall.SIGSTOP)
 	}
-	t.mu.Unlock()
-	go func() {
-		_, _ = io.Copy(stdin, conn) // ends with either side
-		stdin.Close()
-		// A client that left ends its process, a hanging one too.
-		select {
-		case <-p.done:
-		case <-time.After(time.Second):
-			p.signal(syscall.SIGKILL)
-		}
-	}()
-	<-p.done
-	t.mu.Lock()
-	delete(t.procs, p)
-	t.mu.Unlock()
+	return &client{WriteCloser: in, Reader: ending{out}, token: t, proc: p}, nil
+}
+
+// ending is a pipe that closes itself when it was read to the end, since a client's Close ends the writer only.
+type ending struct{ *os.File }
+
+func (e ending) Read(p []byte) (int, error) {
+	n, err := e.File.Read(p)
+	if err != nil {
+		e.File.Close()
+	}
+	return n, err
+}
+
+// serve joins conn to a process of its own until either ends.
+func (t *Token) serve(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	c, err := t.spawn(ctx)
+	if err != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.Copy(c, conn)
+		c.Close()
+	})
+	_, _ = io.Copy(conn, c)
+	conn.Close()
+	wg.Wait()
 }
 
 // ServeUnix serves the token to native programs on a unix socket at path until the lab ends or stop is called. Load
@@ -194,17 +233,10 @@ func (t *Token) ServeUnix(path string) (stop func(), err error) {
 				return
 			}
 			mu.Lock()
-			full := len(conns) >= tokenStreams
-			if !full {
-				conns[c] = struct{}{}
-			}
+			conns[c] = struct{}{}
 			mu.Unlock()
-			if full {
-				c.Close()
-				continue
-			}
 			go func() {
-				t.serve(c)
+				t.serve(t.lab.ctx, c)
 				mu.Lock()
 				delete(conns, c)
 				mu.Unlock()
@@ -229,10 +261,9 @@ type plug struct {
 	ln    net.Listener
 	dir   *os.File // kept open: the listener's path goes through its descriptor, so that it is short
 
-	mu      sync.Mutex
-	conn    *cable
-	out     bool // unplugged
-	streams int
+	mu   sync.Mutex
+	conn *cable
+	out  bool // unplugged
 }
 
 // cable counts what came from the guest: an unused connection needs no renewal.
@@ -295,39 +326,20 @@ func (p *plug) accept() {
 	}
 }
 
-// session speaks yamux with the guest until the connection ends.
+// session carries the guest's connections until the cable's ends. It begins with the guest's first byte, so that no
+// keepalive runs out, and no byte is sent, while the guest still boots.
 func (p *plug) session(conn *cable) {
-	defer conn.Close()
-	cfg := yamux.DefaultConfig()
-	// The port tells when the guest is gone; a guest under TCG may well be silent for longer than a keepalive.
-	cfg.EnableKeepAlive = false
-	cfg.LogOutput = logWriter{p.token}
-	s, err := yamux.Server(conn, cfg)
-	if err != nil {
+	r := bufio.NewReader(conn)
+	if _, err := r.Peek(1); err != nil {
+		conn.Close()
 		return
 	}
-	defer s.Close()
-	for {
-		stream, err := s.AcceptStream()
-		if err != nil {
-			return
-		}
-		p.mu.Lock()
-		full := p.streams >= tokenStreams
-		if !full {
-			p.streams++
-		}
-		p.mu.Unlock()
-		if full {
-			stream.Close()
-			continue
-		}
-		go func() {
-			p.token.serve(stream)
-			p.mu.Lock()
-			p.streams--
-			p.mu.Unlock()
-		}()
+	err := attach.Serve(p.token.lab.ctx, struct {
+		io.Reader
+		io.WriteCloser
+	}{r, conn}, p.token.spawn)
+	if err != nil {
+		p.token.lab.logf("token %s: %v", p.token.Label, err)
 	}
 }
 
@@ -362,12 +374,4 @@ func (p *plug) close() {
 	p.setOut(true)
 	p.ln.Close()
 	p.dir.Close()
-}
-
-// logWriter turns yamux's log lines into the lab's.
-type logWriter struct{ t *Token }
-
-func (w logWriter) Write(b []byte) (int, error) {
-	w.t.lab.logf("token %s: %s", w.t.Label, strings.TrimSpace(string(b)))
-	return len(b), nil
 }

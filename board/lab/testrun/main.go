@@ -52,7 +52,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "testrun:", err)
 		os.Exit(2)
 	}
-	args := []string{"test", "-json", "-timeout", *timeout}
+	args := []string{"test", "-json", "-count=1", "-timeout", *timeout}
 	if *race {
 		args = append(args, "-race")
 	}
