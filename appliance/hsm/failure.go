@@ -43,15 +43,21 @@ type Error struct {
 
 // Error gives kind, detail, PKCS#11 name and remedy in one line.
 func (e *Error) Error() string {
-	s := "hsm: " + string(e.Kind)
+	s := "hsm: " + e.What()
+	if e.Remedy != "" {
+		s += "; " + e.Remedy
+	}
+	return s
+}
+
+// What is Error without prefix and remedy.
+func (e *Error) What() string {
+	s := string(e.Kind)
 	if e.Detail != "" {
 		s += ": " + e.Detail
 	}
 	if e.Code != 0 {
 		s += " (" + CodeName(e.Code) + ")"
-	}
-	if e.Remedy != "" {
-		s += "; " + e.Remedy
 	}
 	return s
 }

@@ -10,7 +10,7 @@
 //
 // Limits. This package is cgo and runs foreign code in its process: only the
 // worker of cmd/hsm may use it. Calls block for as long as the module does. A
-// module is never unloaded: the process ends instead. The binding leaks a
+// module is not replaced in place: the process ends instead. The binding leaks a
 // modulus' worth of memory for each ciphertext that the token itself refuses,
 // and frees PIN and plaintext without wiping them; Check asks for a new worker
 // when too much has leaked. Safe for use by several goroutines.
@@ -71,7 +71,7 @@ type pair struct {
 // Open loads the module, finds the one token that c names and logs in with pin,
 // which it wipes. login is called before the PIN is shown to the token; random
 // gives key identifiers and challenges. Errors are *hsm.Error; after one the
-// process should end, because a module is not unloaded.
+// process should end, because not every module can be loaded twice.
 func Open(c hsm.ModuleConfig, pin []byte, login func(), random io.Reader) (*Token, error) {
 	defer clear(pin)
 	if err := c.Valid(); err != nil {
@@ -86,23 +86,32 @@ func Open(c hsm.ModuleConfig, pin []byte, login func(), random io.Reader) (*Toke
 	if t.c11, err = t.configure(); err != nil {
 		return nil, err
 	}
-	if t.p = pkcs11.New(c.Module); t.p == nil {
-		return nil, &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "bind to the loaded module"}
+	if err := t.start(pin, login); err != nil {
+		_ = t.c11.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// start is Open after the module was initialised.
+func (t *Token) start(pin []byte, login func()) (err error) {
+	if t.p = pkcs11.New(t.cfg.Module); t.p == nil {
+		return &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "bind to the loaded module"}
 	}
 	if err := t.find(); err != nil {
-		return nil, err
+		return err
 	}
 	if t.login, err = t.openSession(); err != nil {
-		return nil, fail("open session", err)
+		return fail("open session", err)
 	}
 	if err := t.authenticate(pin, login); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := t.List(); err != nil {
-		return nil, err
+		return err
 	}
 	t.probeAny()
-	return t, nil
+	return nil
 }
 
 // configure makes a crypto11 context without login.
@@ -244,7 +253,8 @@ func (t *Token) loggedIn(session pkcs11.SessionHandle) error {
 	return nil
 }
 
-// Close closes our sessions; the module stays loaded until the process ends.
+// Close closes our sessions and lets crypto11 finalise the module. The worker
+// just ends instead.
 func (t *Token) Close() {
 	t.dropIdle()
 	t.mu.Lock()

@@ -1,0 +1,168 @@
+// Command hsm is the only process that touches the PKCS#11 token.
+//
+//	hsm [--run-dir DIR] [--attach-dir DIR] [--uids name=uid,...]
+//	hsm worker
+//
+// Started plain it is the keeper: it asks the ledger for the PIN and the
+// module's name, holds the PIN in locked memory, serves the hsm.* methods on its
+// rpc socket and runs itself as `hsm worker`, which loads the module. Only the
+// worker is ever killed. The worker takes the PIN from a pipe on descriptor 4
+// and calls on descriptor 3; it is of no use by hand.
+//
+// Where the settings attach the module to a virtio-serial port, the keeper
+// carries the module's socket (DIR/p11.sock) over that port.
+//
+// Configuration reaches it in three ways and no other: the flags above, what
+// ledger.PIN answers, and the environment of the module (SOFTHSM2_CONF and the
+// like), which the worker inherits.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/token"
+	"guardhouse/appliance/rpc"
+)
+
+func main() {
+	// No core dump and no ptrace by other processes of this uid.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fail(err)
+	}
+	if len(os.Args) == 2 && os.Args[1] == "worker" {
+		fail(worker())
+		return
+	}
+	fail(keeper())
+}
+
+func fail(err error) {
+	if err != nil {
+		logf("%v", err)
+		os.Exit(1)
+	}
+}
+
+func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+// worker loads the module and answers calls until the keeper hangs up.
+func worker() error {
+	unix.CloseOnExec(3)
+	unix.CloseOnExec(4)
+	socket := os.NewFile(3, "keeper")
+	conn, err := net.FileConn(socket)
+	socket.Close()
+	if err != nil {
+		return fmt.Errorf("hsm: this is the worker; the keeper starts it: %w", err)
+	}
+	return hsm.Serve(conn, os.NewFile(4, "pin"), func(c hsm.ModuleConfig, pin []byte, login func()) (hsm.Token, error) {
+		t, err := token.Open(c, pin, login, rand.Reader)
+		if err != nil {
+			return nil, err // not t: a nil *Token is no nil hsm.Token
+		}
+		return t, nil
+	})
+}
+
+// keeper serves until SIGTERM.
+func keeper() error {
+	runDir := flag.String("run-dir", rpc.SocketDir, "folder of the rpc sockets")
+	attachDir := flag.String("attach-dir", "/run/hsm", "folder of the module's socket when the token is attached by a port")
+	uidList := flag.String("uids", defaultUIDs, "which uid is which process")
+	flag.Parse()
+	uids, err := parseUIDs(*uidList)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("hsm: own program: %w", err)
+	}
+	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self) }, hsm.Timing{}, logf)
+	listener, err := rpc.Listen(rpc.SocketPath(*runDir, rpc.HSM))
+	if err != nil {
+		return err
+	}
+	cable := &cable{dir: *attachDir}
+	server := rpc.NewServer(uids)
+	register(server, k, cable)
+	ledger := rpc.NewProvedClient(rpc.SocketPath(*runDir, rpc.Ledger), uids[rpc.Ledger])
+	ran := make(chan error, 1)
+	go func() { ran <- k.Run(ctx) }()
+	go settings(ctx, ledger, k, cable)
+	go report(ctx, k)
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	err = server.Serve(ctx, listener)
+	stop()
+	<-ran // the worker is dead and the PIN wiped
+	return err
+}
+
+// workerCommand starts this program as worker, without the descriptors and
+// variables that belong to the keeper as a service.
+func workerCommand(self string) *exec.Cmd {
+	cmd := exec.Command(self, "worker")
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
+		default:
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	return cmd
+}
+
+// report feeds the watchdog while the keeper's own loop turns, and keeps init's
+// status line true.
+func report(ctx context.Context, k *hsm.Keeper) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	watched := err == nil && interval > 0
+	pause := time.Second
+	if watched {
+		pause = min(pause, interval/3)
+	}
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	last := ""
+	for {
+		s := k.Status()
+		line := "STATUS=token " + string(s.State)
+		if s.State != hsm.StateReady && s.Last != nil {
+			line += ": " + s.Last.Error()
+		}
+		if line != last {
+			_, _ = daemon.SdNotify(false, line)
+			last = line
+		}
+		if watched {
+			if err := k.Alive(); err != nil {
+				logf("%v", err)
+			} else {
+				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// defaultUIDs is the table of the node's image.
+const defaultUIDs = "init=0,ledger=901,hsm=902,hgs=903,clock=904,console=905"
+
+// parseUIDs reads "name=uid,..."; every uid belongs to one name, because a
+// caller is known by its uid.
+func parseUIDs(list string) (rpc.UIDs, error) {
+	uids := rpc.UIDs{}
+	for _, item := range strings.Split(list, ",") {
+		name, number, _ := strings.Cut(item, "=")
+		uid, err := strconv.ParseUint(number, 10, 32)
+		if err != nil || name == "" {
+			return nil, fmt.Errorf("hsm: --uids: %q is not name=uid", item)
+		}
+		if other := uids.Name(uint32(uid)); other != "" {
+			return nil, fmt.Errorf("hsm: --uids: %s and %s share uid %d", other, name, uid)
+		}
+		uids[name] = uint32(uid)
+	}
+	return uids, nil
+}
+
+// register offers the hsm.* methods, each to the processes that need it.
+func register(s *rpc.Server, k *hsm.Keeper, c *cable) {
+	rpc.Handle(s, rpc.HSMStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.HSMStatusReply, error) {
+		return status(k.Status(), c.problem()), nil
+	}, rpc.Console, rpc.Ledger, rpc.HGS)
+	rpc.Handle(s, rpc.HSMKeys, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) ([]rpc.HSMKey, error) {
+		keys, err := k.Keys(ctx)
+		out := make([]rpc.HSMKey, 0, len(keys))
+		for _, key := range keys {
+			out = append(out, toRPC(key))
+		}
+		return out, wireError(err)
+	}, rpc.Console, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMGenerate, func(ctx context.Context, _ rpc.Caller, r rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
+		key, err := k.Generate(ctx, r.Role, r.Bits)
+		return toRPC(key), wireError(err)
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMSign, func(ctx context.Context, _ rpc.Caller, r rpc.HSMSignRequest) (rpc.HSMSignReply, error) {
+		scheme := hsm.PKCS1v15
+		if r.PSS {
+			scheme = hsm.PSS
+		}
+		sig, err := k.Sign(ctx, hsm.SignRequest{Ref: r.Ref, Role: r.Role, Digest: r.Digest, Hash: crypto.Hash(r.Hash), Scheme: scheme})
+		return rpc.HSMSignReply{Signature: sig}, wireError(err)
+	}, rpc.HGS, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMDecrypt, func(ctx context.Context, _ rpc.Caller, r rpc.HSMDecryptRequest) (rpc.HSMDecryptReply, error) {
+		plain, err := k.Decrypt(ctx, r.Ref, r.Ciphertext, hsm.OAEP{Hash: crypto.Hash(r.Hash), MGF: crypto.Hash(r.MGF)})
+		return rpc.HSMDecryptReply{Plaintext: plain}, wireError(err)
+	}, rpc.HGS)
+}
+
+// wireError gives a failure the kind that callers act on; nil stays nil.
+func wireError(err error) error {
+	e, ok := errors.AsType[*hsm.Error](err)
+	if !ok {
+		return err
+	}
+	switch e.Kind {
+	case hsm.KindDecrypt:
+		return rpc.ErrRefused.With("the ciphertext does not open with this key")
+	case hsm.KindNoKey, hsm.KindUsage, hsm.KindRequest:
+		return rpc.ErrRefused.With("%s", e.Error())
+	default:
+		return rpc.ErrUnavailable.With("%s", e.Error())
+	}
+}
+
+func toRPC(k hsm.Key) rpc.HSMKey {
+	return rpc.HSMKey{Ref: k.Ref, Role: k.Role, Label: k.Label, ID: k.ID, SPKI: k.SPKI, Bits: k.Bits, Sensitive: k.Sensitive,
+		Extractable: k.Extractable, NeverExtractable: k.NeverExtractable, Sign: k.Sign, Decrypt: k.Decrypt}
+}
+
+func status(s hsm.Status, cable error) rpc.HSMStatusReply {
+	r := rpc.HSMStatusReply{State: string(s.State), Module: s.Module, Token: s.Token.Label, Serial: s.Token.Serial,
+		Restarts: s.Restarts, Problems: s.Token.Problems}
+	switch s.Token.OAEP {
+	case hsm.OAEPToken:
+		r.OAEP = "token"
+	case hsm.OAEPSoftware:
+		r.OAEP = "software over raw RSA"
+	}
+	if s.State != hsm.StateReady && s.Last != nil {
+		r.Problems = append(r.Problems, policy.Problem{Kind: "hsm-" + string(s.Last.Class), What: s.Last.What(), Remedy: s.Last.Remedy})
+	}
+	if cable != nil {
+		r.Problems = append(r.Problems, policy.Problem{Kind: "hsm-cable", What: cable.Error(), Remedy: "check that the HSM's port is connected at its other end"})
+	}
+	return r
+}
