@@ -1,0 +1,139 @@
+package sandbox
+
+import (
+	"io/fs"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/rpc"
+)
+
+// Process is one row of Table: everything a process may hold that others may not.
+type Process struct {
+	Name    string
+	UID     uint32
+	GID     uint32
+	Program string   // absolute path in the image
+	Args    []string // without argv[0]
+
+	Sockets      []Socket     // listening sockets that init opens once and keeps over restarts
+	Devices      []Device     // device files that become the process's own
+	Paths        []Path       // folders made (or handed over) for the process before it starts
+	Capabilities []Capability // kept over the change of uid; everything else is dropped for good
+	Limits       Limits
+	OOMScore     int // oom_score_adj: -1000 never killed .. 1000 killed first
+
+	Watchdog  time.Duration // longest silence of the process after it is ready; 0 = none
+	NeedsDisk bool          // is started only once the data disk is mounted
+}
+
+// Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
+type Socket struct {
+	Name string // LISTEN_FDNAMES
+	Port uint16
+	Role string // a policy.NetworkRole
+}
+
+// Device is one device file, or for Port the virtio serial port of that name (its number depends on the other devices). A device that
+// the machine does not have is not an error here: who needs it reports it.
+type Device struct {
+	Path string
+	Port string
+	Mode fs.FileMode
+}
+
+// Path is a folder of the process. Those on the data disk are made after it is mounted.
+type Path struct {
+	Path   string
+	Mode   fs.FileMode
+	OnDisk bool
+}
+
+// Capability is a bit of capabilities(7).
+type Capability uint8
+
+// Capabilities in use.
+const (
+	CapNetBindService Capability = unix.CAP_NET_BIND_SERVICE
+	CapNetRaw         Capability = unix.CAP_NET_RAW
+	CapSysTime        Capability = unix.CAP_SYS_TIME
+)
+
+// Limits are resource limits. Core dumps are off for everybody. Sizes are bytes.
+type Limits struct {
+	Files  uint64 // RLIMIT_NOFILE
+	Data   uint64 // RLIMIT_DATA: heap and private writable memory, the stacks of C threads included
+	Locked uint64 // RLIMIT_MEMLOCK
+	Heap   int64  // GOMEMLIMIT, the garbage collector's target; below Data so that it is felt before the wall
+}
+
+const mib = 1 << 20
+
+// DHCP is the process that speaks DHCP on one interface: init itself under another name, without init's rights. It has no rpc socket.
+const DHCP = "dhcp"
+
+// Table lists every process but init, in the order in which they start; they stop in the opposite order.
+var Table = []Process{
+	{
+		Name: rpc.HSM, UID: 902, GID: 902, Program: "/bin/hsm",
+		Devices:  []Device{{Port: "org.guardhouse.hsm", Mode: 0o600}},
+		Paths:    []Path{{Path: "/run/hsm", Mode: 0o700}},
+		Limits:   Limits{Files: 256, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
+		OOMScore: -500, Watchdog: 30 * time.Second,
+	},
+	{
+		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger"},
+		Devices:  []Device{{Path: "/dev/tpmrm0", Mode: 0o600}},
+		Paths:    []Path{{Path: "/data/ledger", Mode: 0o700, OnDisk: true}},
+		Limits:   Limits{Files: 1024, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
+		OOMScore: -800, Watchdog: 30 * time.Second, NeedsDisk: true,
+	},
+	{
+		Name: rpc.Clock, UID: 904, GID: 904, Program: "/bin/clock",
+		Paths:        []Path{{Path: "/data/clock", Mode: 0o700, OnDisk: true}},
+		Capabilities: []Capability{CapSysTime},
+		Limits:       Limits{Files: 128, Data: 256 * mib, Heap: 32 * mib},
+		OOMScore:     -500, Watchdog: 30 * time.Second,
+	},
+	{
+		Name: rpc.HGS, UID: 903, GID: 903, Program: "/bin/hgs",
+		Sockets:  []Socket{{"http", 80, "service"}, {"https", 443, "service"}},
+		Limits:   Limits{Files: 8192, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
+		OOMScore: 300, Watchdog: 30 * time.Second,
+	},
+	{
+		Name: rpc.Console, UID: 905, GID: 905, Program: "/bin/console", Args: []string{"--tty", "/dev/ttyS0"},
+		Sockets:  []Socket{{"ssh", 22, "management"}},
+		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
+		Limits:   Limits{Files: 512, Data: 512 * mib, Heap: 64 * mib},
+		OOMScore: 0, Watchdog: 30 * time.Second,
+	},
+}
+
+// DHCPProcess is the row for DHCP. It is not in Table because it lives only as long as an interface wants a lease.
+var DHCPProcess = Process{
+	Name: DHCP, UID: 906, GID: 906, Program: "/proc/self/exe",
+	Capabilities: []Capability{CapNetRaw, CapNetBindService},
+	Limits:       Limits{Files: 64, Data: 256 * mib, Heap: 16 * mib},
+	OOMScore:     500,
+}
+
+// UIDs is who is who on an rpc socket: init and every process of Table.
+func UIDs() rpc.UIDs {
+	u := rpc.UIDs{rpc.Init: 0}
+	for _, p := range Table {
+		u[p.Name] = p.UID
+	}
+	return u
+}
+
+// Find is the row of the process.
+func Find(name string) (Process, bool) {
+	i := slices.IndexFunc(Table, func(p Process) bool { return p.Name == name })
+	if i < 0 {
+		return Process{}, false
+	}
+	return Table[i], true
+}
