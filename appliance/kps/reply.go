@@ -115,11 +115,11 @@ func sealContent(algorithm string, key, plain []byte, random io.Reader) ([]byte,
 var errReply = errors.New("the reply does not decrypt")
 
 func openContent(algorithm string, key, sealed []byte) ([]byte, error) {
-	make, ok := contentCiphers[algorithm]
+	cipherOf, ok := contentCiphers[algorithm]
 	if !ok {
 		return nil, errReply
 	}
-	aead, err := make(key)
+	aead, err := cipherOf(key)
 	if err != nil || len(sealed) < aead.NonceSize()+aead.Overhead() {
 		return nil, errReply
 	}

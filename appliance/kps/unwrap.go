@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -40,12 +39,11 @@ func (p *Protector) OpenTransportKey(ctx context.Context, w *Wrapping, key Decry
 		return nil, fmt.Errorf("decrypt transport key: %w", err)
 	}
 	defer wipe(plain)
-	good := 1
 	tk, form, structure := unpackTransportKey(plain)
 	if err != nil || structure != nil {
-		tk, form, good = substitute, FormRaw, 0
+		tk, form = substitute, FormRaw
 	}
-	if p.VerifyTransportKey(tk) != nil || subtle.ConstantTimeEq(int32(good), 1) != 1 {
+	if p.VerifyTransportKey(tk) != nil {
 		return nil, errTransportKey
 	}
 	return &TransportKey{Key: append([]byte(nil), tk...), Form: form}, nil
