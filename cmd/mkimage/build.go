@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"guardhouse/images"
+	"guardhouse/images/esp"
+	"guardhouse/initramfs"
+)
+
+func buildImage(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("mkimage build", flag.ContinueOnError)
+	out := fs.String("o", "", "output `folder`")
+	hsm := fs.String("hsm", "attached", "PKCS#11 module inside: attached, embedded, or the `path` of a vendor's module")
+	licence := fs.String("hsm-licence", "", "`file` with the licence text of a vendor's module")
+	cache := fs.String("cache", "", "cache `folder` (default: guardhouse in the user's cache folder)")
+	version := fs.String("version", "", "version `text` (default: from git)")
+	epoch := fs.Int64("epoch", 0, "build time in unix `seconds` (default: SOURCE_DATE_EPOCH, else the last commit)")
+	commands := fs.String("commands", "", "comma separated `programs` to include, or \"existing\" (default: all; a release needs all)")
+	pcrKey := fs.String("pcr-key", "", "PEM `file` of the public key that signs PCR policies")
+	source := fs.String("source", ".", "`folder` with go.mod")
+	var config list
+	fs.Var(&config, "hsm-config", "`SOURCE:PATH-IN-IMAGE` of a vendor module's configuration file; may be repeated")
+	rest, err := parse(fs, args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err == nil && (*out == "" || len(rest) > 0) {
+		fmt.Fprintln(os.Stderr, "mkimage build: want -o DIR and no other arguments")
+		err = errUsage
+	}
+	if err != nil {
+		return err
+	}
+	opt := images.Options{Out: *out, HSM: images.HSM{Variant: *hsm, Config: config, Licence: *licence}, Logf: func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }}
+	if opt.Source, err = filepath.Abs(*source); err != nil {
+		return err
+	}
+	if opt.Release, err = release(ctx, opt.Source, *version, *epoch); err != nil {
+		return err
+	}
+	if opt.Cache, err = cacheFolder(*cache); err != nil {
+		return err
+	}
+	switch *commands {
+	case "":
+	case "existing":
+		opt.Commands = images.ExistingPrograms(opt.Source)
+	default:
+		opt.Commands = strings.Split(*commands, ",")
+	}
+	if *pcrKey != "" {
+		if opt.PCRKey, err = os.ReadFile(*pcrKey); err != nil {
+			return err
+		}
+	}
+	// The FAT library takes its time from this variable and no other way.
+	if err := os.Setenv(esp.EpochVariable, strconv.FormatInt(opt.Release.Epoch, 10)); err != nil {
+		return err
+	}
+	r, err := images.Build(ctx, opt)
+	if err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	fmt.Printf("%s  %.1f MiB (archive %.1f MiB, packed %.1f MiB), kernel %s, %d modules, %.1fs\nsha256 %s\n",
+		filepath.Join(*out, images.UKIFile), mib(r.UKISize), mib(r.ArchiveSize), mib(r.InitrdSize), r.KernelVersion, r.Modules, r.Took.Seconds(), r.UKISHA256)
+	return nil
+}
+
+func mib(n int64) float64 { return float64(n) / (1 << 20) }
+
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func cacheFolder(given string) (string, error) {
+	if given != "" {
+		return filepath.Abs(given)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no cache folder (%w): give --cache DIR", err)
+	}
+	return filepath.Join(dir, "guardhouse"), nil
+}
+
+// release fills in version and build time from git when they are not given,
+// so that the same commit gives the same image.
+func release(ctx context.Context, source, version string, epoch int64) (initramfs.Release, error) {
+	if epoch == 0 {
+		if v := os.Getenv(esp.EpochVariable); v != "" {
+			n, err := strconv.ParseInt(v, 10, 64)
+			if err != nil {
+				return initramfs.Release{}, fmt.Errorf("%s=%q: want unix seconds", esp.EpochVariable, v)
+			}
+			epoch = n
+		}
+	}
+	if epoch == 0 {
+		text, err := git(ctx, source, "log", "-1", "--format=%ct")
+		if err == nil {
+			epoch, err = strconv.ParseInt(text, 10, 64)
+		}
+		if err != nil {
+			return initramfs.Release{}, fmt.Errorf("build time unknown (%w): give --epoch", err)
+		}
+	}
+	if version == "" {
+		id, err := git(ctx, source, "describe", "--tags", "--always", "--dirty")
+		if err != nil {
+			return initramfs.Release{}, fmt.Errorf("version unknown (%w): give --version", err)
+		}
+		version = id
+	}
+	r := initramfs.Release{Version: version, Epoch: epoch}
+	return r, r.Validate()
+}
+
+func git(ctx context.Context, dir string, args ...string) (string, error) {
+	c := exec.CommandContext(ctx, "git", args...)
+	c.Dir = dir
+	out, err := c.Output()
+	return strings.TrimSpace(string(out)), err
+}

@@ -1,0 +1,75 @@
+// Command mkimage builds a guardhouse boot image on the workstation and
+// predicts what a TPM will measure when it boots.
+//
+//	mkimage build -o DIR [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--epoch N]
+//	mkimage measure FILE.efi [--json] [--secure-boot]
+//
+// build writes guardhouse.efi (the image), guardhouse.img (a disk that boots
+// it), manifest.json and NOTICE. measure reads a finished image file and
+// nothing else. Exit codes: 0 done, 1 failed, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const usage = `usage:
+  mkimage build -o DIR [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--epoch N]
+  mkimage measure FILE.efi [--json] [--secure-boot]
+"mkimage build -h" and "mkimage measure -h" list all options.
+`
+
+// errUsage asks for exit code 2; the message is already printed.
+var errUsage = errors.New("usage")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:])
+	switch {
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "mkimage:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "build":
+			return buildImage(ctx, args[1:])
+		case "measure":
+			return measureImage(os.Stdout, args[1:])
+		case "help", "-h", "--help":
+			fmt.Print(usage)
+			return nil
+		}
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return errUsage
+}
+
+// parse reads flags that may stand before or after the other arguments.
+func parse(fs *flag.FlagSet, args []string) ([]string, error) {
+	var rest []string
+	for {
+		if err := fs.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, err
+			}
+			return nil, errUsage
+		}
+		if fs.NArg() == 0 {
+			return rest, nil
+		}
+		rest, args = append(rest, fs.Arg(0)), fs.Args()[1:]
+	}
+}
