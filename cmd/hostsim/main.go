@@ -1,0 +1,141 @@
+// Hostsim is the other side of the protocols, for a workstation: a guarded host that attests and opens key protectors, a tenant that
+// makes them, an auditor who verifies an export offline, and a load generator. It shares codecs with the server, never its logic, and
+// checks everything it receives as hgsa.md 7 and 15 and kps.md 10 demand of a client.
+//
+// It keeps a host's or an owner's keys as PEM files in the folder --dir: good for a lab, not for a tenant's real owner keys.
+//
+// Exit codes: 0 done; 1 refused or failed; 2 wrong usage. With --json the last line on stdout is one JSON object.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// verb is one thing hostsim can do.
+type verb struct {
+	name string // words separated by a blank
+	args string
+	help string
+	run  func(o *options) error
+}
+
+var verbs []verb
+
+// The list refers to functions that print it, so it is filled when main starts.
+func table() []verb {
+	return []verb{
+		{"host-key new", "--dir D", "make a host key, its certificate and a VSM identity key", hostKeyNew},
+		{"host-key attest", "--dir D --url BASE/Attestation", "attest with the host key, keep the health certificate", hostKeyAttest},
+		{"guardian new", "--dir D --name N", "make an owner: signing and encryption certificate with private keys", guardianNew},
+		{"protector new", "--dir OWNER --metadata FILE|URL --out F", "make a key protector for the guardian in metadata.xml", protectorNew},
+		{"protector roll", "--dir HOST --url BASE/KeyProtection --in F --out F", "send a key protector to rolltransportkey, open the answer", protectorRoll},
+		{"protector open", "--dir OWNER --in F", "open a key protector as its owner", protectorOpen},
+		{"protector inspect", "--in F", "explain a key protector", protectorInspect},
+		{"certificate new", "--dir D --kind self|signer|expired|foreign", "make certificates that a service must refuse, and the attestation signer behind them", certificateNew},
+		{"status", "--dir D --url BASE/Attestation --kps BASE/KeyProtection", "what Get-HgsClientConfiguration shows", status},
+		{"load", "--dir D --url ... --kps ... --in F -n N -c C", "attest and roll N times with C at once", load},
+		{"audit verify", "--in F [--key HEX]", "verify an audit export without the node", auditVerify},
+		{"vectors", "", "check the codecs against vectors that they did not make", vectors},
+	}
+}
+
+// options are the flags of all verbs; each verb says in its help which it reads.
+type options struct {
+	dir, url, kps, in, out, metadata, name, kind, health, key, ca string
+	result, n, c, flip                                            int
+	json                                                          bool
+	facts                                                         map[string]any
+}
+
+// say prints a line for people and keeps the fact for --json.
+func (o *options) say(fact string, value any, format string, args ...any) {
+	o.facts[fact] = value
+	if !o.json {
+		fmt.Printf(format+"\n", args...)
+	}
+}
+
+var errUsage = errors.New("wrong usage")
+
+func main() {
+	verbs = table()
+	o := &options{facts: map[string]any{}}
+	err := o.main(os.Args[1:])
+	if o.json {
+		if err != nil {
+			o.facts["error"] = err.Error()
+		}
+		json.NewEncoder(os.Stdout).Encode(o.facts)
+	}
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, err)
+		usage()
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "hostsim:", err)
+		os.Exit(1)
+	}
+}
+
+func (o *options) main(args []string) error {
+	words := 0
+	for words < len(args) && words < 2 && !strings.HasPrefix(args[words], "-") {
+		words++
+	}
+	for ; words > 0; words-- {
+		name := strings.Join(args[:words], " ")
+		for _, v := range verbs {
+			if v.name == name {
+				if err := o.parse(args[words:]); err != nil {
+					return fmt.Errorf("%w: %s: %v", errUsage, name, err)
+				}
+				if err := v.run(o); err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%w: no verb %q", errUsage, strings.Join(args[:min(2, len(args))], " "))
+}
+
+func (o *options) parse(args []string) error {
+	fs := flag.NewFlagSet("hostsim", flag.ContinueOnError)
+	fs.SetOutput(new(strings.Builder))
+	fs.StringVar(&o.dir, "dir", ".", "folder of keys")
+	fs.StringVar(&o.url, "url", "", "base URL")
+	fs.StringVar(&o.kps, "kps", "", "key protection base URL")
+	fs.StringVar(&o.in, "in", "", "input file")
+	fs.StringVar(&o.out, "out", "", "output file")
+	fs.StringVar(&o.metadata, "metadata", "", "guardian metadata: a file or a URL")
+	fs.StringVar(&o.name, "name", "lab", "name")
+	fs.StringVar(&o.kind, "kind", "", "kind")
+	fs.StringVar(&o.health, "health", "", "health certificate file to send instead of the host's own; \"none\" sends an empty one")
+	fs.StringVar(&o.key, "key", "", "hex of the node's Ed25519 audit key; without it the export's own key is shown, to be compared by hand")
+	fs.StringVar(&o.ca, "ca", "", "PEM file of the service's HTTPS certificate")
+	fs.IntVar(&o.result, "result", 1, "wanted certificate: 1 = VSM encryption key, 2 = VSM signing key")
+	fs.IntVar(&o.n, "n", 100, "how many")
+	fs.IntVar(&o.c, "c", 4, "how many at once")
+	fs.IntVar(&o.flip, "flip", -1, "flip one bit of this byte of the key protector before sending it")
+	fs.BoolVar(&o.json, "json", false, "print one JSON object")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("%q is not expected", fs.Arg(0))
+	}
+	return nil
+}
+
+func usage() {
+	fmt.Fprintln(os.Stderr, "usage: hostsim VERB [flags]")
+	for _, v := range verbs {
+		fmt.Fprintf(os.Stderr, "  %-18s %s\n  %-18s   %s\n", v.name, v.help, "", v.args)
+	}
+}
