@@ -219,7 +219,7 @@ func (n *Node) addData(a *qemuArgs) error {
 		conn.Close()
 	}()
 	a.add("-blockdev", fmt.Sprintf("driver=raw,node-name=data,file.driver=nbd,file.server.type=fd,file.server.str=%d", fd),
-		"-device", "virtio-blk-pci,drive=data,serial="+DataSerial+",addr=0x10")
+		"-device", "virtio-blk-pci,id=disk-data,drive=data,serial="+DataSerial+",addr=0x10")
 	return nil
 }
 

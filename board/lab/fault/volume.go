@@ -30,10 +30,10 @@ type Volume struct {
 	// Dir is where the file system is mounted.
 	Dir string
 
-	cmd    *exec.Cmd
-	in     io.WriteCloser
-	out    *bufio.Reader
-	said   *bounded
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Reader
+	said *bounded
 }
 
 // VolumeOptions describes a volume. Dir is needed.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -19,6 +20,9 @@ const appendEnv = "FAULT_TEST_APPEND"
 
 func TestMain(m *testing.M) {
 	Front()
+	if dir := os.Getenv("FAULT_TEST_HOLD"); dir != "" {
+		hold(dir)
+	}
 	if path := os.Getenv(appendEnv); path != "" {
 		appender(path, os.Getenv("FAULT_TEST_FSYNC") != "")
 	}
@@ -40,6 +44,47 @@ func appender(path string, fsync bool) {
 			os.Exit(0)
 		}
 		fmt.Println(n)
+	}
+}
+
+// hold mounts a volume and waits to be killed.
+func hold(dir string) {
+	v, err := OpenVolume(context.Background(), VolumeOptions{Dir: dir, Size: 16 << 20})
+	if err == nil {
+		err = v.Mount(context.Background())
+	}
+	fmt.Println(err)
+	select {}
+}
+
+func TestKilledHolderLeavesNoMount(t *testing.T) {
+	if why := Unavailable(); why != "" {
+		t.Skip(why)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "FAULT_TEST_HOLD="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	mounts := func() bool {
+		b, err := os.ReadFile("/proc/mounts")
+		return err != nil || strings.Contains(string(b), dir)
+	}
+	if line != "<nil>\n" || !mounts() {
+		t.Errorf("not mounted: %s", line)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	for end := time.Now().Add(10 * time.Second); mounts(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("still mounted 10 s after its process was killed")
+		}
 	}
 }
 
