@@ -29,7 +29,12 @@ type Module struct {
 	Path   string // in the image
 	Params string // parameters for finit_module(2); may be empty
 	Wanted string // the reason, or "needed by NAME"
-	source string
+	// Match holds PCI alias patterns: load the module only when the machine
+	// has a device that one of them fits. Empty means always.
+	Match []string
+
+	always bool
+	needs  []string
 	data   []byte
 }
 
@@ -75,24 +80,65 @@ func moduleName(p string) string {
 // asks for it by an alias that a machine without modprobe cannot answer: it
 // must be in the table, before its user, or be built in; else it is an error.
 func (t *ModuleTree) Resolve(wanted []kernel.Module) ([]Module, error) {
-	r := resolver{tree: t, done: map[string]bool{}, provided: map[string]bool{}}
+	r := resolver{tree: t, index: map[string]int{}, provided: map[string]bool{}, pci: map[string][]string{}}
 	for _, w := range wanted {
-		if err := r.add(moduleName(w.Name), w.Params, w.Reason, 0); err != nil {
+		for _, n := range w.Needs {
+			if err := r.add(moduleName(n), "", "needed by "+w.Name, 0); err != nil {
+				return nil, err
+			}
+		}
+		name := moduleName(w.Name)
+		if err := r.add(name, w.Params, w.Reason, 0); err != nil {
 			return nil, err
 		}
+		if w.Probe && len(r.pci[name]) == 0 && !t.builtin[name] {
+			return nil, fmt.Errorf("%w %s: drives no PCI device, so it cannot wait for one", ErrModule, w.Name)
+		}
+	}
+	for _, w := range wanted {
+		match := r.pci[moduleName(w.Name)]
+		if !w.Probe {
+			match = nil
+		}
+		for _, n := range append([]string{w.Name}, w.Needs...) {
+			r.gate(moduleName(n), match)
+		}
+	}
+	for i := range r.out {
+		slices.Sort(r.out[i].Match)
+		r.out[i].Match = slices.Compact(r.out[i].Match)
 	}
 	return r.out, nil
 }
 
 type resolver struct {
 	tree     *ModuleTree
-	done     map[string]bool
-	provided map[string]bool // names and aliases loaded so far
+	index    map[string]int      // module name -> place in out
+	provided map[string]bool     // names and aliases loaded so far
+	pci      map[string][]string // module name -> its PCI aliases
 	out      []Module
 }
 
+// gate tells a module and what it needs when to load: match nil means always,
+// which nothing takes back.
+func (r *resolver) gate(name string, match []string) {
+	i, ok := r.index[name]
+	if !ok || r.out[i].always {
+		return
+	}
+	m := &r.out[i]
+	if match == nil {
+		m.always, m.Match = true, nil
+	} else {
+		m.Match = append(m.Match, match...)
+	}
+	for _, dep := range m.needs {
+		r.gate(dep, match)
+	}
+}
+
 func (r *resolver) add(name, params, why string, depth int) error {
-	if r.done[name] || r.tree.builtin[name] {
+	if _, done := r.index[name]; done || r.tree.builtin[name] {
 		return nil
 	}
 	rel, ok := r.tree.file[name]
@@ -102,9 +148,9 @@ func (r *resolver) add(name, params, why string, depth int) error {
 	if depth > 32 {
 		return fmt.Errorf("%w %s: dependencies go round in a circle", ErrModule, name)
 	}
-	m := Module{Name: name, Path: path.Join("/lib/modules", r.tree.Version, rel), Params: params, Wanted: why, source: filepath.Join(r.tree.root, rel)}
+	m := Module{Name: name, Path: path.Join("/lib/modules", r.tree.Version, rel), Params: params, Wanted: why}
 	var err error
-	if m.data, err = os.ReadFile(m.source); err != nil {
+	if m.data, err = os.ReadFile(filepath.Join(r.tree.root, rel)); err != nil {
 		return fmt.Errorf("%w: %w", ErrModule, err)
 	}
 	info, err := modinfo(m.data)
@@ -116,19 +162,29 @@ func (r *resolver) add(name, params, why string, depth int) error {
 			if err := r.add(moduleName(dep), "", "needed by "+name, depth+1); err != nil {
 				return err
 			}
+			m.needs = append(m.needs, moduleName(dep))
 		}
 	}
 	if err := r.checkSoft(name, info["softdep"]); err != nil {
 		return err
 	}
-	r.done[name], r.provided[name] = true, true
-	for _, a := range info["alias"] {
+	r.note(name, info["alias"])
+	r.index[name] = len(r.out)
+	r.out = append(r.out, m)
+	return nil
+}
+
+// note records what a module answers to.
+func (r *resolver) note(name string, aliases []string) {
+	r.provided[name] = true
+	for _, a := range aliases {
 		r.provided[moduleName(a)] = true
 		// crypto_alloc("x") asks for "crypto-x"; some softdeps say plain "x".
 		r.provided[strings.TrimPrefix(moduleName(a), "crypto_")] = true
+		if strings.HasPrefix(a, "pci:") {
+			r.pci[name] = append(r.pci[name], a)
+		}
 	}
-	r.out = append(r.out, m)
-	return nil
 }
 
 func (r *resolver) checkSoft(name string, lines []string) error {
@@ -171,13 +227,10 @@ func modinfo(object []byte) (map[string][]string, error) {
 	return out, nil
 }
 
-// ModulesList is the path of the load list in the image: one module a line
-// in load order, the path, then (after a blank) its parameters if any.
-const ModulesList = "/etc/modules.list"
-
-// AddModules adds the objects and ModulesList.
+// AddModules adds the objects and the two lists that board/kernel reads:
+// kernel.ListFile and kernel.MatchFile.
 func (l *List) AddModules(list []Module) error {
-	var text strings.Builder
+	var text, match strings.Builder
 	for _, m := range list {
 		if err := l.Add(Entry{Path: m.Path, Kind: File, Perm: 0o644, Data: m.data, Origin: "kernel"}); err != nil {
 			return err
@@ -187,16 +240,12 @@ func (l *List) AddModules(list []Module) error {
 			text.WriteString(" " + m.Params)
 		}
 		text.WriteByte('\n')
+		for _, p := range m.Match {
+			match.WriteString(m.Path + " " + p + "\n")
+		}
 	}
-	return l.Add(Entry{Path: ModulesList, Kind: File, Perm: 0o644, Data: []byte(text.String()), Origin: "made"})
-}
-
-// Names returns the sorted names of modules.
-func Names(list []Module) []string {
-	var out []string
-	for _, m := range list {
-		out = append(out, m.Name)
+	if err := l.Add(Entry{Path: kernel.ListFile, Kind: File, Perm: 0o644, Data: []byte(text.String()), Origin: "made"}); err != nil {
+		return err
 	}
-	slices.Sort(out)
-	return out
+	return l.Add(Entry{Path: kernel.MatchFile, Kind: File, Perm: 0o644, Data: []byte(match.String()), Origin: "made"})
 }

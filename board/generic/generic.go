@@ -7,19 +7,16 @@ package generic
 
 import "guardhouse/board/kernel"
 
-// Modules in load order.
+// Modules in load order, each only where its device is.
 var Modules = []kernel.Module{
-	{Name: "crct10dif_generic", Reason: "the disk layers ask for this checksum by alias, which only modprobe could answer"},
-	{Name: "nvme", Reason: "NVMe disks"},
-	{Name: "ahci", Reason: "SATA disks"},
-	{Name: "sd_mod", Reason: "the disk layer above AHCI"},
-	{Name: "lpc_ich", Reason: "announces the watchdog of older Intel chip sets"},
-	{Name: "i2c-i801", Reason: "announces the watchdog of newer Intel chip sets"},
-	{Name: "iTCO_wdt", Reason: "watchdog of Intel chip sets"},
-	{Name: "sp5100_tco", Reason: "watchdog of AMD chip sets"},
-	{Name: "e1000e", Reason: "Intel 1 Gbit, on-board"},
-	{Name: "igb", Reason: "Intel 1 Gbit, server cards"},
-	{Name: "igc", Reason: "Intel 2.5 Gbit"},
-	{Name: "ixgbe", Reason: "Intel 10 Gbit"},
-	{Name: "tg3", Reason: "Broadcom 1 Gbit, common on-board in servers"},
+	{Name: "nvme", Probe: true, Needs: []string{"crct10dif_generic"}, Reason: "NVMe disks; the checksum is asked for by alias, which only modprobe could answer"},
+	{Name: "ahci", Probe: true, Needs: []string{"crct10dif_generic", "sd_mod"}, Reason: "SATA disks, with the disk layer above"},
+	{Name: "lpc_ich", Probe: true, Needs: []string{"iTCO_wdt"}, Reason: "announces the watchdog of older Intel chip sets"},
+	{Name: "i2c-i801", Probe: true, Needs: []string{"iTCO_wdt"}, Reason: "announces the watchdog of newer Intel chip sets"},
+	{Name: "sp5100_tco", Probe: true, Reason: "watchdog of AMD chip sets"},
+	{Name: "e1000e", Probe: true, Reason: "Intel 1 Gbit, on-board"},
+	{Name: "igb", Probe: true, Reason: "Intel 1 Gbit, server cards"},
+	{Name: "igc", Probe: true, Reason: "Intel 2.5 Gbit"},
+	{Name: "ixgbe", Probe: true, Reason: "Intel 10 Gbit"},
+	{Name: "tg3", Probe: true, Reason: "Broadcom 1 Gbit, common on-board in servers"},
 }

@@ -14,5 +14,5 @@ var Modules = []kernel.Module{
 	{Name: "virtio_blk", Reason: "disks"},
 	{Name: "virtio_net", Reason: "network"},
 	{Name: "virtio_console", Reason: "named ports: the link to the token outside the machine"},
-	{Name: "i6300esb", Reason: "hardware watchdog that QEMU emulates"},
+	{Name: "i6300esb", Probe: true, Reason: "hardware watchdog that QEMU emulates"},
 }
