@@ -103,6 +103,9 @@ func Between(earliest, latest time.Time, ok bool) Window {
 	return Window{earliest, latest, true}
 }
 
+// Known reports whether the time is known at all.
+func (w Window) Known() bool { return w.known }
+
 // Within says whether every moment of the window lies from a to b.
 func (w Window) Within(a, b time.Time) bool {
 	return w.known && !w.earliest.Before(a) && !w.latest.After(b)

@@ -1,0 +1,148 @@
+package attest
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/policy"
+)
+
+// maxOneWrite is the size of head and body of the signingCertificates answer
+// that reaches a driver in one TLS record.
+const maxOneWrite = 16 << 10
+
+const writeTimeout = 10 * time.Second
+
+// signer is a recorded attestation signer with its parsed certificate.
+type signer struct {
+	key         policy.Key
+	certificate *x509.Certificate
+}
+
+// signerCache keeps the enabled attestation signers of one snapshot, the primary
+// first, then the newest first.
+type signerCache struct {
+	mu    sync.Mutex
+	index uint64
+	list  []signer
+	fresh bool
+}
+
+func (c *signerCache) all(snap policy.Snapshot) []signer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fresh && c.index == snap.Index {
+		return c.list
+	}
+	var list []signer
+	for _, k := range snap.State.Keys {
+		if k.Role != policy.RoleAttestationSigner || !k.Enabled {
+			continue
+		}
+		cert, err := x509.ParseCertificate(k.Certificate)
+		if err != nil {
+			continue
+		}
+		if _, ok := cert.PublicKey.(*rsa.PublicKey); ok {
+			list = append(list, signer{k, cert})
+		}
+	}
+	slices.SortFunc(list, func(a, b signer) int {
+		switch {
+		case a.key.Primary != b.key.Primary && a.key.Primary:
+			return -1
+		case a.key.Primary != b.key.Primary:
+			return 1
+		}
+		return cmp.Or(b.certificate.NotBefore.Compare(a.certificate.NotBefore), cmp.Compare(a.key.Ref, b.key.Ref))
+	})
+	c.index, c.list, c.fresh = snap.Index, list, true
+	return list
+}
+
+func (c *signerCache) primary(snap policy.Snapshot) (signer, bool) {
+	for _, s := range c.all(snap) {
+		if s.key.Primary {
+			return s, true
+		}
+	}
+	return signer{}, false
+}
+
+// signingCertificates is 6.7 of hgsa.md: all enabled attestation signers that
+// are valid at every moment the present may be, as many as drivers can read.
+func (q *request) signingCertificates() {
+	now := health.Between(q.d.Now())
+	if !now.Known() {
+		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
+		return
+	}
+	var certs []*x509.Certificate
+	for _, s := range q.signers.all(q.snap) {
+		if now.Within(s.certificate.NotBefore, s.certificate.NotAfter) && len(certs) < hgsa.MaxSigningCertificates {
+			certs = append(certs, s.certificate)
+		}
+	}
+	for ; len(certs) > 0; certs = certs[:len(certs)-1] {
+		body, err := hgsa.EncodeSigningCertificates(certs)
+		if err != nil {
+			q.d.Log("attestation: %v", err)
+			break
+		}
+		head := oneWriteHead(len(body))
+		if len(head)+len(body) <= maxOneWrite || len(certs) == 1 {
+			q.oneWrite(head, body)
+			return
+		}
+	}
+	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "key new --roles attestation-signer, then key primary")
+}
+
+func oneWriteHead(length int) []byte {
+	h := http.Header{}
+	setHeaders(h, length)
+	h.Set("Connection", "close")
+	var b bytes.Buffer
+	b.WriteString("HTTP/1.1 200 OK\r\n")
+	_ = h.Write(&b) // to memory
+	b.WriteString("\r\n")
+	return b.Bytes()
+}
+
+// oneWrite sends head and body in one write, because the JDBC driver reads once
+// and takes what has arrived. net/http would cut them into pieces of 4 KiB, so
+// the connection is taken over and closed afterwards. Where that is not possible
+// (HTTP/2, HEAD) the usual way serves: none of those clients is that driver.
+func (q *request) oneWrite(head, body []byte) {
+	q.replied = true
+	hijacker, ok := q.w.(http.Hijacker)
+	if ok && q.r.ProtoMajor == 1 && q.r.Method == http.MethodGet {
+		conn, _, err := hijacker.Hijack()
+		if err == nil {
+			sendAndClose(conn, append(head, body...))
+			return
+		}
+	}
+	setHeaders(q.w.Header(), len(body))
+	q.w.WriteHeader(http.StatusOK)
+	if q.r.Method != http.MethodHead {
+		_, _ = fmt.Fprintf(q.w, "%s", body)
+	}
+}
+
+func sendAndClose(conn net.Conn, answer []byte) {
+	defer conn.Close()
+	// A deadline of the socket, not a time that anything is issued by.
+	_ = conn.SetDeadline(time.Now().Add(writeTimeout))
+	_, _ = conn.Write(answer)
+}

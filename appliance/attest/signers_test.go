@@ -1,0 +1,125 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/hgsa"
+)
+
+// recorder counts the writes below net/http.
+type recorder struct {
+	net.Listener
+	mu     sync.Mutex
+	writes []int
+}
+
+type recorded struct {
+	net.Conn
+	l *recorder
+}
+
+func (l *recorder) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return recorded{c, l}, err
+}
+
+func (c recorded) Write(b []byte) (int, error) {
+	c.l.mu.Lock()
+	c.l.writes = append(c.l.writes, len(b))
+	c.l.mu.Unlock()
+	return c.Conn.Write(b)
+}
+
+func TestSigningCertificatesLeaveInOneWrite(t *testing.T) {
+	n := newNode(t)
+	for i := range 5 { // six in all, one too many
+		n.addSigner(t, testKeys()[3], noon.Add(-time.Duration(i+30)*24*time.Hour), health.DefaultSignerLife, false, true)
+	}
+	n.addSigner(t, testKeys()[3], noon.Add(time.Hour), health.DefaultSignerLife, false, true)          // not yet valid
+	n.addSigner(t, testKeys()[3], noon.Add(-48*time.Hour), time.Hour, false, true)                     // expired
+	n.addSigner(t, testKeys()[3], noon.Add(-24*time.Hour), 24*time.Hour+time.Second/2, false, true)    // perhaps expired
+	off := n.addSigner(t, testKeys()[3], noon.Add(-time.Hour), health.DefaultSignerLife, false, false) // disabled
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := &recorder{Listener: l}
+	server := &http.Server{Handler: n}
+	go server.Serve(rec)
+	defer server.Close()
+	for _, path := range []string{"/Attestation/v2.0/signingCertificates", "/Attestation//attestationservice.svc/v2.0/signingCertificates/"} {
+		rec.mu.Lock()
+		rec.writes = nil
+		rec.mu.Unlock()
+		resp, err := http.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != 200 || resp.ContentLength != int64(len(body)) || resp.Header.Get("Content-Type") != hgsa.ContentType {
+			t.Fatalf("%v %+v", err, resp)
+		}
+		if err := hgsa.CheckSigningBody(body); err != nil {
+			t.Error(err)
+		}
+		certs, err := hgsa.DecodeSigningCertificates(body)
+		if err != nil || len(certs) < 2 || len(certs) > 5 {
+			t.Fatalf("%d certificates, %v", len(certs), err)
+		}
+		primary := false
+		for _, c := range certs {
+			primary = primary || c.Equal(n.signer)
+			if c.Equal(off) || !health.Between(noon, noon.Add(time.Second), true).Within(c.NotBefore, c.NotAfter) {
+				t.Errorf("published: %s to %s", c.NotBefore, c.NotAfter)
+			}
+		}
+		rec.mu.Lock()
+		if !primary || len(rec.writes) != 1 || rec.writes[0] > maxOneWrite {
+			t.Errorf("primary %v, writes of %v bytes", primary, rec.writes)
+		}
+		rec.mu.Unlock()
+	}
+	if w := n.do("GET", "/Attestation/v2.0/signingCertificates", nil); w.Code != 200 || hgsa.CheckSigningBody(w.Body.Bytes()) != nil {
+		t.Error("without a connection to take over:", w.Code)
+	}
+}
+
+// The JDBC driver reads once: one TLS record must hold head and body.
+func TestSigningCertificatesFillOneTLSRecord(t *testing.T) {
+	n := newNode(t)
+	for i := range 4 {
+		n.addSigner(t, testKeys()[3], noon.Add(-time.Duration(i+30)*24*time.Hour), health.DefaultSignerLife, false, true)
+	}
+	server := httptest.NewUnstartedServer(n)
+	server.TLS = &tls.Config{DynamicRecordSizingDisabled: true}
+	server.StartTLS()
+	defer server.Close()
+	for range 20 {
+		conn, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "example.com"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET /Attestation/attestationservice.svc/v2.0/signingCertificates/ HTTP/1.1\r\nHost: h\r\n\r\n")
+		once := make([]byte, 64<<10)
+		got, err := conn.Read(once)
+		conn.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, body, ok := bytes.Cut(once[:got], []byte("\r\n\r\n"))
+		if err := hgsa.CheckSigningBody(body); !ok || err != nil {
+			t.Fatalf("the first of several records has %d bytes: %v", got, err)
+		}
+	}
+}
