@@ -116,8 +116,7 @@ func (k *Keeper) Configure(c ModuleConfig, env []string) error {
 	}
 	k.cfg, k.env = c, append([]string(nil), env...)
 	k.proven, k.deaths = false, 0
-	k.epoch++
-	k.notify()
+	k.startOver()
 	return nil
 }
 
@@ -145,8 +144,7 @@ func (k *Keeper) SetPIN(pin []byte) error {
 	}
 	k.pin.Wipe()
 	k.pin, k.proven, k.deaths = s, false, 0
-	k.epoch++
-	k.notify()
+	k.startOver()
 	return nil
 }
 
@@ -161,8 +159,7 @@ func (k *Keeper) Retry(lastTry bool) {
 	}
 	k.cfg.LastTry = lastTry
 	k.deaths = 0
-	k.epoch++
-	k.notify()
+	k.startOver()
 }
 
 // Lock wipes the PIN and ends the worker.
@@ -171,8 +168,7 @@ func (k *Keeper) Lock() {
 	defer k.mu.Unlock()
 	k.pin.Wipe()
 	k.pin, k.proven, k.deaths = nil, false, 0
-	k.epoch++
-	k.notify()
+	k.startOver()
 }
 
 // Status gives a copy of the present state.
@@ -205,10 +201,29 @@ func (k *Keeper) within(d time.Duration) {
 	k.mu.Unlock()
 }
 
-// set changes the state and, when e is not nil, the last failure.
-func (k *Keeper) set(s State, e *Error) {
+// startOver makes the loop take up a new module or PIN. The state changes here,
+// not when the loop gets to it: a caller that comes right after waits instead of
+// hearing that there is no PIN. k.mu is held.
+func (k *Keeper) startOver() {
+	k.epoch++
+	s := StateLocked
+	if k.cfg.Module != "" && k.pin.Bytes() != nil {
+		s = StateStarting
+	}
+	if k.status.State != s {
+		k.status.State, k.status.Since = s, time.Now()
+	}
+	k.notify()
+}
+
+// set changes the state and, when e is not nil, the last failure, unless module
+// or PIN changed meanwhile.
+func (k *Keeper) set(epoch int, s State, e *Error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.epoch != epoch {
+		return
+	}
 	if k.status.State != s {
 		k.status.State, k.status.Since = s, time.Now()
 	}
@@ -248,7 +263,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			continue
 		}
 		k.log("token lost: %v; next try in %v", e, pause)
-		k.set(StateStarting, e)
+		k.set(epoch, StateStarting, e)
 		k.sleep(ctx, pause, epoch)
 		pause = min(2*pause, k.timing.MaxPause)
 	}
@@ -276,12 +291,9 @@ func (k *Keeper) waitConfigured(ctx context.Context) (epoch int, ok bool) {
 		k.mu.Lock()
 		have := k.cfg.Module != "" && k.pin.Bytes() != nil && k.epoch != k.failed
 		epoch, changed := k.epoch, k.changed
-		if !have && k.epoch != k.failed && k.status.State != StateLocked {
-			k.status.State, k.status.Since = StateLocked, time.Now()
-		}
 		k.mu.Unlock()
 		if have {
-			k.set(StateStarting, nil)
+			k.set(epoch, StateStarting, nil)
 			return epoch, true
 		}
 		select {

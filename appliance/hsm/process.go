@@ -145,6 +145,7 @@ func (p *process) read() {
 		var a answer
 		body, err := readFrame(p.conn, &a)
 		if err != nil {
+			time.Sleep(20 * time.Millisecond) // a dead worker's exit status, which Wait brings, says more
 			p.kill(&Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the worker hung up: " + err.Error(), Remedy: "see the log of hsm"})
 			return
 		}

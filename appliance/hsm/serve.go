@@ -42,7 +42,8 @@ type Opener func(c ModuleConfig, pin []byte, login func()) (Token, error)
 
 // Serve is the worker: it takes the PIN from pin (one byte of length, then the
 // PIN) and closes it, opens the token as the first frame of conn says and
-// answers calls until conn ends. It returns nil when the keeper hung up.
+// answers calls until conn ends. It returns nil when the keeper hung up or was
+// told why the token did not open.
 // Calls run at the same time, as many as the keeper sends.
 func Serve(conn io.ReadWriteCloser, pin io.ReadCloser, open Opener) error {
 	defer conn.Close()
@@ -65,7 +66,7 @@ func Serve(conn io.ReadWriteCloser, pin io.ReadCloser, open Opener) error {
 	secret.Wipe()
 	if err != nil {
 		w.send(answer{Error: AsError(err)}, nil)
-		return err
+		return nil
 	}
 	info := token.Info()
 	w.token = token

@@ -31,6 +31,9 @@ func parseUIDs(list string) (rpc.UIDs, error) {
 		}
 		uids[name] = uint32(uid)
 	}
+	if _, ok := uids[rpc.Ledger]; !ok {
+		return nil, fmt.Errorf("hsm: --uids: the ledger is missing")
+	}
 	return uids, nil
 }
 

@@ -152,15 +152,14 @@ func (b *Bridge) once(ctx context.Context) error {
 		return fmt.Errorf("attach: %w", err)
 	}
 	defer s.Close()
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
 	// A port can be opened with nobody behind it: only an answer counts.
 	if _, err := s.Ping(); err != nil {
 		return errors.New("attach: nobody answers at the other end of the HSM's channel")
 	}
 	b.set(s, nil)
-	select {
-	case <-ctx.Done():
-	case <-s.CloseChan():
-	}
+	<-s.CloseChan()
 	return errors.New("attach: the HSM's channel was lost")
 }
 

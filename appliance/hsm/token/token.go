@@ -1,10 +1,10 @@
 // Package token drives one PKCS#11 token through its vendor's module.
 //
 // Promise. crypto11 loads and initialises the module, finds the token, makes
-// key pairs, finds them and signs; miekg/pkcs11, bound to the same loaded
-// library, does the login (so that the PIN is never kept), reads attributes
-// back and decrypts, on sessions of its own. Neither initialises or finalises
-// the module a second time. A key is made sensitive, non-extractable and for
+// key pairs, finds them, reads their attributes and signs; miekg/pkcs11, through
+// the very binding that crypto11 initialised, does the login (so that the PIN is
+// never kept) and decrypts, on sessions of its own. Nobody initialises or
+// finalises the module a second time. A key is made sensitive, non-extractable and for
 // one purpose, the attributes are read back, and a key that came out otherwise
 // is destroyed. An OAEP ciphertext gives one error whatever is wrong with it.
 //
@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -95,8 +96,8 @@ func Open(c hsm.ModuleConfig, pin []byte, login func(), random io.Reader) (*Toke
 
 // start is Open after the module was initialised.
 func (t *Token) start(pin []byte, login func()) (err error) {
-	if t.p = pkcs11.New(t.cfg.Module); t.p == nil {
-		return &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "bind to the loaded module"}
+	if t.p, err = binding(t.c11); err != nil {
+		return err
 	}
 	if err := t.find(); err != nil {
 		return err
@@ -112,6 +113,21 @@ func (t *Token) start(pin []byte, login func()) (err error) {
 	}
 	t.probeAny()
 	return nil
+}
+
+// binding gives the miekg/pkcs11 binding that crypto11 initialised. Loading the
+// library a second time is no way to it: p11-kit-client.so gives every caller of
+// C_GetFunctionList an instance of its own, with its own connection and its own
+// login. crypto11 does not export the field, so its name and type are checked.
+func binding(c *crypto11.Context) (*pkcs11.Ctx, error) {
+	f := reflect.ValueOf(c).Elem().FieldByName("ctx")
+	if f.Kind() == reflect.Struct {
+		f = f.FieldByName("Ctx")
+	}
+	if !f.IsValid() || f.Type() != reflect.TypeFor[*pkcs11.Ctx]() || f.IsNil() {
+		return nil, &hsm.Error{Kind: hsm.KindFailed, Class: hsm.ClassFatal, Detail: "this build's crypto11 hides its binding elsewhere"}
+	}
+	return (*pkcs11.Ctx)(f.UnsafePointer()), nil
 }
 
 // configure makes a crypto11 context without login.
