@@ -72,7 +72,7 @@ func (q *request) hostKeyAttest() {
 	}
 	vsm, err := hgsa.ParsePublicKey(p.vsm)
 	if err != nil {
-		q.observe(host, outcomeVSMKey)
+		q.verdict(host, outcomeVSMKey)
 		q.refuseHost(host, hgsa.VirtualSecureModeError(), refusal{outcome: outcomeVSMKey, detail: err.Error(),
 			remedy: "see that virtualization-based security runs on the host"})
 		return
@@ -182,9 +182,7 @@ func (q *request) pending(p proof, key hgsa.PublicKey, id string, spki []byte) {
 	if _, err := hgsa.VerifyHostKeySignature(key.RSA, p.hostKey, p.vsm, p.signature); err != nil {
 		return
 	}
-	at := q.d.Stamp()
-	q.d.Observe(q.r.Context(), []policy.Observation{{Kind: policy.ObservedPending, Subject: id, First: at, Last: at, Count: 1,
-		Facts: map[string]string{"source": q.source(), "spki": base64.StdEncoding.EncodeToString(spki)}}})
+	q.observe(policy.ObservedPending, id, "spki", base64.StdEncoding.EncodeToString(spki))
 }
 
 // refuseHost refuses a registered host. It gets an entry of its own, but only
@@ -207,17 +205,23 @@ func (q *request) refuseHost(host policy.Host, reply hgsa.Reply, why refusal) {
 }
 
 func (q *request) refuseRevoked(host policy.Host) {
-	q.observe(host, outcomeRevoked)
+	q.verdict(host, outcomeRevoked)
 	q.refuseHost(host, hgsa.UnauthorizedError(), refusal{outcome: outcomeRevoked, detail: "host " + host.Name + " is revoked",
 		remedy: "host restore " + host.Name + ", if it may work again"})
 }
 
-// observe notes the last verdict on a host that proved its key; without proof
+// verdict notes the last verdict on a host that proved its key; without proof
 // anyone could write here.
-func (q *request) observe(host policy.Host, verdict string) {
+func (q *request) verdict(host policy.Host, verdict string) {
+	q.observe(policy.ObservedHost, host.ID, "verdict", verdict)
+}
+
+func (q *request) observe(kind policy.ObservationKind, subject, fact, value string) {
+	ctx, cancel := q.context(noteTimeout)
+	defer cancel()
 	at := q.d.Stamp()
-	q.d.Observe(q.r.Context(), []policy.Observation{{Kind: policy.ObservedHost, Subject: host.ID, First: at, Last: at, Count: 1,
-		Facts: map[string]string{"source": q.source(), "verdict": verdict}}})
+	q.d.Observe(ctx, []policy.Observation{{Kind: kind, Subject: subject, First: at, Last: at, Count: 1,
+		Facts: map[string]string{"source": q.source(), fact: value}}})
 }
 
 func (q *request) entry(kind policy.AuditKind, subject, outcome string) policy.AuditEntry {
@@ -268,7 +272,7 @@ func (q *request) grant(host policy.Host, p proof, vsm hgsa.PublicKey, form stri
 		q.reply(http.StatusServiceUnavailable, hgsa.UnavailableError())
 		return
 	}
-	q.observe(host, "ok")
+	q.verdict(host, "ok")
 	q.reply(http.StatusOK, reply)
 }
 

@@ -99,7 +99,7 @@ func (q *request) signingCertificates() {
 			q.d.Log("attestation: %v", err)
 			break
 		}
-		head := oneWriteHead(len(body))
+		head := oneWriteHead(q.w.Header(), len(body))
 		if len(head)+len(body) <= maxOneWrite || len(certs) == 1 {
 			q.oneWrite(head, body)
 			return
@@ -108,8 +108,9 @@ func (q *request) signingCertificates() {
 	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "key new --roles attestation-signer, then key primary")
 }
 
-func oneWriteHead(length int) []byte {
-	h := http.Header{}
+// oneWriteHead keeps the headers that were set around this service, Date for one.
+func oneWriteHead(h http.Header, length int) []byte {
+	h = h.Clone()
 	setHeaders(h, length)
 	h.Set("Connection", "close")
 	var b bytes.Buffer

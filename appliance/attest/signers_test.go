@@ -54,7 +54,10 @@ func TestSigningCertificatesLeaveInOneWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec := &recorder{Listener: l}
-	server := &http.Server{Handler: n}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", "Wed, 04 Mar 2026 12:00:00 GMT") // set around the service, as cmd/hgs does
+		n.ServeHTTP(w, r)
+	})}
 	go server.Serve(rec)
 	defer server.Close()
 	for _, path := range []string{"/Attestation/v2.0/signingCertificates", "/Attestation//attestationservice.svc/v2.0/signingCertificates/"} {
@@ -67,7 +70,7 @@ func TestSigningCertificatesLeaveInOneWrite(t *testing.T) {
 		}
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if err != nil || resp.StatusCode != 200 || resp.ContentLength != int64(len(body)) || resp.Header.Get("Content-Type") != hgsa.ContentType {
+		if err != nil || resp.StatusCode != 200 || resp.ContentLength != int64(len(body)) || resp.Header.Get("Content-Type") != hgsa.ContentType || resp.Header.Get("Date") == "" {
 			t.Fatalf("%v %+v", err, resp)
 		}
 		if err := hgsa.CheckSigningBody(body); err != nil {
