@@ -132,7 +132,7 @@ func BoardModules() []kernel.Module {
 var uselessDirs = []string{"/sound/", "/drivers/gpu/", "/drivers/media/", "/drivers/staging/", "/drivers/net/wireless/", "/drivers/infiniband/", "/drivers/iio/", "/drivers/isdn/"}
 
 func (b *build) fetchKernel(ctx context.Context) (err error) {
-	if b.kernelPkg, err = debian.Candidate(ctx, KernelPackage); err != nil {
+	if b.kernelPkg, err = debian.Candidate(ctx, KernelPackage, b.Cache); err != nil {
 		return err
 	}
 	keep := func(p string) bool {

@@ -16,6 +16,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Package is a Debian binary package as used for a build.
@@ -44,9 +46,45 @@ var (
 
 const remedy = "run `make deps`, or `apt-get update` as root, and try again"
 
+// listsFolder changes whenever apt's knowledge of the mirror does.
+const listsFolder = "/var/lib/apt/lists"
+
 // Candidate returns what apt would download for a name. A package that only
-// depends on one versioned package (linux-image-amd64) is followed to it.
-func Candidate(ctx context.Context, name string) (*Package, error) {
+// depends on one versioned package (linux-image-amd64) is followed to it. The
+// answer is kept in the cache folder until apt's lists change, because asking
+// takes a second.
+func Candidate(ctx context.Context, name, cache string) (*Package, error) {
+	memo := filepath.Join(cache, "candidate-"+name+".json")
+	var kept struct {
+		Lists   string
+		Package Package
+	}
+	state := listsState()
+	if text, err := os.ReadFile(memo); err == nil && json.Unmarshal(text, &kept) == nil && kept.Lists == state && state != "" {
+		return &kept.Package, nil
+	}
+	p, err := candidate(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	kept.Lists, kept.Package = state, *p
+	text, err := json.Marshal(kept)
+	if err != nil {
+		return nil, err
+	}
+	return p, os.WriteFile(memo, text, 0o644)
+}
+
+// listsState names the state of apt's lists; empty when it cannot be told.
+func listsState() string {
+	info, err := os.Stat(listsFolder)
+	if err != nil {
+		return ""
+	}
+	return info.ModTime().UTC().Format(time.RFC3339Nano)
+}
+
+func candidate(ctx context.Context, name string) (*Package, error) {
 	for range 3 {
 		fields, err := show(ctx, name)
 		if err != nil {
