@@ -1,0 +1,206 @@
+package site
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"text/template"
+	"time"
+
+	"filippo.io/age"
+	"filippo.io/age/armor"
+)
+
+// answers is the answer file that the demo types; README shows the same.
+var answers = template.Must(template.New("answers").Parse(`version = 1
+
+[service]
+name = "hgs.example.test"
+mode = "HostKey"
+http = true
+https = true
+health-life = "8h"
+
+[node]
+name = "{{.Name}}"
+time-servers = [{{range $i, $t := .Times}}{{if $i}}, {{end}}"{{$t}}"{{end}}]
+
+[node.network]
+resolvers = ["10.0.2.3"]
+
+[[node.network.interface]]
+name = "front"
+mac = ["any"]
+addresses = ["10.0.2.15/24"]
+gateways = ["10.0.2.2"]
+roles = ["service", "cluster", "management"]
+
+[node.hsm]
+module = "{{.Module}}"
+token = "{{.Token}}"
+attach = "{{.Attach}}"
+
+[[admin]]
+name = "{{.AdminName}}"
+role = "owner"
+key = "{{.AdminKey}}"
+`))
+
+// Answers is the text of the site's answer file.
+func (s *Site) Answers() ([]byte, error) {
+	var times []string
+	for _, t := range s.Times {
+		times = append(times, t.GuestAddr())
+	}
+	var b bytes.Buffer
+	err := answers.Execute(&b, map[string]any{"Name": s.Name, "Times": times, "Token": TokenLabel, "Module": "/usr/lib/pkcs11/p11-kit-client.so",
+		"Attach": "virtio:org.guardhouse.hsm", "AdminName": AdminName, "AdminKey": s.Admin.Public})
+	return b.Bytes(), err
+}
+
+// secrets makes the second file of a setup: PIN and serial passphrase, encrypted to the key that the node showed.
+func (s *Site) secrets(recipient string) ([]byte, error) {
+	r, err := age.ParseX25519Recipient(recipient)
+	if err != nil {
+		return nil, fmt.Errorf("the setup key on the serial line: %w", err)
+	}
+	pass := make([]byte, 9)
+	rand.Read(pass)
+	s.Admin.Passphrase = hex.EncodeToString(pass)
+	// The passphrase is for whoever plays with the demo's node afterwards (make run NODE=demo).
+	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "serial-passphrase"), []byte(s.Admin.Passphrase+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	a := armor.NewWriter(&out)
+	w, err := age.Encrypt(a, r)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(w, "version = 1\nhsm-pin = %q\n\n[passphrase]\n%s = %q\n", s.Token.PIN(), AdminName, s.Admin.Passphrase)
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	if err := a.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// What the serial line says; console/plain's golden files hold the whole dialogue.
+var (
+	rePrompt   = regexp.MustCompile(`guardhouse> `)
+	reSetupKey = regexp.MustCompile(`(age1[0-9a-z]{58})`)
+	reAnswers  = regexp.MustCompile(`(?i)answer file[^\n]*dot`)
+	reHash     = regexp.MustCompile(`(?i)sha-?256[^0-9a-f]*([0-9a-f]{64})`)
+	reSecrets  = regexp.MustCompile(`(?i)secrets[^\n]*dot`)
+	reYes      = regexp.MustCompile(`(?i)type yes`)
+	reDone     = regexp.MustCompile(`(?i)set up for|refused|failed|login: `)
+	reNodeKey  = regexp.MustCompile(`(SHA256:[A-Za-z0-9+/]{43})`)
+)
+
+// SetupResult is what the serial line showed during setup.
+type SetupResult struct {
+	SetupKey    string
+	AnswerHash  string // as the node shows it
+	LocalHash   string // as computed here
+	Fingerprint string // SSH host key of the node
+}
+
+// WaitReady waits for the first prompt or login line.
+func (s *Site) WaitReady(ctx context.Context) (setUp bool, err error) {
+	m, err := s.Node.Serial.Expect(ctx, regexp.MustCompile(`guardhouse> |login: `))
+	if err != nil {
+		return false, err
+	}
+	return m[0] == "login: ", nil
+}
+
+// SetUp types the answer file and the secrets as a person would. WaitReady must have returned.
+func (s *Site) SetUp(ctx context.Context) (SetupResult, error) {
+	line := s.Node.Serial
+	var r SetupResult
+	if err := line.Send("status"); err != nil {
+		return r, err
+	}
+	m, err := line.Expect(ctx, reSetupKey)
+	if err != nil {
+		return r, err
+	}
+	r.SetupKey = m[1]
+	text, err := s.Answers()
+	if err != nil {
+		return r, err
+	}
+	sum := sha256.Sum256(text)
+	r.LocalHash = hex.EncodeToString(sum[:])
+	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "answers.toml"), text, 0o644); err != nil {
+		return r, err
+	}
+	if _, err := line.Expect(ctx, rePrompt); err != nil {
+		return r, err
+	}
+	if err := line.Send("setup"); err != nil {
+		return r, err
+	}
+	if _, err := line.Expect(ctx, reAnswers); err != nil {
+		return r, err
+	}
+	if err := s.paste(text); err != nil {
+		return r, err
+	}
+	if m, err = line.Expect(ctx, reHash); err != nil {
+		return r, err
+	}
+	r.AnswerHash = m[1]
+	if _, err := line.Expect(ctx, reSecrets); err != nil {
+		return r, err
+	}
+	secret, err := s.secrets(r.SetupKey)
+	if err != nil {
+		return r, err
+	}
+	if err := s.paste(secret); err != nil {
+		return r, err
+	}
+	if _, err := line.Expect(ctx, reYes); err != nil {
+		return r, err
+	}
+	if err := line.Send("yes"); err != nil {
+		return r, err
+	}
+	if m, err = line.Expect(ctx, reDone); err != nil {
+		return r, err
+	}
+	if strings.Contains(strings.ToLower(m[0]), "refused") || strings.Contains(strings.ToLower(m[0]), "failed") {
+		return r, fmt.Errorf("the node refused the setup; see %s", line.LogPath())
+	}
+	if m, err = line.Expect(ctx, reNodeKey); err != nil {
+		return r, err
+	}
+	r.Fingerprint = m[1]
+	s.Admin.HostKey = r.Fingerprint
+	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "host-key"), []byte(r.Fingerprint+"\n"), 0o644); err != nil {
+		return r, err
+	}
+	return r, nil
+}
+
+// paste types text line by line and ends it with a dot. A serial line has no flow control worth its name: short pauses keep its
+// 16-byte FIFO and the tty's 4 KiB line buffer from overflowing.
+func (s *Site) paste(text []byte) error {
+	for l := range strings.Lines(string(text)) {
+		if err := s.Node.Serial.Send(strings.TrimRight(l, "\n")); err != nil {
+			return err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return s.Node.Serial.Send(".")
+}

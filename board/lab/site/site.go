@@ -1,0 +1,170 @@
+// Package site is one evaluation site on a workstation: a built image, one node in the lab with its TPM and data disk, a token outside
+// it, three time servers, and an administrator with a key. The demo, `make run` and the tests that need a whole node stand on it.
+//
+// Promise: it does only what a person with a serial cable and an SSH client could do; it has no other way into the node. Secrets reach
+// the node as in a real setup: encrypted to the key that the node shows on its serial line.
+//
+// Limits: Linux on x86-64 with the packages of board/lab/deps.sh. Everything is kept below the two folders in Options.
+package site
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"guardhouse/board/lab"
+	"guardhouse/images/measure"
+)
+
+// Options of a site. Build is the folder of image and caches (.build), Name the node's name and the folder of its state.
+type Options struct {
+	Build string
+	Name  string
+	HSM   string // as mkimage's --hsm; empty = attached
+	Fresh bool   // throw away what an earlier run of this name left
+	Logf  func(format string, args ...any)
+}
+
+// Site is a running site. Close ends everything it started.
+type Site struct {
+	Options
+	Lab   *lab.Lab
+	Token *lab.Token
+	Times []*lab.TimeServer
+	Node  *lab.Node
+	Image Image
+	Admin *Admin
+}
+
+// Image is what mkimage built, with the PCRs that it must show: computed here from the file, by code that talks to no machine.
+type Image struct {
+	EFI, Disk string
+	Size      int64
+	PCRs      map[int]string // lower-case hex, SHA-256 bank
+}
+
+// BuildImage runs mkimage. Its output goes to a log file, which an error names.
+func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
+	if hsm == "" {
+		hsm = "attached"
+	}
+	dir := filepath.Join(build, "image")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Image{}, err
+	}
+	log := filepath.Join(build, "image.log")
+	cmd := exec.CommandContext(ctx, "go", "run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache"), "--hsm", hsm)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	if werr := os.WriteFile(log, out.Bytes(), 0o644); werr != nil {
+		return Image{}, werr
+	}
+	if err != nil {
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		return Image{}, fmt.Errorf("build the image: %s (%w); the whole output is in %s", lines[len(lines)-1], err, log)
+	}
+	return OpenImage(dir)
+}
+
+// OpenImage reads a built image and predicts its PCRs.
+func OpenImage(dir string) (Image, error) {
+	img := Image{EFI: filepath.Join(dir, "guardhouse.efi"), Disk: filepath.Join(dir, "guardhouse.img"), PCRs: map[int]string{}}
+	raw, err := os.ReadFile(img.EFI)
+	if err != nil {
+		return Image{}, err
+	}
+	img.Size = int64(len(raw))
+	p, err := measure.Predict(raw, measure.Options{})
+	if err != nil {
+		return Image{}, fmt.Errorf("predict the PCRs of %s: %w", img.EFI, err)
+	}
+	img.PCRs[measure.BootPCR], img.PCRs[measure.ImagePCR] = hex.EncodeToString(p.PCR4[:]), hex.EncodeToString(p.PCR11[:])
+	return img, nil
+}
+
+// Open starts the parts around the node: token, time servers, network. The node itself is off until Boot.
+func Open(ctx context.Context, o Options, img Image) (*Site, error) {
+	if o.Logf == nil {
+		o.Logf = func(string, ...any) {}
+	}
+	dir := filepath.Join(o.Build, "lab", o.Name)
+	if o.Fresh {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, err
+		}
+	}
+	l, err := lab.New(ctx, lab.Options{Dir: dir, Cache: filepath.Join(o.Build, "cache", "debian"), Logf: o.Logf})
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{Options: o, Lab: l, Image: img}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return s, nil
+}
+
+func (s *Site) open(ctx context.Context) (err error) {
+	if s.Token, err = s.Lab.NewToken(ctx, TokenLabel); err != nil {
+		return err
+	}
+	if s.Times, err = s.Lab.TimeServers(ctx, 3); err != nil {
+		return err
+	}
+	s.Admin, err = openAdmin(s.Lab.Dir)
+	return err
+}
+
+// TokenLabel is the label of the site's token.
+const TokenLabel = "guardhouse"
+
+// Boot powers the node on.
+func (s *Site) Boot(ctx context.Context) error {
+	n, err := s.Lab.StartNode(ctx, lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token})
+	if err != nil {
+		return err
+	}
+	s.Node = n
+	return nil
+}
+
+// Close ends everything.
+func (s *Site) Close() error { return s.Lab.Close() }
+
+// URL is the base URL of a service of the node, seen from the workstation: path is "/Attestation" or "/KeyProtection".
+func (s *Site) URL(path string) string { return "http://" + s.Node.Addr(80) + path }
+
+// Describe writes what a person at this site needs to know: where the state lies, how to reach the node, and an answer file to try.
+func (s *Site) Describe(w io.Writer) error {
+	text, err := s.Answers()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(s.Lab.Dir, "answers.toml")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		return err
+	}
+	pin := filepath.Join(s.Token.Dir, "pin")
+	host, port, _ := strings.Cut(s.Node.Addr(22), ":")
+	_, err = fmt.Fprintf(w, `State:        %s
+Answer file:  %s (an example that fits this machine)
+Secrets:      a file with  hsm-pin = "..."  from %s, encrypted with age to the node's setup key
+SSH:          ssh -i %s -p %s %s@%s help      (after setup)
+HTTP:         %s
+`, s.Lab.Dir, file, pin, s.Admin.KeyFile, port, AdminName, host, s.URL("/Attestation/Getinfo"))
+	if s.Admin.Passphrase != "" {
+		fmt.Fprintf(w, "Serial login: %s, passphrase in %s\n", AdminName, filepath.Join(s.Lab.Dir, "serial-passphrase"))
+	}
+	return err
+}
