@@ -116,7 +116,6 @@ var quick = Timing{Call: 300 * time.Millisecond, Generate: 2 * time.Second, Open
 type rig struct {
 	*Keeper
 	logins string // file with a line for each login
-	pid    atomic.Int64
 	log    syncBuffer
 }
 

@@ -1,6 +1,6 @@
 // Command hsm is the only process that touches the PKCS#11 token.
 //
-//	hsm [--run-dir DIR] [--attach-dir DIR] [--uids name=uid,...]
+//	hsm [--run-dir DIR] [--uids name=uid,...] [--attach-dir DIR]
 //	hsm worker
 //
 // Started plain it is the keeper: it asks the ledger for the PIN and the
@@ -20,21 +20,22 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm"
 	"guardhouse/appliance/hsm/token"
 	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
+	"guardhouse/appliance/supervise"
 )
 
 func main() {
@@ -46,17 +47,18 @@ func main() {
 		fail(worker())
 		return
 	}
-	fail(keeper())
+	child := supervise.Flags(flag.CommandLine, rpc.HSM, sandbox.UIDs())
+	attachDir := flag.String("attach-dir", "/run/hsm", "folder of the module's socket when the token is attached by a port")
+	flag.Parse()
+	fail(keeper(child, *attachDir))
 }
 
 func fail(err error) {
 	if err != nil {
-		logf("%v", err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
-
-func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
 // worker loads the module and answers calls until the keeper hangs up.
 func worker() error {
@@ -78,36 +80,32 @@ func worker() error {
 }
 
 // keeper serves until SIGTERM.
-func keeper() error {
-	runDir := flag.String("run-dir", rpc.SocketDir, "folder of the rpc sockets")
-	attachDir := flag.String("attach-dir", "/run/hsm", "folder of the module's socket when the token is attached by a port")
-	uidList := flag.String("uids", defaultUIDs, "which uid is which process")
-	flag.Parse()
-	uids, err := parseUIDs(*uidList)
-	if err != nil {
-		return err
+func keeper(child *supervise.Child, attachDir string) error {
+	ledgerUID, ok := child.UIDs[rpc.Ledger]
+	if !ok {
+		return errors.New("hsm: --uids: the ledger is missing")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	ctx, stop := supervise.Context()
 	defer stop()
-
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("hsm: own program: %w", err)
 	}
-	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self) }, hsm.Timing{}, logf)
-	listener, err := rpc.Listen(rpc.SocketPath(*runDir, rpc.HSM))
+	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self) }, hsm.Timing{}, child.Logf)
+	c := &cable{dir: attachDir, log: child.Logf}
+	server := rpc.NewServer(child.UIDs)
+	register(server, k, c)
+	listener, err := rpc.Listen(child.Socket(rpc.HSM))
 	if err != nil {
 		return err
 	}
-	cable := &cable{dir: *attachDir}
-	server := rpc.NewServer(uids)
-	register(server, k, cable)
-	ledger := rpc.NewProvedClient(rpc.SocketPath(*runDir, rpc.Ledger), uids[rpc.Ledger])
+	// The PIN comes from there, so the ledger's uid is proved.
+	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
 	ran := make(chan error, 1)
 	go func() { ran <- k.Run(ctx) }()
-	go settings(ctx, ledger, k, cable)
+	go settings(ctx, ledger, k, c)
 	go report(ctx, k)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	go supervise.Ready(ctx, "token locked", k.Alive)
 	err = server.Serve(ctx, listener)
 	stop()
 	<-ran // the worker is dead and the PIN wiped
@@ -130,34 +128,19 @@ func workerCommand(self string) *exec.Cmd {
 	return cmd
 }
 
-// report feeds the watchdog while the keeper's own loop turns, and keeps init's
-// status line true.
+// report keeps init's status line true.
 func report(ctx context.Context, k *hsm.Keeper) {
-	interval, err := daemon.SdWatchdogEnabled(false)
-	watched := err == nil && interval > 0
-	pause := time.Second
-	if watched {
-		pause = min(pause, interval/3)
-	}
-	tick := time.NewTicker(pause)
+	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	last := ""
-	for {
+	for last := ""; ; {
 		s := k.Status()
-		line := "STATUS=token " + string(s.State)
+		line := "token " + string(s.State)
 		if s.State != hsm.StateReady && s.Last != nil {
-			line += ": " + s.Last.Error()
+			line += ": " + s.Last.What()
 		}
 		if line != last {
-			_, _ = daemon.SdNotify(false, line)
+			supervise.Status("%s", line)
 			last = line
-		}
-		if watched {
-			if err := k.Alive(); err != nil {
-				logf("%v", err)
-			} else {
-				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
-			}
 		}
 		select {
 		case <-ctx.Done():

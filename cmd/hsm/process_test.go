@@ -65,9 +65,11 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 			if err != nil {
 				return
 			}
-			select {
-			case n.notes <- string(buf[:m]):
-			default:
+			for line := range strings.Lines(string(buf[:m])) {
+				select {
+				case n.notes <- strings.TrimSpace(line):
+				default:
+				}
 			}
 		}
 	})

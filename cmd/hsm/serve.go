@@ -4,38 +4,11 @@ import (
 	"context"
 	"crypto"
 	"errors"
-	"fmt"
-	"strconv"
-	"strings"
 
 	"guardhouse/appliance/hsm"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
-
-// defaultUIDs is the table of the node's image.
-const defaultUIDs = "init=0,ledger=901,hsm=902,hgs=903,clock=904,console=905"
-
-// parseUIDs reads "name=uid,..."; every uid belongs to one name, because a
-// caller is known by its uid.
-func parseUIDs(list string) (rpc.UIDs, error) {
-	uids := rpc.UIDs{}
-	for _, item := range strings.Split(list, ",") {
-		name, number, _ := strings.Cut(item, "=")
-		uid, err := strconv.ParseUint(number, 10, 32)
-		if err != nil || name == "" {
-			return nil, fmt.Errorf("hsm: --uids: %q is not name=uid", item)
-		}
-		if other := uids.Name(uint32(uid)); other != "" {
-			return nil, fmt.Errorf("hsm: --uids: %s and %s share uid %d", other, name, uid)
-		}
-		uids[name] = uint32(uid)
-	}
-	if _, ok := uids[rpc.Ledger]; !ok {
-		return nil, fmt.Errorf("hsm: --uids: the ledger is missing")
-	}
-	return uids, nil
-}
 
 // register offers the hsm.* methods, each to the processes that need it.
 func register(s *rpc.Server, k *hsm.Keeper, c *cable) {

@@ -34,7 +34,7 @@ func settings(ctx context.Context, ledger *rpc.Client, k *hsm.Keeper, c *cable) 
 			clear(r.PIN)
 			if err != nil && !errors.Is(err, rpc.ErrUnavailable) && err.Error() != said && ctx.Err() == nil {
 				said = err.Error()
-				logf("settings: %v", err)
+				c.log("settings: %v", err)
 			}
 		}
 		select {
@@ -60,6 +60,7 @@ func apply(ctx context.Context, r rpc.PINReply, k *hsm.Keeper, c *cable) error {
 // cable carries the module's socket to a token outside the machine.
 type cable struct {
 	dir string
+	log func(format string, args ...any)
 
 	mu     sync.Mutex
 	name   string // as in the settings; empty: the module needs none
@@ -99,10 +100,10 @@ func (c *cable) lay(ctx context.Context, name string) error {
 		return fmt.Errorf("hsm: socket of the module: %w", err)
 	}
 	ctx, cut := context.WithCancel(ctx)
-	c.name, c.cut, c.bridge = name, cut, attach.NewBridge(attach.Port(port), logf)
+	c.name, c.cut, c.bridge = name, cut, attach.NewBridge(attach.Port(port), c.log)
 	go func(b *attach.Bridge) {
 		if err := b.Run(ctx, l); err != nil {
-			logf("%v", err)
+			c.log("%v", err)
 		}
 	}(c.bridge)
 	return nil
