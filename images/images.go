@@ -76,6 +76,9 @@ type Result struct {
 // earlier build, never half written ones.
 func Build(ctx context.Context, opt Options) (*Result, error) {
 	start := time.Now()
+	if err := errors.Join(opt.HSM.Validate(), opt.Release.Validate()); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{opt.Out, opt.Cache} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err

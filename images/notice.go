@@ -68,7 +68,7 @@ func (b *build) goNotices(ctx context.Context, out *bytes.Buffer) error {
 	}
 	text, err := licenceTexts(env[0])
 	if err != nil {
-		return fmt.Errorf("Go standard library: %w", err)
+		return fmt.Errorf("the standard library of Go: %w", err)
 	}
 	section(out, "Go standard library and runtime "+env[1], text)
 	if err := b.linkedModules(ctx); err != nil {
@@ -77,7 +77,7 @@ func (b *build) goNotices(ctx context.Context, out *bytes.Buffer) error {
 	for _, m := range b.goModules {
 		text, err := licenceTexts(m.dir)
 		if err != nil {
-			return fmt.Errorf("Go module %s %s: %w", m.Path, m.Version, err)
+			return fmt.Errorf("module %s %s: %w", m.Path, m.Version, err)
 		}
 		section(out, "Go module "+m.Path+" "+m.Version, text)
 	}
@@ -121,7 +121,7 @@ func (b *build) linkedModules(ctx context.Context) error {
 		}
 		g := found[m.Path]
 		if g.dir = m.Dir; g.dir == "" {
-			return fmt.Errorf("Go module %s: source is not in the module cache; run `go mod download`", m.Path)
+			return fmt.Errorf("module %s: source is not in the module cache; run `go mod download`", m.Path)
 		}
 		b.goModules = append(b.goModules, g)
 	}

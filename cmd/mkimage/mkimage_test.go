@@ -1,0 +1,57 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestOptionsMayFollowTheFile(t *testing.T) {
+	for _, args := range [][]string{{"--json", "a.efi"}, {"a.efi", "--json"}} {
+		fs := flag.NewFlagSet("t", flag.ContinueOnError)
+		j := fs.Bool("json", false, "")
+		rest, err := parse(fs, args)
+		if err != nil || !*j || !slices.Equal(rest, []string{"a.efi"}) {
+			t.Errorf("%q: %v %v %v", args, *j, rest, err)
+		}
+	}
+}
+
+func TestMeasureSaysWhatIsWrongWithTheFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "x.efi")
+	if err := os.WriteFile(name, []byte("MZ but nothing else"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err := measureImage(&out, []string{name})
+	if err == nil || !strings.Contains(err.Error(), name) || out.Len() != 0 {
+		t.Errorf("err %v, output %q", err, out.String())
+	}
+	if err := measureImage(&out, []string{filepath.Join(t.TempDir(), "absent")}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("absent file: %v", err)
+	}
+}
+
+func TestBuildTimeComesFromTheCallerFirst(t *testing.T) {
+	t.Setenv("SOURCE_DATE_EPOCH", "1795000001")
+	r, err := release(t.Context(), t.TempDir(), "1.0", 1795000002)
+	if err != nil || r.Epoch != 1795000002 || r.Version != "1.0" {
+		t.Errorf("%+v %v", r, err)
+	}
+	if r, err = release(t.Context(), t.TempDir(), "1.0", 0); err != nil || r.Epoch != 1795000001 {
+		t.Errorf("%+v %v", r, err)
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", "yesterday")
+	if _, err = release(t.Context(), t.TempDir(), "1.0", 0); err == nil {
+		t.Error("accepted a time that is none")
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", "")
+	if _, err = release(t.Context(), t.TempDir(), "1.0", 0); err == nil || !strings.Contains(err.Error(), "--epoch") {
+		t.Errorf("outside git: %v", err)
+	}
+}
