@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/network"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
+)
+
+// serve answers the other processes until ctx ends.
+func (n *node) serve(ctx context.Context) error {
+	s := rpc.NewServer(sandbox.UIDs())
+	rpc.Handle(s, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) { return n.status(), nil }, rpc.Console, rpc.Ledger)
+	rpc.Handle(s, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, v policy.Network) (rpc.Empty, error) {
+		return rpc.Empty{}, n.setNetwork(ctx, v)
+	}, rpc.Ledger)
+	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, req rpc.LogRequest, send func(rpc.LogLine) error) error {
+		return n.log.Read(ctx, req, send)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.InitPower, func(_ context.Context, _ rpc.Caller, req rpc.PowerRequest) (rpc.Empty, error) {
+		if req.Action != powerOff && req.Action != powerReboot {
+			return rpc.Empty{}, rpc.ErrRefused.With("%q is neither %s nor %s", req.Action, powerReboot, powerOff)
+		}
+		n.ask(powerRequest{req.Action, "asked for by " + req.Actor.Name})
+		return rpc.Empty{}, nil
+	}, rpc.Console)
+	l, err := rpc.Listen(rpc.SocketPath(rpc.SocketDir, rpc.Init))
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx, l)
+}
+
+func (n *node) status() rpc.InitStatusReply {
+	r := rpc.InitStatusReply{Version: n.release.Version, Boot: n.boot, Up: rpc.BootTime(), Services: n.super.Status()}
+	for _, l := range n.net.Links() {
+		r.Links = append(r.Links, rpc.LinkStatus(l))
+		if l.Problem != "" {
+			r.Problems = append(r.Problems, policy.Problem{Kind: "network-link", What: l.Problem, Remedy: l.Remedy})
+		}
+	}
+	if p := n.log.DiskProblem(); p != "" {
+		r.Problems = append(r.Problems, policy.Problem{Kind: "log-disk", What: p, Remedy: "trim the audit or replace the data disk"})
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.Disk = n.disk
+	for _, kind := range slices.Sorted(maps.Keys(n.problems)) {
+		r.Problems = append(r.Problems, n.problems[kind])
+	}
+	return r
+}
+
+// setNetwork checks, stores and applies. ctx lives as long as init: leases are renewed in it.
+func (n *node) setNetwork(ctx context.Context, v policy.Network) error {
+	if err := network.Validate(v); err != nil {
+		var fe *network.FieldError
+		if errors.As(err, &fe) {
+			return rpc.ErrRefused.With("%s: %s", fe.Field, fe.Reason)
+		}
+		return err
+	}
+	if !n.hasDisk() {
+		return rpc.ErrUnavailable.With("the data disk is not open, so network settings can't be stored")
+	}
+	if err := storeNetwork(networkFile, v); err != nil {
+		return err
+	}
+	n.problem("network-failed", "", "")
+	if err := n.net.Apply(ctx, v); err != nil {
+		return err
+	}
+	n.reopenSockets(ctx)
+	return nil
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "unknown"
+	}
+	b, _, _ := bytes.Cut(u.Release[:], []byte{0})
+	return string(b)
+}

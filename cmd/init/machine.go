@@ -1,0 +1,170 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// mount is one file system of the bare machine. Those marked optional may be missing in a kernel.
+type mount struct {
+	what, where, kind string
+	flags             uintptr
+	data              string
+	optional          bool
+}
+
+const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// mounts, in order. A process sees only itself in /proc (hidepid).
+var mounts = []mount{
+	{"proc", "/proc", "proc", quiet, "hidepid=invisible", false},
+	{"sysfs", "/sys", "sysfs", quiet | unix.MS_RDONLY, "", false},
+	{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755", false},
+	{"tmpfs", "/run", "tmpfs", quiet, "mode=0755,size=16m", false},
+	{"tmpfs", "/tmp", "tmpfs", quiet, "mode=1777,size=16m", false},
+	{"securityfs", "/sys/kernel/security", "securityfs", quiet, "", true},
+}
+
+func mountAll(list []mount) error {
+	var failed error
+	for _, m := range list {
+		if !m.optional {
+			if err := os.MkdirAll(m.where, 0o755); err != nil && !errors.Is(err, unix.EROFS) {
+				failed = errors.Join(failed, err)
+			}
+		}
+		err := unix.Mount(m.what, m.where, m.kind, m.flags, m.data)
+		if err != nil && !errors.Is(err, unix.EBUSY) && !m.optional { // EBUSY: the kernel mounted devtmpfs itself
+			failed = errors.Join(failed, fmt.Errorf("mount %s: %w", m.where, err))
+		}
+	}
+	return failed
+}
+
+// sealRoot makes the initial file system read-only. resolv.conf, the one file that changes, lives in /run.
+func sealRoot() error {
+	os.Remove("/etc/resolv.conf")
+	err := os.Symlink(resolvConf, "/etc/resolv.conf")
+	if rerr := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); rerr != nil {
+		err = errors.Join(err, fmt.Errorf("make the root read-only: %w", rerr))
+	}
+	return err
+}
+
+// loadModules loads the modules of list (a path and perhaps parameters a line) in order and returns what failed. A module that is there
+// already, or whose hardware is not (ENODEV), is no failure.
+func loadModules(list string) (loaded int, failed []string) {
+	f, err := os.Open(list)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // everything is built in
+	}
+	if err != nil {
+		return 0, []string{err.Error()}
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		path, params, _ := strings.Cut(strings.TrimSpace(sc.Text()), " ")
+		if path == "" {
+			continue
+		}
+		switch err := loadModule(path, params); {
+		case err == nil:
+			loaded++
+		case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENODEV):
+		default:
+			failed = append(failed, fmt.Sprintf("module %s: %v", filepath.Base(path), err))
+		}
+	}
+	return loaded, failed
+}
+
+func loadModule(path, params string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.FinitModule(int(f.Fd()), params, 0)
+}
+
+// sysctl is one kernel setting and why. Optional ones are unknown to some kernels.
+type sysctl struct {
+	key, value, why string
+}
+
+// sysctls hold for every node. A key that the kernel lacks is skipped.
+var sysctls = []sysctl{
+	{"kernel.printk", "1 4 1 7", "the serial line belongs to the console; `log show kernel` has it all"},
+	{"kernel.core_pattern", "|/nowhere", "a crash writes memory nowhere"},
+	{"fs.suid_dumpable", "0", "the same for processes that changed their uid"},
+	{"kernel.kptr_restrict", "2", "kernel addresses help only an attacker"},
+	{"kernel.dmesg_restrict", "1", "the kernel's log is for init"},
+	{"kernel.yama.ptrace_scope", "3", "no process may look into another, init included"},
+	{"kernel.perf_event_paranoid", "3", "nobody measures here"},
+	{"kernel.unprivileged_bpf_disabled", "1", "no programs inside the kernel"},
+	{"net.core.bpf_jit_harden", "2", "the same for those the kernel makes itself"},
+	{"kernel.unprivileged_userns_clone", "0", "no user namespaces: their code is new and large"},
+	{"user.max_user_namespaces", "0", "the same, in the kernel's own words"},
+	{"kernel.io_uring_disabled", "2", "not used, often attacked"},
+	{"vm.unprivileged_userfaultfd", "0", "makes kernel races easy"},
+	{"dev.tty.ldisc_autoload", "0", "the serial line must not load drivers"},
+	{"kernel.kexec_load_disabled", "1", "the only way to another kernel is the firmware"},
+	{"kernel.sysrq", "0", "no keys past the console"},
+	{"kernel.ctrl-alt-del", "0", "init gets a signal and stops in order"},
+	{"kernel.panic", "10", "a dead node starts again"},
+	{"kernel.panic_on_oops", "1", "a kernel that made a mistake is not trusted with keys"},
+	{"kernel.randomize_va_space", "2", "addresses differ at each start"},
+	{"vm.mmap_min_addr", "65536", "null pointers hit nothing"},
+	{"fs.protected_symlinks", "1", "no tricks with links in shared folders"},
+	{"fs.protected_hardlinks", "1", "the same"},
+	{"fs.protected_fifos", "2", "the same"},
+	{"fs.protected_regular", "2", "the same"},
+	{"net.ipv4.ip_forward", "0", "a node is not a router"},
+	{"net.ipv4.tcp_syncookies", "1", "a flood of half-open connections must not shut hosts out"},
+	{"net.core.somaxconn", "4096", "hosts that all start at once wait in the queue"},
+	{"net.ipv4.conf.all.rp_filter", "1", "answers leave by the interface the question came in by"},
+	{"net.ipv4.conf.default.rp_filter", "1", "the same"},
+	{"net.ipv4.conf.all.accept_redirects", "0", "nobody on the wire changes our routes"},
+	{"net.ipv4.conf.default.accept_redirects", "0", "the same"},
+	{"net.ipv6.conf.all.accept_redirects", "0", "the same"},
+	{"net.ipv6.conf.default.accept_redirects", "0", "the same"},
+	{"net.ipv4.conf.all.send_redirects", "0", "nor do we change others'"},
+	{"net.ipv4.conf.default.send_redirects", "0", "the same"},
+	{"net.ipv4.conf.all.accept_source_route", "0", "the sender does not choose the way"},
+	{"net.ipv4.conf.default.accept_source_route", "0", "the same"},
+	{"net.ipv6.conf.default.accept_ra", "0", "IPv6 from routers only where the network settings say so"},
+	{"net.ipv6.conf.default.autoconf", "0", "the same"},
+}
+
+// sealModules ends module loading for this boot.
+var sealModules = sysctl{"kernel.modules_disabled", "1", "all drivers are loaded; nobody adds code to the kernel now"}
+
+// setSysctls returns what could not be set.
+func setSysctls(root string, list []sysctl) (failed []string) {
+	for _, s := range list {
+		path := filepath.Join(root, strings.ReplaceAll(s.key, ".", "/"))
+		err := os.WriteFile(path, []byte(s.value), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = append(failed, fmt.Sprintf("%s = %s: %v", s.key, s.value, err))
+		}
+	}
+	return failed
+}
+
+// virtioPort is the device file of a virtio serial port by its name; the number depends on the other devices.
+func virtioPort(name string) (string, bool) {
+	list, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+	for _, p := range list {
+		if b, err := os.ReadFile(p); err == nil && strings.TrimSpace(string(b)) == name {
+			return "/dev/" + filepath.Base(filepath.Dir(p)), true
+		}
+	}
+	return "", false
+}
