@@ -1,8 +1,8 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
+	"crypto/subtle"
 	"fmt"
 	"os/exec"
 	"sync"
@@ -133,7 +133,7 @@ func (k *Keeper) sameConfig(c ModuleConfig) bool {
 func (k *Keeper) SetPIN(pin []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	same := bytes.Equal(pin, k.pin.Bytes()) // both are held by this process: nothing to learn from the time it takes
+	same := subtle.ConstantTimeCompare(pin, k.pin.Bytes()) == 1
 	s, err := NewSecret(pin)
 	if err != nil {
 		return err

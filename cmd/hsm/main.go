@@ -18,7 +18,6 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"flag"
@@ -27,7 +26,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -104,8 +102,8 @@ func keeper(child *supervise.Child, attachDir string) error {
 	ran := make(chan error, 1)
 	go func() { ran <- k.Run(ctx) }()
 	go settings(ctx, ledger, k, c)
-	go report(ctx, k)
-	go supervise.Ready(ctx, "token locked", k.Alive)
+	go report(ctx, k, chronicle(ctx, child, ledger))
+	go supervise.Ready(ctx, statusLine(k.Status()), k.Alive)
 	err = server.Serve(ctx, listener)
 	stop()
 	<-ran // the worker is dead and the PIN wiped
@@ -126,26 +124,4 @@ func workerCommand(self string) *exec.Cmd {
 	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return cmd
-}
-
-// report keeps init's status line true.
-func report(ctx context.Context, k *hsm.Keeper) {
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for last := ""; ; {
-		s := k.Status()
-		line := "token " + string(s.State)
-		if s.State != hsm.StateReady && s.Last != nil {
-			line += ": " + s.Last.What()
-		}
-		if line != last {
-			supervise.Status("%s", line)
-			last = line
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }

@@ -30,6 +30,7 @@ type node struct {
 	cmd    *exec.Cmd
 	client *rpc.Client
 	notes  chan string
+	audit  chan policy.AuditEntry
 	stderr bytes.Buffer
 	exited chan error
 }
@@ -50,10 +51,14 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 	}
 	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
 	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	n := &node{client: rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), notes: make(chan string, 100), exited: make(chan error, 1), audit: make(chan policy.AuditEntry, 100)}
+	rpc.Handle(ledger, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
+		n.audit <- e
+		return policy.AuditReceipt{}, nil
+	}, rpc.HSM)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = ledger.Serve(ctx, l) })
 
-	n := &node{client: rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), notes: make(chan string, 100), exited: make(chan error, 1)}
 	sock, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -161,6 +166,14 @@ func TestProcessServesTheLedger(t *testing.T) {
 		t.Errorf("status %+v, %v", s, err)
 	}
 	checkSecrecy(t, n)
+	select {
+	case e := <-n.audit:
+		if e.Kind != policy.AuditSystem || e.Action != "hsm" || e.Outcome != "ok" || e.Subject != label || e.BootTime == 0 {
+			t.Errorf("audit entry %+v", e)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("the audit chain was not told that the token is ready")
+	}
 
 	worker := childOf(t, n.cmd.Process.Pid)
 	began := time.Now()

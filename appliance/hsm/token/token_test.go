@@ -126,7 +126,7 @@ func TestSignaturesVerify(t *testing.T) {
 
 func TestRefusesKeyOfAnotherRole(t *testing.T) {
 	tok := open(t, newSoftHSM(t))
-	enc, encPub := generate(t, tok, policy.RoleEncryption)
+	enc, _ := generate(t, tok, policy.RoleEncryption)
 	sig, sigPub := generate(t, tok, policy.RoleSigning)
 	digest := sha256.Sum256(nil)
 	request := func(ref policy.KeyRef, role policy.KeyRole) hsm.SignRequest {
@@ -153,7 +153,6 @@ func TestRefusesKeyOfAnotherRole(t *testing.T) {
 	if _, err := tok.private(tok.keys[sig.Ref], m, make([]byte, sigPub.Size())); !errors.Is(err, hsm.ErrRequest) {
 		t.Errorf("the token decrypts with a signing key: %v", err)
 	}
-	_ = encPub
 }
 
 func encrypt(t testing.TB, pub *rsa.PublicKey, msg []byte, p hsm.OAEP) []byte {
@@ -232,6 +231,19 @@ func TestRefusesWrongPIN(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), "4711") {
 		t.Error("the error shows the PIN")
+	}
+}
+
+func TestSparesTheLastTry(t *testing.T) {
+	for name, c := range map[string]struct {
+		flags uint
+		code  uint32
+	}{"final try": {pkcs11.CKF_USER_PIN_FINAL_TRY, 0}, "locked": {pkcs11.CKF_USER_PIN_LOCKED, pkcs11.CKR_PIN_LOCKED}} {
+		tok := &Token{info: pkcs11.TokenInfo{Flags: c.flags}}
+		err := tok.authenticate([]byte("1234"), func() { t.Errorf("%s: PIN shown", name) })
+		if e := hsm.AsError(err); e == nil || e.Class != hsm.ClassFatal || e.Code != c.code || e.Remedy == "" {
+			t.Errorf("%s: %+v", name, e)
+		}
 	}
 }
 

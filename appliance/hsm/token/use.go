@@ -123,10 +123,6 @@ func (t *Token) Decrypt(ref policy.KeyRef, ciphertext []byte, p hsm.OAEP) (plain
 		}
 		return err
 	})
-	if errors.Is(err, hsm.ErrDecrypt) {
-		t.refused.Add(1)
-		return nil, hsm.ErrDecrypt
-	}
 	return plain, err
 }
 
@@ -169,6 +165,7 @@ func (t *Token) private(k *pair, m *pkcs11.Mechanism, ciphertext []byte) (plain 
 		if plain, err = t.p.Decrypt(s, ciphertext); err == nil {
 			return nil
 		}
+		t.refused.Add(1)
 		code, ok := errors.AsType[pkcs11.Error](err)
 		if !ok {
 			return fail("decrypt", err)
