@@ -32,7 +32,8 @@ type Admin struct {
 	signer ssh.Signer
 }
 
-func openAdmin(dir string) (*Admin, error) {
+// OpenAdmin reads the administrator kept in dir, or makes one.
+func OpenAdmin(dir string) (*Admin, error) {
 	a := &Admin{KeyFile: filepath.Join(dir, "admin_ed25519")}
 	b, err := os.ReadFile(a.KeyFile)
 	if errors.Is(err, os.ErrNotExist) {

@@ -45,38 +45,42 @@ roles = ["service", "cluster", "management"]
 [node.hsm]
 module = "{{.Module}}"
 token = "{{.Token}}"
-attach = "{{.Attach}}"
-
+{{with .Attach}}attach = "{{.}}"
+{{end}}
 [[admin]]
 name = "{{.AdminName}}"
 role = "owner"
 key = "{{.AdminKey}}"
 `))
 
-// Answers is the text of the site's answer file.
-func (s *Site) Answers() ([]byte, error) {
-	var times []string
-	for _, t := range s.Times {
-		times = append(times, t.GuestAddr())
-	}
+// AnswerValues fill the answer file.
+type AnswerValues struct {
+	Name, Module, Token, Attach, AdminName, AdminKey string
+	Times                                            []string
+}
+
+// RenderAnswers is the text of an answer file.
+func RenderAnswers(v AnswerValues) ([]byte, error) {
 	var b bytes.Buffer
-	err := answers.Execute(&b, map[string]any{"Name": s.Name, "Times": times, "Token": TokenLabel, "Module": "/usr/lib/pkcs11/p11-kit-client.so",
-		"Attach": "virtio:org.guardhouse.hsm", "AdminName": AdminName, "AdminKey": s.Admin.Public})
+	err := answers.Execute(&b, v)
 	return b.Bytes(), err
 }
 
-// secrets makes the second file of a setup: PIN and serial passphrase, encrypted to the key that the node showed.
-func (s *Site) secrets(recipient string) ([]byte, error) {
+// Answers is the text of the site's answer file.
+func (s *Site) Answers() ([]byte, error) {
+	v := AnswerValues{Name: s.Name, Token: TokenLabel, Module: "/usr/lib/pkcs11/p11-kit-client.so", Attach: "virtio:org.guardhouse.hsm",
+		AdminName: AdminName, AdminKey: s.Admin.Public}
+	for _, t := range s.Times {
+		v.Times = append(v.Times, t.GuestAddr())
+	}
+	return RenderAnswers(v)
+}
+
+// EncryptSecrets makes the second file of a setup: PIN and serial passphrase, encrypted to the key that the node showed.
+func EncryptSecrets(recipient, pin, passphrase string) ([]byte, error) {
 	r, err := age.ParseX25519Recipient(recipient)
 	if err != nil {
-		return nil, fmt.Errorf("the setup key on the serial line: %w", err)
-	}
-	pass := make([]byte, 9)
-	rand.Read(pass)
-	s.Admin.Passphrase = hex.EncodeToString(pass)
-	// The passphrase is for whoever plays with the demo's node afterwards (make run NODE=demo).
-	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "serial-passphrase"), []byte(s.Admin.Passphrase+"\n"), 0o600); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the node's setup key: %w", err)
 	}
 	var out bytes.Buffer
 	a := armor.NewWriter(&out)
@@ -84,7 +88,7 @@ func (s *Site) secrets(recipient string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(w, "version = 1\nhsm-pin = %q\n\n[passphrase]\n%s = %q\n", s.Token.PIN(), AdminName, s.Admin.Passphrase)
+	fmt.Fprintf(w, "version = 1\nhsm-pin = %q\n\n[passphrase]\n%s = %q\n", pin, AdminName, passphrase)
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
@@ -92,6 +96,17 @@ func (s *Site) secrets(recipient string) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+// secrets is EncryptSecrets for this site. The passphrase is kept for whoever uses the node afterwards (make run NODE=demo).
+func (s *Site) secrets(recipient string) ([]byte, error) {
+	pass := make([]byte, 9)
+	rand.Read(pass)
+	s.Admin.Passphrase = hex.EncodeToString(pass)
+	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "serial-passphrase"), []byte(s.Admin.Passphrase+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	return EncryptSecrets(recipient, s.Token.PIN(), s.Admin.Passphrase)
 }
 
 // What the serial line says; console/plain's golden files hold the whole dialogue.

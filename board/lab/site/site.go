@@ -122,7 +122,7 @@ func (s *Site) open(ctx context.Context) (err error) {
 	if s.Times, err = s.Lab.TimeServers(ctx, 3); err != nil {
 		return err
 	}
-	s.Admin, err = openAdmin(s.Lab.Dir)
+	s.Admin, err = OpenAdmin(s.Lab.Dir)
 	return err
 }
 
