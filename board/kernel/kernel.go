@@ -63,4 +63,6 @@ var Modules = []Module{
 	{Name: "efivarfs", Reason: "boot order and Secure Boot state, read when needed"},
 	{Name: "bonding", Params: "max_bonds=0", Reason: "network setup: bonds; none is made by loading"},
 	{Name: "8021q", Reason: "network setup: VLANs"},
+	{Name: "button", Reason: "the power button, as PID 1 turns it into a clean stop"},
+	{Name: "evdev", Reason: "the device through which the power button is read"},
 }
