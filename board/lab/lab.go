@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // Addresses on the service network of every node (QEMU's user network; each node has one of its own).
@@ -66,6 +67,9 @@ type Lab struct {
 // ErrClosed is returned by every call on a lab that was closed or whose context ended.
 var ErrClosed = errors.New("the lab is closed")
 
+// ErrInUse says that another lab works in the folder.
+var ErrInUse = errors.New("another lab is running in this folder: end it, or choose another folder")
+
 // New makes the lab's folder and its virtual network. When ctx ends the lab is closed.
 func New(ctx context.Context, o Options) (*Lab, error) {
 	if o.Dir == "" {
@@ -78,10 +82,15 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
 	if o.Cache == "" {
 		o.Cache = filepath.Join(dir, "cache")
 	}
 	if o.Cache, err = filepath.Abs(o.Cache); err != nil {
+		lock.Close()
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	lctx, cancel := context.WithCancel(ctx)
@@ -92,8 +101,24 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	go func() {
 		<-lctx.Done()
 		l.shutdown()
+		lock.Close()
+		close(l.done)
 	}()
 	return l, nil
+}
+
+// lockDir keeps a second lab out of the folder as long as the returned file is open: two machines on one disk image
+// would destroy it. The lock goes with the process.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: %s", ErrInUse, dir)
+	}
+	return f, nil
 }
 
 // Close kills everything the lab started and waits until it is gone. It may be called more than once.
@@ -108,7 +133,6 @@ func (l *Lab) Switch() *Switch { return l.sw }
 
 // shutdown runs once, when the lab's context has ended.
 func (l *Lab) shutdown() {
-	defer close(l.done)
 	l.procs.killAll()
 	l.mu.Lock()
 	hooks := l.close

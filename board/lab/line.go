@@ -27,17 +27,26 @@ type Line struct {
 
 	mu      sync.Mutex
 	buf     []byte        // transcript
+	dropped int64         // bytes received before buf[0]
 	next    int           // index in buf where the next Expect begins
 	changed chan struct{} // closed and replaced when buf grows or the line ends
 	ended   bool
-	tee     io.Writer
 }
 
 // ErrLineEnded says that the node went away while something was expected on its serial line.
 var ErrLineEnded = errors.New("the serial line ended (the node stopped)")
 
-// newLine takes over conn and logs to the file at path, which is truncated.
+// newLine takes over conn and logs to the file at path; the logs of the three boots before are kept as path.1 to .3.
 func newLine(conn net.Conn, path string) (*Line, error) {
+	for i := 2; i >= 0; i-- {
+		from := path
+		if i > 0 {
+			from = fmt.Sprintf("%s.%d", path, i)
+		}
+		if err := os.Rename(from, fmt.Sprintf("%s.%d", path, i+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -64,23 +73,21 @@ func (s *Line) read(f *os.File) {
 			cut := len(s.buf) - transcriptMax/2
 			s.buf = append([]byte(nil), s.buf[cut:]...)
 			s.next = max(0, s.next-cut)
+			s.dropped += int64(cut)
 		}
 		s.ended = err != nil
 		close(s.changed)
 		s.changed = make(chan struct{})
-		tee := s.tee
 		s.mu.Unlock()
-		if tee != nil && n > 0 {
-			_, _ = tee.Write(buf[:n])
-		}
 		if err != nil {
 			return
 		}
 	}
 }
 
-// Expect waits until re matches what arrived after the previous match, and returns the match and its groups. On
-// failure the error holds the last lines seen and the path of the log.
+// Expect waits until re matches what arrived after the previous match, and returns the match and its groups. Text
+// arrives in pieces, so that a match may be tried in the middle of a line: end re with `\r?\n` when it ends with
+// something of variable length. On failure the error holds the last lines seen and the path of the log.
 func (s *Line) Expect(ctx context.Context, re *regexp.Regexp) ([]string, error) {
 	for {
 		s.mu.Lock()
@@ -134,26 +141,45 @@ func (s *Line) Transcript() string {
 // LogPath is the file with everything received in this boot (the first 16 MiB).
 func (s *Line) LogPath() string { return s.path }
 
-// Attach joins a terminal to the line until in ends, ctx ends, the node stops, or the byte leave is typed (0x1d is
-// Ctrl-]). What was received before is written first. Making the terminal raw is the caller's.
-func (s *Line) Attach(ctx context.Context, in io.Reader, out io.Writer, leave byte) error {
-	s.mu.Lock()
-	_, _ = out.Write(s.buf)
-	s.tee = out
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.tee = nil
-		s.mu.Unlock()
-	}()
+// NoLeave is a leave key that nobody can type.
+const NoLeave = -1
 
+// ServeUnix lets terminal programs attach through a unix socket at path (socat -,raw,echo=0 unix-connect:path), one
+// at a time, until the node stops or ctx ends.
+func (s *Line) ServeUnix(ctx context.Context, path string) error {
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("serial line: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(ctx, func() { ln.Close() })
+	go func() {
+		defer cancel()
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			err = s.Attach(ctx, c, c, NoLeave)
+			c.Close()
+			if errors.Is(err, ErrLineEnded) {
+				return
+			}
+		}
+	}()
+	return nil
+}
+
+// Attach joins a terminal to the line until in ends, ctx ends, the node stops, or the byte leave is typed (0x1d is
+// Ctrl-]; or [NoLeave]). What was received before is written first. Making the terminal raw is the caller's. A
+// terminal too slow for the line misses what the transcript forgot; Expect goes on working beside it.
+func (s *Line) Attach(ctx context.Context, in io.Reader, out io.Writer, leave int) error {
 	typed := make(chan error, 1)
 	go func() {
 		buf := make([]byte, 1024)
 		for {
 			n, err := in.Read(buf)
-			at := bytes.IndexByte(buf[:n], leave)
-			if at >= 0 {
+			if at := bytes.IndexByte(buf[:n], byte(leave)); at >= 0 && leave != NoLeave {
 				n, err = at, io.EOF
 			}
 			if n > 0 {
@@ -167,20 +193,28 @@ func (s *Line) Attach(ctx context.Context, in io.Reader, out io.Writer, leave by
 			}
 		}
 	}()
-	for {
+	at := int64(0)
+	for leaving := error(nil); ; {
 		s.mu.Lock()
 		changed, ended := s.changed, s.ended
+		news := bytes.Clone(s.buf[max(0, at-s.dropped):])
+		at = s.dropped + int64(len(s.buf))
 		s.mu.Unlock()
-		if ended {
+		if _, err := out.Write(news); err != nil {
+			return err
+		}
+		switch {
+		case leaving != nil:
+			if errors.Is(leaving, io.EOF) {
+				return nil
+			}
+			return leaving
+		case ended:
 			return ErrLineEnded
 		}
 		select {
 		case <-changed:
-		case err := <-typed:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+		case leaving = <-typed:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

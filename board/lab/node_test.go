@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -123,6 +124,9 @@ func TestNodeKeepsItsStateAndLosesUnflushedWrites(t *testing.T) {
 		t.Errorf("an unflushed write is whole after a cut with losses: %s", out)
 	}
 	n.Kill()
+	if _, err := os.Stat(n.Serial.LogPath() + ".1"); err != nil {
+		t.Errorf("the first boot's log was not kept: %v", err)
+	}
 	if st, err := os.Stat(filepath.Join(n.Dir, "tpm", "tpm2-00.permall")); err != nil || st.Size() == 0 {
 		t.Errorf("the TPM's state was not kept: %v", err)
 	}
@@ -253,6 +257,9 @@ func TestEndOfContextKillsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := n.PID()
+	if _, err := New(t.Context(), Options{Dir: l.Dir}); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second lab in the folder: %v", err)
+	}
 	cancel()
 	<-l.done
 	if len(alive([]int{pid})) != 0 {
