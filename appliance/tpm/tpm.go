@@ -1,0 +1,138 @@
+// Package tpm is the node's use of its TPM 2.0: reading PCRs, and keeping the node's secrets under a key that only this TPM gives out,
+// and only to the image that made them.
+//
+// Promise. [Secrets] boxes each secret with AES-256-GCM under a 32-byte root key, its name bound in; the root key is sealed in the TPM
+// under a [SealPolicy], crosses the bus encrypted to a key that the TPM holds, and lies in one locked page of memory until Close wipes
+// it. A secret is replaced whole or not at all, power cuts included. A changed image, another TPM, a damaged box are each an error that
+// says so and what to do; none of them makes a new root key where boxes of an old one exist.
+//
+// Limits. The policy here, [LiteralPCRs], holds PCR values and nothing else: every update of the image makes the root key unreadable
+// ("not update-safe"). Whoever controls the running image can unseal. Go's garbage collector may leave copies of plaintext secrets that
+// callers asked for; only the root key is locked. The TPM is not defended against a person who desolders it and answers as it.
+package tpm
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+)
+
+// TPM is an open TPM. Safe for concurrent use; commands run one after the other.
+type TPM struct {
+	mu   sync.Mutex
+	t    transport.TPMCloser
+	path string
+}
+
+// Open opens a device ("/dev/tpmrm0") or, where there is no machine, an emulator that speaks raw TPM commands on a socket:
+// "swtpm:127.0.0.1:2321" or "swtpm:/path/of/socket".
+func Open(path string) (*TPM, error) {
+	addr, emulated := strings.CutPrefix(path, "swtpm:")
+	if !emulated {
+		t, err := linuxtpm.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("open TPM: %w; enable TPM 2.0 in the firmware's settings", err)
+		}
+		return &TPM{t: t, path: path}, nil
+	}
+	network := "tcp"
+	if strings.HasPrefix(addr, "/") {
+		network = "unix"
+	}
+	conn, err := net.DialTimeout(network, addr, 5*time.Second)
+	if err != nil {
+		return nil, fmt.Errorf("open emulated TPM: %w", err)
+	}
+	return &TPM{t: transport.FromReadWriteCloser(conn), path: path}, nil
+}
+
+// Close closes the device.
+func (t *TPM) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.t.Close()
+}
+
+// ReadPCRs gives the SHA-256 bank's values of the PCRs, 32 bytes each. A TPM without that bank is an error.
+func (t *TPM) ReadPCRs(pcrs ...uint) (map[uint][]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return readPCRs(t.t, pcrs)
+}
+
+func readPCRs(t transport.TPM, pcrs []uint) (map[uint][]byte, error) {
+	values := make(map[uint][]byte, len(pcrs))
+	for _, pcr := range pcrs {
+		// One each: a TPM may return fewer than were asked for in one command.
+		r, err := tpm2.PCRRead{PCRSelectionIn: selection(pcr)}.Execute(t)
+		if err != nil {
+			return nil, fmt.Errorf("read PCR %d: %w", pcr, err)
+		}
+		if len(r.PCRValues.Digests) != 1 || len(r.PCRValues.Digests[0].Buffer) != 32 {
+			return nil, fmt.Errorf("read PCR %d: the TPM has no SHA-256 bank; enable it in the firmware's settings", pcr)
+		}
+		values[pcr] = r.PCRValues.Digests[0].Buffer
+	}
+	return values, nil
+}
+
+func selection(pcrs ...uint) tpm2.TPMLPCRSelection {
+	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(pcrs...)}}}
+}
+
+// Measurements gives PCR 0 to 15 as lower-case hex.
+func (t *TPM) Measurements() (map[int]string, error) {
+	pcrs := make([]uint, 16)
+	for i := range pcrs {
+		pcrs[i] = uint(i)
+	}
+	values, err := t.ReadPCRs(pcrs...)
+	if err != nil {
+		return nil, err
+	}
+	m := make(map[int]string, len(values))
+	for pcr, v := range values {
+		m[int(pcr)] = hex.EncodeToString(v)
+	}
+	return m, nil
+}
+
+// Describe names the maker and the firmware version, for people.
+func (t *TPM) Describe() (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	property := func(p tpm2.TPMPT) (uint32, error) {
+		r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(t.t)
+		if err != nil {
+			return 0, err
+		}
+		list, err := r.CapabilityData.Data.TPMProperties()
+		if err != nil || len(list.TPMProperty) == 0 || list.TPMProperty[0].Property != p {
+			return 0, errors.New("the TPM does not tell this property")
+		}
+		return list.TPMProperty[0].Value, nil
+	}
+	maker, err := property(tpm2.TPMPTManufacturer)
+	if err != nil {
+		return "", fmt.Errorf("describe TPM: %w", err)
+	}
+	firmware, err := property(tpm2.TPMPTFirmwareVersion1)
+	if err != nil {
+		return "", fmt.Errorf("describe TPM: %w", err)
+	}
+	name := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, string([]byte{byte(maker >> 24), byte(maker >> 16), byte(maker >> 8), byte(maker)}))
+	return fmt.Sprintf("%s firmware %d.%d", strings.TrimSpace(name), firmware>>16, firmware&0xffff), nil
+}
