@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -38,6 +39,8 @@ const (
 type Options struct {
 	// Dir holds all state of the lab. It is made with mode 0700 when absent.
 	Dir string
+	// Fresh throws away what an earlier lab left in Dir, but for the cache.
+	Fresh bool
 	// Cache holds unpacked Debian packages (chrony), shared by labs. Empty: "cache" below Dir.
 	Cache string
 	// Accel is "tcg" or "kvm"; empty asks [ProbeAccel].
@@ -93,6 +96,12 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 		lock.Close()
 		return nil, fmt.Errorf("lab: %w", err)
 	}
+	if o.Fresh {
+		if err := emptyDir(dir, "lock", "cache"); err != nil {
+			lock.Close()
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+	}
 	lctx, cancel := context.WithCancel(ctx)
 	l := &Lab{
 		Dir: dir, opts: o, ctx: lctx, cancel: cancel, procs: newLauncher(), sw: newSwitch(),
@@ -119,6 +128,23 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %s", ErrInUse, dir)
 	}
 	return f, nil
+}
+
+// emptyDir removes all of a folder but the names in keep.
+func emptyDir(dir string, keep ...string) error {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if slices.Contains(keep, e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close kills everything the lab started and waits until it is gone. It may be called more than once.

@@ -1,6 +1,9 @@
+//go:build qemu
+
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -15,34 +18,8 @@ import (
 	"time"
 )
 
-// holdEnv makes this test binary start a lab in the named folder and wait for its death.
-const holdEnv = "LAB_TEST_HOLD"
-
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(holdEnv); dir != "" {
-		hold(dir)
-	}
-	os.Exit(m.Run())
-}
-
-func testLab(t *testing.T) *Lab {
-	t.Helper()
-	l, err := New(t.Context(), Options{Dir: t.TempDir(), Cache: cacheDir(t), Accel: "tcg", Logf: t.Logf})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
-}
-
 // noDisk is what OVMF says, after everything else failed, on a machine with nothing to boot.
 var noDisk = regexp.MustCompile(`No bootable option|BdsDxe: failed`)
-
-func timeout(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 // diskIO makes QEMU itself use the data disk, as a guest would, and returns what it said (it says it in its log).
 func diskIO(t *testing.T, n *Node, command string) string {
@@ -160,33 +137,6 @@ func TestProbeRunsARealGuest(t *testing.T) {
 	}
 }
 
-// hold runs in a child: a lab with one of everything, whose process ids it prints.
-func hold(dir string) {
-	l, err := New(context.Background(), Options{Dir: dir, Cache: os.Getenv("LAB_TEST_CACHE"), Accel: "tcg"})
-	check := func(err error) {
-		if err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-	}
-	check(err)
-	tok, err := l.NewToken(context.Background(), "guardhouse")
-	check(err)
-	_, err = l.TimeServers(context.Background(), 1)
-	check(err)
-	_, err = l.StartNode(context.Background(), NodeOptions{Name: "a", Token: tok, DataMB: 16})
-	check(err)
-	_, err = tok.spawn(context.Background())
-	check(err)
-	l.procs.mu.Lock()
-	for p := range l.procs.procs {
-		fmt.Print(p.cmd.Process.Pid, " ")
-	}
-	l.procs.mu.Unlock()
-	fmt.Println()
-	time.Sleep(time.Minute)
-}
-
 func TestNoProcessOutlivesItsLab(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		cmd := exec.Command("/proc/self/exe")
@@ -198,10 +148,9 @@ func TestNoProcessOutlivesItsLab(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		line := make([]byte, 4096)
-		k, _ := out.Read(line)
+		line, _ := bufio.NewReader(out).ReadString('\n')
 		var pids []int
-		for _, f := range strings.Fields(string(line[:k])) {
+		for _, f := range strings.Fields(line) {
 			var pid int
 			if _, err := fmt.Sscan(f, &pid); err == nil {
 				pids = append(pids, pid)
@@ -216,7 +165,7 @@ func TestNoProcessOutlivesItsLab(t *testing.T) {
 		_ = cmd.Process.Signal(sig)
 		_ = cmd.Wait()
 		if len(pids) != 4 {
-			t.Fatalf("%v: want qemu, swtpm, chronyd and p11-kit, got %s", sig, line[:k])
+			t.Fatalf("%v: want qemu, swtpm, chronyd and p11-kit, got %s", sig, line)
 		}
 		for end := time.Now().Add(3 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			left := alive(pids)
@@ -245,6 +194,26 @@ func alive(pids []int) []int {
 	return out
 }
 
+func TestFreshForgetsAllButTheCache(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"nodes/a/data.img", "cache/x"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := New(t.Context(), Options{Dir: dir, Fresh: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := os.Stat(filepath.Join(dir, "nodes")); err == nil {
+		t.Error("a node's state is still there")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "cache/x")); err != nil {
+		t.Error("the cache is gone")
+	}
+}
+
 func TestEndOfContextKillsEverything(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -267,5 +236,36 @@ func TestEndOfContextKillsEverything(t *testing.T) {
 	}
 	if _, err := l.StartNode(t.Context(), NodeOptions{Name: "b"}); err == nil {
 		t.Error("a closed lab started a node")
+	}
+}
+
+// (Here because chrony is fetched over the network, as the other tests of this file need more than Go.)
+func TestTimeServersKeepTheirOffsets(t *testing.T) {
+	before, err := ListeningSockets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := testLab(t)
+	if _, err := l.TimeServers(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []time.Duration{30 * time.Second, -2 * time.Second} {
+		if _, err := l.TimeServer(t.Context(), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	during, _ := ListeningSockets()
+	ours := 0
+	for _, s := range NewSockets(before, during) {
+		if s.Proto != "udp" {
+			continue
+		}
+		if !s.Addr.Addr().IsLoopback() {
+			t.Errorf("listens beyond loopback: %v", s)
+		}
+		ours++
+	}
+	if ours < 4 {
+		t.Errorf("%d sockets seen, want the 4 servers", ours)
 	}
 }

@@ -22,36 +22,6 @@ func cacheDir(t *testing.T) string {
 	return filepath.Join(d, "guardhouse")
 }
 
-func TestTimeServersKeepTheirOffsets(t *testing.T) {
-	before, err := ListeningSockets()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := testLab(t)
-	if _, err := l.TimeServers(t.Context(), 2); err != nil {
-		t.Fatal(err)
-	}
-	for _, off := range []time.Duration{30 * time.Second, -2 * time.Second} {
-		if _, err := l.TimeServer(t.Context(), off); err != nil {
-			t.Fatal(err)
-		}
-	}
-	during, _ := ListeningSockets()
-	ours := 0
-	for _, s := range NewSockets(before, during) {
-		if s.Proto != "udp" {
-			continue
-		}
-		if !s.Addr.Addr().IsLoopback() {
-			t.Errorf("listens beyond loopback: %v", s)
-		}
-		ours++
-	}
-	if ours < 4 {
-		t.Errorf("%d sockets seen, want the 4 servers", ours)
-	}
-}
-
 func TestLiarLiesAsTold(t *testing.T) {
 	l := testLab(t)
 	s, err := l.NewLiar()
