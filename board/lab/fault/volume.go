@@ -98,10 +98,14 @@ func OpenVolume(ctx context.Context, o VolumeOptions) (*Volume, error) {
 		Image: filepath.Join(dir, "disk.img"), Front: filepath.Join(dir, "front"), Mnt: filepath.Join(dir, "mnt"),
 		Options: o.MountOptions, Size: o.Size,
 	}
-	for _, d := range []string{cfg.Front, cfg.Mnt} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+	// Programs of other users work in Mnt; the image and its FUSE file are root's.
+	for _, d := range []string{cfg.Mnt, cfg.Front} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("fault volume: %w", err)
 		}
+	}
+	if err := os.Chmod(cfg.Front, 0o700); err != nil {
+		return nil, fmt.Errorf("fault volume: %w", err)
 	}
 	env, err := json.Marshal(cfg)
 	if err != nil {
