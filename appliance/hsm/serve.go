@@ -16,6 +16,8 @@ type ModuleConfig struct {
 	// LastTry allows a login although the token says that one more wrong PIN
 	// locks it. It is set when a person typed the PIN again knowing this.
 	LastTry bool `json:"lastTry,omitempty"`
+	// Create makes a missing token, for SoftHSM2 on the node's own disk.
+	Create bool `json:"create,omitempty"`
 	// SoftwareOAEP never asks the token for OAEP. For tests and for tokens whose
 	// own decoding is not trusted.
 	SoftwareOAEP bool `json:"softwareOAEP,omitempty"`
@@ -30,6 +32,8 @@ func (c ModuleConfig) Valid() error {
 		return badRequest("name the token by label or by serial number")
 	case len(c.TokenLabel) > 32 || len(c.TokenSerial) > 16:
 		return badRequest("a token label has at most 32 bytes, a serial number 16")
+	case c.Create && (c.TokenLabel == "" || c.TokenSerial != ""):
+		return badRequest("a new token is named by its label alone")
 	case c.Sessions < 0 || c.Sessions > 64:
 		return badRequest("sessions must be 0 to 64")
 	}

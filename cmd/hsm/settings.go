@@ -46,12 +46,17 @@ func settings(ctx context.Context, ledger *rpc.Client, k *hsm.Keeper, c *cable) 
 	}
 }
 
+// embedded is the module that keeps its token on this node's disk. Its token is
+// made when it is missing; no real HSM is ever initialised by us.
+const embedded = "libsofthsm2.so"
+
 // apply lays the cable first, so that the module finds its socket.
 func apply(ctx context.Context, r rpc.PINReply, k *hsm.Keeper, c *cable) error {
 	if err := c.lay(ctx, r.HSM.Attach); err != nil {
 		return err
 	}
-	if err := k.Configure(hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token}, c.env()); err != nil {
+	cfg := hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token, Create: filepath.Base(r.HSM.Module) == embedded}
+	if err := k.Configure(cfg, c.env()); err != nil {
 		return err
 	}
 	return k.SetPIN(r.PIN)

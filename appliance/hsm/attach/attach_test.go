@@ -217,3 +217,75 @@ func TestFindsPortByName(t *testing.T) {
 		t.Errorf("found %q", got)
 	}
 }
+
+// port is a channel that does not notice when its inner side restarts, as a
+// virtio-serial port does not: only the outer side's end breaks it.
+type port struct {
+	mu  sync.Mutex
+	end net.Conn
+}
+
+func (p *port) serve(ctx context.Context, spawn Spawn) {
+	for ctx.Err() == nil {
+		a, b := net.Pipe()
+		p.mu.Lock()
+		p.end = a
+		p.mu.Unlock()
+		_ = Serve(ctx, b, spawn)
+		a.Close()
+	}
+}
+
+func (p *port) open() (io.ReadWriteCloser, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.end == nil {
+		return nil, errors.New("nobody there")
+	}
+	_ = p.end.SetDeadline(time.Time{})
+	return opened{p.end}, nil
+}
+
+type opened struct{ net.Conn }
+
+func (o opened) Close() error { return o.SetDeadline(time.Unix(1, 0)) }
+
+func TestRestartInsideIsOvercome(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	p := &port{}
+	wg.Go(func() { p.serve(ctx, echo) })
+	for round := range 3 {
+		inside, restart := context.WithCancel(ctx)
+		socket := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := NewBridge(p.open, func(string, ...any) {})
+		done := make(chan struct{})
+		go func() { _ = b.Run(inside, l); close(done) }()
+		began := time.Now()
+		for {
+			conn := dial(t, socket)
+			if err := talk(t, conn, []byte("hello")); err == nil {
+				go func() { // traffic that the restart cuts
+					for {
+						if _, err := conn.Write(make([]byte, 1000)); err != nil {
+							return
+						}
+					}
+				}()
+				break
+			}
+			if time.Since(began) > 11*time.Second {
+				t.Fatalf("round %d: not usable after %v: %v", round, time.Since(began), b.Problem())
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Logf("round %d: usable after %v", round, time.Since(began).Round(time.Millisecond))
+		restart()
+		<-done
+	}
+}

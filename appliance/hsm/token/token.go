@@ -83,6 +83,11 @@ func Open(c hsm.ModuleConfig, pin []byte, login func(), random io.Reader) (*Toke
 	}
 	t := &Token{cfg: c, rand: random, keys: map[policy.KeyRef]*pair{}, modes: map[mode]hsm.OAEPMode{},
 		idle: make(chan pkcs11.SessionHandle, c.Sessions)}
+	if c.Create {
+		if err := create(c, pin); err != nil {
+			return nil, err
+		}
+	}
 	var err error
 	if t.c11, err = t.configure(); err != nil {
 		return nil, err

@@ -234,6 +234,44 @@ func TestRefusesWrongPIN(t *testing.T) {
 	}
 }
 
+func TestMakesTheEmbeddedTokenOnce(t *testing.T) {
+	c := newSoftHSM(t)
+	c.TokenLabel = "embedded"
+	if _, err := Open(c, []byte(userPIN), func() {}, rand.Reader); err == nil {
+		t.Error("a token was made without being asked for")
+	}
+	c.Create = true
+	tok, err := Open(c, []byte(userPIN), func() {}, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, _ := generate(t, tok, policy.RoleSigning)
+	serial := tok.Info().Serial
+	tok.Close()
+	tok = open(t, c)
+	if keys, err := tok.List(); err != nil || len(keys) != 1 || keys[0].Ref != k.Ref || tok.Info().Serial != serial {
+		t.Errorf("the second start found %d keys in token %s, want %s: %v", len(keys), tok.Info().Serial, serial, err)
+	}
+}
+
+func TestEmbeddedTokenSurvivesPowerCutWhileItIsMade(t *testing.T) {
+	c := newSoftHSM(t)
+	c.TokenLabel, c.Create = "embedded", true
+	p := pkcs11.New(c.Module)
+	defer p.Destroy()
+	if err := p.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	slot, _, err := slotOf(p, "")
+	if err == nil {
+		err = p.InitToken(slot, userPIN, c.TokenLabel) // and no further
+	}
+	if err := errors.Join(err, p.Finalize()); err != nil {
+		t.Fatal(err)
+	}
+	open(t, c)
+}
+
 func TestSparesTheLastTry(t *testing.T) {
 	for name, c := range map[string]struct {
 		flags uint
