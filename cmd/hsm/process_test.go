@@ -198,6 +198,13 @@ func checkSecrecy(t *testing.T, n *node) {
 				t.Errorf("%s: %s shows the PIN", name, file)
 			}
 		}
+		if b, err := os.ReadFile(dir + "status"); err == nil {
+			for line := range strings.Lines(string(b)) {
+				if strings.HasPrefix(line, "VmRSS:") || strings.HasPrefix(line, "VmData:") {
+					t.Logf("%s %s", name, strings.Join(strings.Fields(line), " "))
+				}
+			}
+		}
 		maps, err := os.ReadFile(dir + "maps")
 		if err != nil {
 			t.Fatal(err)
