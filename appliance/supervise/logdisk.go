@@ -27,6 +27,7 @@ const (
 	oldSegments  = 4
 	earlierBoots = 2
 	flushEvery   = 500 * time.Millisecond
+	syncEvery    = 5 * time.Second // the most that a power cut takes
 )
 
 type logDisk struct {
@@ -81,14 +82,21 @@ func (l *Log) OpenDisk(dir, boot string, limit int64) error {
 func (l *Log) drain(d *logDisk, done chan struct{}) {
 	defer close(done)
 	var next uint64
+	var synced time.Time
+	dirty := false
 	for {
 		entries, changed := l.since(next)
 		if len(entries) > 0 {
+			dirty = true
 			d.mu.Lock()
 			d.lost += entries[0].seq - next
 			d.write(entries)
 			d.mu.Unlock()
 			next = entries[len(entries)-1].seq + 1
+		}
+		if dirty && time.Since(synced) > syncEvery {
+			d.file.Sync() // only this goroutine replaces the file
+			synced, dirty = time.Now(), false
 		}
 		l.mu.Lock()
 		over := l.disk != d && next >= l.next

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"guardhouse/board/kernel"
 )
 
 // mount is one file system of the bare machine. Those marked optional may be missing in a kernel.
@@ -58,31 +59,42 @@ func sealRoot() error {
 	return err
 }
 
-// loadModules loads the modules of list (a path and perhaps parameters a line) in order and returns what failed. A module that is there
-// already, or whose hardware is not (ENODEV), is no failure.
-func loadModules(list string) (loaded int, failed []string) {
-	f, err := os.Open(list)
+// loadModules loads the modules that this machine needs, in order, and returns what failed. A module that is there already, or whose
+// hardware is not (ENODEV), is no failure.
+func loadModules() (loaded int, failed []string) {
+	list, err := os.ReadFile(kernel.ListFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil // everything is built in
 	}
-	if err != nil {
+	match, merr := os.ReadFile(kernel.MatchFile)
+	if errors.Is(merr, fs.ErrNotExist) {
+		merr = nil
+	}
+	needed, serr := kernel.Select(string(list), string(match), modaliases())
+	if err := errors.Join(err, merr, serr); err != nil {
 		return 0, []string{err.Error()}
 	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		path, params, _ := strings.Cut(strings.TrimSpace(sc.Text()), " ")
-		if path == "" {
-			continue
-		}
-		switch err := loadModule(path, params); {
+	for _, m := range needed {
+		switch err := loadModule(m.Path, m.Params); {
 		case err == nil:
 			loaded++
 		case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENODEV):
 		default:
-			failed = append(failed, fmt.Sprintf("module %s: %v", filepath.Base(path), err))
+			failed = append(failed, fmt.Sprintf("module %s: %v", filepath.Base(m.Path), err))
 		}
 	}
 	return loaded, failed
+}
+
+// modaliases are the names by which drivers know this machine's devices.
+func modaliases() (list []string) {
+	files, _ := filepath.Glob(kernel.AliasGlob)
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil {
+			list = append(list, strings.TrimSpace(string(b)))
+		}
+	}
+	return list
 }
 
 func loadModule(path, params string) error {

@@ -29,7 +29,6 @@ const (
 	networkFile  = "/data/init/network.json"
 	logDir       = "/data/init/log"
 	resolvConf   = "/run/resolv.conf"
-	modulesList  = "/etc/modules.list"
 	notifySocket = "/run/guardhouse/notify"
 	diskWait     = 5 * time.Second  // for controllers that find their disks late
 	diskRetry    = 15 * time.Second // between later searches
@@ -83,7 +82,7 @@ func (n *node) prepare(ctx context.Context) {
 	note("init-mounts", mountAll(mounts), "the image does not fit this kernel; build it again")
 	go n.log.Kernel(ctx, "/dev/kmsg")
 	n.boot = bootID()
-	loaded, failed := loadModules(modulesList)
+	loaded, failed := loadModules()
 	n.logf("%d modules loaded in %s", loaded, (rpc.BootTime() - n.started).Round(time.Millisecond))
 	failed = append(failed, setSysctls("/proc/sys", append(sysctls, sealModules))...)
 	if len(failed) > 0 {
