@@ -194,7 +194,12 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, &Refused{c.Kind, "the host key can't be used: " + err.Error(), "export it on the host with Get-HgsClientHostKey"}
 	}
-	id := HostID(b.HostKey)
+	// One key has one name, however its owner's tool wrote it: the id is taken over Go's own encoding.
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return Result{}, &Refused{c.Kind, "the host key can't be used: " + err.Error(), ""}
+	}
+	id := HostID(spki)
 	if h, ok := s.Hosts[id]; ok {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("this host key is registered as %q", h.Name), "nothing to do, or remove that host first"}
 	}
@@ -204,7 +209,7 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 	if len(s.Hosts) >= MaxHosts {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
 	}
-	s.Hosts[id] = Host{ID: id, Name: b.Name, HostKey: b.HostKey, Class: b.Class, Note: b.Note, Added: c.At}
+	s.Hosts[id] = Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note, Added: c.At}
 	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
 }
 
