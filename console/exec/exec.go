@@ -1,0 +1,77 @@
+// Package exec runs one verb as `ssh node verb ... [--json]`: arguments from one command line, a file on standard input, the answer on
+// standard output. It promises that scripts can rely on the exit code (0 ok, 1 refused or failed, 2 usage, 3 not allowed, 4 unavailable,
+// try again) and, with --json, on one JSON value on standard output, the failure included.
+//
+// Limits: standard input is at most verb.MaxStdin bytes. Nothing is asked back: a verb that needs a dialogue fails here.
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"guardhouse/console/verb"
+)
+
+// Run runs the command line and gives the exit code. stdin is read only where the verb wants it. End of ctx ends streams.
+func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, stdout, stderr io.Writer) int {
+	words, err := verb.Split(line)
+	if err != nil {
+		return fail(err, false, stdout, stderr)
+	}
+	v, args, err := verb.Parse(words)
+	if err != nil {
+		return fail(err, args.JSON, stdout, stderr)
+	}
+	if err := verb.Permitted(v, s); err != nil { // before reading what may be 4 MiB
+		return fail(err, args.JSON, stdout, stderr)
+	}
+	var input []byte
+	if v.WantsStdin(args) {
+		if input, err = io.ReadAll(io.LimitReader(stdin, verb.MaxStdin+1)); err != nil {
+			return fail(fmt.Errorf("read standard input: %w", err), args.JSON, stdout, stderr)
+		}
+	}
+	out, err := verb.Run(ctx, v, s, args, input, nil)
+	if err == nil {
+		err = write(ctx, out, args.JSON, stdout)
+	}
+	if err != nil {
+		return fail(err, args.JSON, stdout, stderr)
+	}
+	return verb.ExitOK
+}
+
+func write(ctx context.Context, out verb.Output, asJSON bool, stdout io.Writer) error {
+	if out.Stream != nil {
+		return out.Stream(ctx, stdout, asJSON)
+	}
+	if !asJSON {
+		_, err := io.WriteString(stdout, out.Text.String())
+		return err
+	}
+	b, err := verb.JSON(out.Value)
+	if err != nil {
+		return err
+	}
+	_, err = stdout.Write(b)
+	return err
+}
+
+func fail(err error, asJSON bool, stdout, stderr io.Writer) int {
+	f := verb.Explain(err)
+	if errors.Is(err, context.Canceled) { // the client hung up, as people do to end log follow
+		return f.Code
+	}
+	if asJSON {
+		if b, err := verb.JSON(struct {
+			Error *verb.Failure `json:"error"`
+		}{f}); err == nil {
+			stdout.Write(b)
+		}
+		return f.Code
+	}
+	io.WriteString(stderr, verb.FailurePage(f).String())
+	return f.Code
+}

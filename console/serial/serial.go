@@ -1,0 +1,304 @@
+// Package serial is the door at the machine itself: the serial line. It promises that before setup it offers only status, help and
+// setup; that after setup nothing but status and help answers until somebody proves to be an administrator, by passphrase or by a
+// signature of their SSH key over a fresh challenge; that every login and every failed one is audited; and that a session ends after
+// 10 minutes without a key, on a BREAK and when the line is lost.
+//
+// Limits: whoever holds the line before setup may set the node up: possession of the machine is the proof. The passphrase is checked by
+// the ledger, which waits longer after each wrong one; a signature is checked here, against the records.
+package serial
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/hiddeco/sshsig"
+	"golang.org/x/crypto/ssh"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+	"guardhouse/console/plain"
+	"guardhouse/console/verb"
+)
+
+// Namespace is the sshsig namespace of a login signature.
+const Namespace = "guardhouse-serial"
+
+// ChallengeLife is how long a challenge may be answered.
+const ChallengeLife = 5 * time.Minute
+
+// Console is the door. Fill in Node and Open, then Run.
+type Console struct {
+	Node *verb.Node
+	Open func() (io.ReadWriteCloser, error) // the line, in raw mode
+	Logf func(format string, args ...any)
+	Idle time.Duration // 0 = plain.Idle
+
+	failures int // logins refused in a row
+}
+
+// Run serves the line until ctx ends, opening it again whenever it is lost.
+func (c *Console) Run(ctx context.Context) error {
+	pause := time.Second
+	for ctx.Err() == nil {
+		line, err := c.Open()
+		if err != nil {
+			c.Logf("serial line: %v", err)
+			pause = min(2*pause, time.Minute)
+		} else {
+			err = c.serve(ctx, line)
+			line.Close()
+			pause = time.Second
+		}
+		sleep(ctx, pause)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// serve holds one opened line until it is lost or ctx ends.
+func (c *Console) serve(ctx context.Context, line io.ReadWriter) error {
+	t := plain.NewTerminal(line, c.Idle)
+	defer t.Close()
+	for {
+		snap, known := c.Node.Snapshot()
+		var err error
+		switch {
+		case !known:
+			err = c.waiting(ctx, t)
+		case !snap.State.SetUp():
+			err = c.firstBoot(ctx, t)
+		default:
+			err = c.login(ctx, t)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, plain.ErrGone) {
+			return err
+		}
+	}
+}
+
+func (c *Console) session(door policy.Door) *verb.Session {
+	return &verb.Session{Node: c.Node, Actor: policy.Actor{Door: door}}
+}
+
+// waiting is the time before the ledger has sent the records.
+func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
+	changed := c.Node.Changed()
+	if _, known := c.Node.Snapshot(); known {
+		return nil
+	}
+	if err := t.Say("\nguardhouse: waiting for the ledger; only status and help answer\n"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return plain.Loop(ctx, t, c.session(policy.DoorSetup))
+}
+
+// firstBoot is the page of a node that is not set up.
+func (c *Console) firstBoot(ctx context.Context, t *plain.Terminal) error {
+	s := c.session(policy.DoorSetup)
+	id, err := c.Node.ID()
+	if err != nil {
+		return err
+	}
+	s.Actor.Session = id[:16]
+	if err := t.Say("\nguardhouse: this node is not set up\n\n"); err != nil {
+		return err
+	}
+	if _, err := plain.One(ctx, t, s, "status"); err != nil {
+		return err
+	}
+	if err := t.Say("\n"); err != nil {
+		return err
+	}
+	if _, err := plain.One(ctx, t, s, "menu"); err != nil {
+		return err
+	}
+	return plain.Loop(ctx, t, s)
+}
+
+// login shows the status, asks who is there and, once that is proved, runs their session.
+func (c *Console) login(ctx context.Context, t *plain.Terminal) error {
+	visitor := c.session(policy.DoorSerial)
+	if err := t.Say("\n"); err != nil {
+		return err
+	}
+	if _, err := plain.One(ctx, t, visitor, "status"); err != nil {
+		return err
+	}
+	if err := t.Say("\nLog in with your name; an empty passphrase asks for a signature instead.\n"); err != nil {
+		return err
+	}
+	for {
+		name, err := t.Line(ctx, "login: ")
+		if err != nil {
+			return err
+		}
+		name = strings.TrimSpace(name)
+		switch first, _, _ := strings.Cut(name, " "); first {
+		case "":
+			return nil
+		case "status", "help":
+			if _, err := plain.One(ctx, t, visitor, name); err != nil {
+				return err
+			}
+			continue
+		}
+		return c.prove(ctx, t, name)
+	}
+}
+
+// prove checks who it is and runs the session.
+func (c *Console) prove(ctx context.Context, t *plain.Terminal, name string) error {
+	passphrase, err := t.Secret(ctx, "passphrase: ")
+	if err != nil {
+		return err
+	}
+	defer clear(passphrase)
+	var wrong string // the reason's kind
+	var wait time.Duration
+	if len(passphrase) > 0 {
+		wrong, wait, err = c.checkPassphrase(ctx, name, passphrase)
+	} else {
+		wrong, err = c.checkSignature(ctx, t, name)
+	}
+	if errors.Is(err, plain.ErrGone) || errors.Is(err, plain.ErrBreak) || errors.Is(err, plain.ErrIdle) || errors.Is(err, plain.ErrInterrupted) {
+		return err
+	}
+	if err != nil {
+		return t.Say(verb.FailurePage(verb.Explain(err)).String())
+	}
+	s := c.session(policy.DoorSerial)
+	if wrong != "" {
+		return c.refuse(ctx, t, s, name, wrong, wait)
+	}
+	c.failures = 0
+	id, err := c.Node.ID()
+	if err != nil {
+		return err
+	}
+	if s.Actor, err = c.actor(name, id[:16]); err != nil {
+		return t.Say(verb.FailurePage(verb.Explain(err)).String())
+	}
+	if err := s.AuditLogin(ctx, "login", "ok", ""); err != nil {
+		t.Say("this login could not be written to the audit: " + verb.Explain(err).Error() + "\n")
+	}
+	if err := t.Say("You are " + name + ". Type status, help or menu.\n"); err != nil {
+		return err
+	}
+	return c.logout(t, s, plain.Loop(ctx, t, s))
+}
+
+func (c *Console) logout(t *plain.Terminal, s *verb.Session, reason error) error {
+	detail := ""
+	if reason != nil {
+		detail = reason.Error()
+		t.Say("\nlogged out: " + detail + "\n")
+	}
+	s.AuditLogin(context.Background(), "logout", "ok", detail)
+	return reason
+}
+
+// refuse says no, records it and waits: 1 s, 2 s, 4 s up to 30 s, or as long as the ledger wants. A name that is no administrator's is
+// not recorded, because people type their passphrase there by mistake.
+func (c *Console) refuse(ctx context.Context, t *plain.Terminal, s *verb.Session, name, wrong string, wait time.Duration) error {
+	c.failures++
+	wait = max(wait, min(30*time.Second, time.Second<<min(c.failures-1, 5)))
+	detail := "unknown name"
+	if snap, _ := c.Node.Snapshot(); snap.State.Admins[name].Name != "" {
+		s.Actor.Name, detail = name, ""
+	}
+	s.AuditLogin(ctx, "login", wrong, detail)
+	if err := t.Say(fmt.Sprintf("not accepted; wait %d s\n", int(wait.Round(time.Second).Seconds()))); err != nil {
+		return err
+	}
+	sleep(ctx, wait)
+	return nil
+}
+
+// actor is the administrator as the records know them now.
+func (c *Console) actor(name, session string) (policy.Actor, error) {
+	snap, _ := c.Node.Snapshot()
+	admin, ok := snap.State.Admins[name]
+	if !ok {
+		return policy.Actor{}, errors.New("the administrator was removed meanwhile")
+	}
+	fp, err := policy.KeyFingerprint(admin.Key)
+	return policy.Actor{Name: name, Key: fp, Door: policy.DoorSerial, Session: session}, err
+}
+
+func (c *Console) checkPassphrase(ctx context.Context, name string, passphrase []byte) (wrong string, wait time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	r, err := rpc.LedgerPassphrase.Call(ctx, c.Node.Ledger, rpc.PassphraseRequest{Admin: name, Passphrase: passphrase})
+	if err != nil || r.OK {
+		return "", 0, err
+	}
+	return "wrong-passphrase", r.Delay, nil
+}
+
+// checkSignature shows a fresh challenge and verifies what is pasted. Unknown names see the same dialogue.
+func (c *Console) checkSignature(ctx context.Context, t *plain.Terminal, name string) (wrong string, err error) {
+	snap, _ := c.Node.Snapshot()
+	var nonce [20]byte
+	if _, err := io.ReadFull(c.Node.Random, nonce[:]); err != nil {
+		return "", fmt.Errorf("read randomness: %w", err)
+	}
+	challenge := snap.NodeID + "-" + hex.EncodeToString(nonce[:])
+	since := c.Node.Boottime()
+	if err := t.Say("within 5 minutes, sign with your enrolled key:\n  printf %s " + challenge + " |\n    ssh-keygen -Y sign -n " + Namespace +
+		" -f ~/.ssh/id_ed25519\n"); err != nil {
+		return "", err
+	}
+	pasted, err := t.Paste(ctx, "the signature")
+	if err != nil {
+		return "", err
+	}
+	if c.Node.Boottime()-since > ChallengeLife {
+		return "challenge-expired", nil
+	}
+	if snap, _ = c.Node.Snapshot(); !signed(snap.State.Admins[name], challenge, pasted) {
+		return "wrong-signature", nil
+	}
+	return "", nil
+}
+
+// signed reports whether armored is the administrator's signature over the challenge, with or without a newline after it.
+func signed(admin policy.Admin, challenge string, armored []byte) bool {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(admin.Key))
+	if err != nil {
+		return false
+	}
+	sig, err := sshsig.Unarmor(bytes.TrimLeft(armored, " \n"))
+	if err != nil || sig.HashAlgorithm.Supported() != nil {
+		return false
+	}
+	for _, message := range []string{challenge, challenge + "\n"} {
+		if sshsig.Verify(strings.NewReader(message), sig, key, sig.HashAlgorithm, Namespace) == nil {
+			return true
+		}
+	}
+	return false
+}

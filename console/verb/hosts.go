@@ -1,0 +1,273 @@
+package verb
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// HostValue is a host in --json.
+type HostValue struct {
+	Name    string         `json:"name"`
+	ID      string         `json:"id"`
+	Class   string         `json:"class"`
+	Revoked bool           `json:"revoked"`
+	Note    string         `json:"note,omitempty"`
+	Added   policy.Stamp   `json:"added"`
+	Seen    *ObservedValue `json:"seen,omitempty"`
+	HostKey []byte         `json:"hostKey,omitempty"` // SubjectPublicKeyInfo DER; only in host show
+}
+
+// ObservedValue is what this node saw of a host.
+type ObservedValue struct {
+	First policy.Stamp      `json:"first"`
+	Last  policy.Stamp      `json:"last"`
+	Count uint64            `json:"count"`
+	Facts map[string]string `json:"facts,omitempty"`
+}
+
+func hostAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
+	var in Input
+	var err error
+	if a.Has("pending") {
+		in.SPKI, err = pendingKey(ctx, s, a.Get("pending"))
+	} else {
+		in, err = ParseInput(stdin)
+	}
+	if err != nil {
+		return Output{}, err
+	}
+	out, r, err := propose(ctx, s, policy.CmdHostAdd, policy.HostAdd{Name: a.Get("name"), HostKey: in.SPKI, Class: a.Get("class"), Note: a.Get("note")})
+	if err != nil {
+		return Output{}, err
+	}
+	v := struct {
+		Done
+		ID     string `json:"id"`
+		SHA1   string `json:"sha1,omitempty"`
+		SHA256 string `json:"sha256,omitempty"`
+	}{out.Value.(Done), policy.HostID(in.SPKI), "", ""}
+	out.Text.Field("id", "%s", v.ID)
+	if in.Certificate != nil {
+		v.SHA1, v.SHA256 = thumbprints(in.Certificate.Raw)
+		out.Text.Field("certificate", "%s", in.Certificate.Subject)
+		out.Text.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
+		out.Text.Line("Only its public key counts: dates and issuer are not checked in host key mode.")
+	}
+	s.modeNote(out.Text)
+	v.Message, v.Subject = r.Message, r.Subject
+	out.Value = v
+	return out, nil
+}
+
+// modeNote warns where a registered host key has no effect yet.
+func (s *Session) modeNote(p *Page) {
+	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeHostKey {
+		p.Line("The service is in %s mode: host keys count after `service set --mode HostKey`.", modeName(snap.State.Service.Mode))
+	}
+}
+
+func observed(ctx context.Context, s *Session, kind policy.ObservationKind) (map[string]policy.Observation, error) {
+	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
+	seen := make(map[string]policy.Observation, len(list))
+	for _, o := range list {
+		seen[o.Subject] = o
+	}
+	return seen, err
+}
+
+func sortedHosts(state policy.State) []policy.Host {
+	hosts := make([]policy.Host, 0, len(state.Hosts))
+	for _, h := range state.Hosts {
+		hosts = append(hosts, h)
+	}
+	slices.SortFunc(hosts, func(a, b policy.Host) int { return cmp.Compare(a.Name, b.Name) })
+	return hosts
+}
+
+func hostValue(h policy.Host, seen map[string]policy.Observation) HostValue {
+	v := HostValue{Name: h.Name, ID: h.ID, Class: h.Class, Revoked: h.Revoked, Note: h.Note, Added: h.Added}
+	if o, ok := seen[h.ID]; ok {
+		v.Seen = &ObservedValue{o.First, o.Last, o.Count, o.Facts}
+	}
+	return v
+}
+
+func (v HostValue) seen() string {
+	if v.Seen == nil {
+		return "never"
+	}
+	return strings.TrimSpace(when(v.Seen.Last) + " " + v.Seen.Facts["verdict"])
+}
+
+func (v HostValue) state() string {
+	if v.Revoked {
+		return "revoked"
+	}
+	return "allowed"
+}
+
+func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	seen, err := observed(ctx, s, policy.ObservedHost)
+	value := struct {
+		Hosts   []HostValue `json:"hosts"`
+		Warning string      `json:"warning,omitempty"`
+	}{Hosts: []HostValue{}}
+	p := new(Page)
+	var rows [][]string
+	for _, h := range sortedHosts(snap.State) {
+		v := hostValue(h, seen)
+		value.Hosts = append(value.Hosts, v)
+		rows = append(rows, []string{v.Name, v.state(), v.Class, v.ID[:min(16, len(v.ID))], v.seen()})
+	}
+	if len(rows) == 0 {
+		p.Line("No host is registered.").Line("Register one: host add NAME < its-certificate.cer, or see host pending.")
+	} else {
+		p.Table([]string{"HOST", "STATE", "CLASS", "ID", "LAST ATTESTED HERE"}, rows)
+	}
+	if err != nil {
+		value.Warning = "when hosts attested is not known: " + Explain(err).Error()
+		p.Blank().Line("%s", value.Warning)
+	}
+	return Output{Text: p, Value: value}, nil
+}
+
+func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	h, ok := snap.State.HostByName(a.Get("name"))
+	if !ok {
+		return Output{}, failed(fmt.Sprintf("there is no host %q", a.Get("name")), "see host list")
+	}
+	seen, err := observed(ctx, s, policy.ObservedHost)
+	if err != nil {
+		return Output{}, err
+	}
+	v := hostValue(h, seen)
+	v.HostKey = h.HostKey
+	p := new(Page).Field("host", "%s", v.Name).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID).
+		Field("host key", "%s", keyText(h.HostKey)).Field("added", "%s", when(h.Added)).Field("note", "%s", h.Note)
+	if h.DenyIssuedBefore > 0 {
+		p.Field("refused", "health certificates valid from before %s", unixTime(h.DenyIssuedBefore))
+	}
+	p.Field("last attested", "%s", v.seen())
+	if v.Seen != nil {
+		p.Field("times", "%d since %s", v.Seen.Count, when(v.Seen.First))
+		facts(p, v.Seen.Facts)
+	}
+	return Output{Text: p, Value: v}, nil
+}
+
+func facts(p *Page, facts map[string]string) {
+	names := make([]string, 0, len(facts))
+	for name := range facts {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if name != "spki" {
+			p.Field("  "+name, "%s", facts[name])
+		}
+	}
+}
+
+// PendingValue is an unknown host in --json. Accept is the verb that registers it.
+type PendingValue struct {
+	ID     string       `json:"id"`
+	Source string       `json:"source,omitempty"`
+	First  policy.Stamp `json:"first"`
+	Last   policy.Stamp `json:"last"`
+	Count  uint64       `json:"count"`
+	SPKI   string       `json:"spki,omitempty"` // base64
+	Accept string       `json:"accept"`
+}
+
+func pending(ctx context.Context, s *Session) ([]PendingValue, error) {
+	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: policy.ObservedPending})
+	if err != nil {
+		return nil, err
+	}
+	snap, _ := s.Node.Snapshot()
+	waiting := []PendingValue{}
+	for _, o := range list {
+		if _, known := snap.State.Hosts[o.Subject]; known {
+			continue
+		}
+		waiting = append(waiting, PendingValue{ID: o.Subject, Source: o.Facts["source"], First: o.First, Last: o.Last, Count: o.Count,
+			SPKI: o.Facts["spki"], Accept: "host add NAME --pending " + o.Subject[:min(16, len(o.Subject))]})
+	}
+	return waiting, nil
+}
+
+func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	waiting, err := pending(ctx, s)
+	if err != nil {
+		return Output{}, err
+	}
+	p := new(Page)
+	for _, v := range waiting {
+		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
+			Field("to accept", "%s", v.Accept)
+	}
+	if len(waiting) == 0 {
+		p.Line("No unknown host has asked since this node last forgot its observations.")
+	} else {
+		p.Blank().Line("An id is what the asker sent; nothing proves yet which machine that was. Compare it with the SHA-256 of the " +
+			"public key on the host itself before you accept.")
+	}
+	return Output{Text: p, Value: struct {
+		Pending []PendingValue `json:"pending"`
+	}{waiting}}, nil
+}
+
+// pendingKey is the public key of the one unknown host whose id begins with prefix. The id is recomputed from the key.
+func pendingKey(ctx context.Context, s *Session, prefix string) ([]byte, error) {
+	if len(prefix) < 8 {
+		return nil, usage("give 8 characters of the id or more", "see host pending")
+	}
+	waiting, err := pending(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var found *PendingValue
+	for i := range waiting {
+		if strings.HasPrefix(waiting[i].ID, strings.ToUpper(prefix)) {
+			if found != nil {
+				return nil, failed("several unknown hosts have an id that begins so", "give more characters of it")
+			}
+			found = &waiting[i]
+		}
+	}
+	if found == nil {
+		return nil, failed("no unknown host has an id that begins so", "see host pending")
+	}
+	spki, err := base64.StdEncoding.DecodeString(found.SPKI)
+	if err != nil || policy.HostID(spki) != found.ID {
+		return nil, failed("the observation does not hold that host's key", "give the key as a file: host add NAME < FILE")
+	}
+	return spki, nil
+}
+
+func hostRevoke(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason")})
+	return out, err
+}
+
+func hostRestore(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	return byName(ctx, s, policy.CmdHostRestore, a)
+}
+
+func hostRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	return byName(ctx, s, policy.CmdHostRemove, a)
+}
+
+func byName(ctx context.Context, s *Session, kind policy.Kind, a Args) (Output, error) {
+	out, _, err := propose(ctx, s, kind, policy.ByName{Name: a.Get("name")})
+	return out, err
+}

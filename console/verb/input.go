@@ -1,0 +1,126 @@
+package verb
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha1"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf16"
+
+	"guardhouse/appliance/policy"
+)
+
+// Input is a public key that somebody gave, and the certificate it came in, if any. SPKI is SubjectPublicKeyInfo DER, taken from the
+// certificate byte for byte, because its hash is the host's id.
+type Input struct {
+	SPKI        []byte
+	Certificate *x509.Certificate
+}
+
+const maxInput = 64 << 10
+
+// ParseInput reads one certificate (what Get-HgsClientHostKey exports), SubjectPublicKeyInfo or RSA public key, as DER, PEM or bare
+// base64, also in the UTF-16 that PowerShell writes. A private key is refused, and so are two keys in one file.
+func ParseInput(data []byte) (Input, error) {
+	if len(data) > maxInput {
+		return Input{}, usage("the input is larger than 64 KiB", "give one certificate or public key")
+	}
+	data = fromUTF16(data)
+	text := bytes.TrimSpace(data)
+	if len(text) == 0 {
+		return Input{}, usage("nothing came on standard input", "give the certificate or public key: verb ... < FILE")
+	}
+	if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
+		return Input{}, failed("this is a private key, which must never leave its machine",
+			"treat it as known to others: make a new one, and give only its certificate or public key")
+	}
+	if bytes.Contains(text, []byte("-----BEGIN ")) {
+		return parsePEM(text)
+	}
+	if in, err := parseDER(data); err == nil {
+		return in, nil
+	}
+	der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		return Input{}, failed("the input is neither PEM, DER nor base64 of a certificate or public key", "export it on the host with Get-HgsClientHostKey")
+	}
+	return parseDER(der)
+}
+
+func parsePEM(text []byte) (Input, error) {
+	var found *Input
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		in, err := parseDER(block.Bytes)
+		if err != nil {
+			return Input{}, err
+		}
+		if found != nil {
+			return Input{}, failed("the input holds more than one certificate or key", "give exactly one")
+		}
+		found = &in
+	}
+	if found == nil {
+		return Input{}, failed("the PEM block is damaged", "copy it whole, with its BEGIN and END lines")
+	}
+	return *found, nil
+}
+
+func parseDER(der []byte) (Input, error) {
+	if cert, err := x509.ParseCertificate(der); err == nil {
+		return Input{cert.RawSubjectPublicKeyInfo, cert}, nil
+	}
+	if _, err := x509.ParsePKIXPublicKey(der); err == nil {
+		return Input{SPKI: bytes.Clone(der)}, nil
+	}
+	if key, err := x509.ParsePKCS1PublicKey(der); err == nil {
+		spki, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			return Input{}, failed("the RSA public key can't be used: "+err.Error(), "")
+		}
+		return Input{SPKI: spki}, nil
+	}
+	if _, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		return Input{}, failed("this is a private key, which must never leave its machine", "make a new one, and give only its public key")
+	}
+	return Input{}, failed("the input is not a certificate, SubjectPublicKeyInfo or RSA public key", "export it on the host with Get-HgsClientHostKey")
+}
+
+// fromUTF16 undoes what PowerShell's redirection does to text, and removes a byte order mark.
+func fromUTF16(data []byte) []byte {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	if !bytes.HasPrefix(data, []byte("\xff\xfe")) || len(data)%2 != 0 {
+		return data
+	}
+	units := make([]uint16, 0, len(data)/2)
+	for i := 2; i < len(data); i += 2 {
+		units = append(units, uint16(data[i])|uint16(data[i+1])<<8)
+	}
+	return []byte(string(utf16.Decode(units)))
+}
+
+// thumbprints are the SHA-1 (as Windows shows it, upper case) and the SHA-256 of a certificate.
+func thumbprints(der []byte) (sha1hex, sha256hex string) {
+	sum := sha1.Sum(der)
+	return strings.ToUpper(hex.EncodeToString(sum[:])), policy.Thumbprint(der)
+}
+
+func keyText(spki []byte) string {
+	pub, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return "does not parse"
+	}
+	if k, ok := pub.(*rsa.PublicKey); ok {
+		return fmt.Sprintf("RSA %d bits", k.N.BitLen())
+	}
+	return fmt.Sprintf("%T", pub)
+}
+
+func unixTime(seconds int64) string {
+	return time.Unix(seconds, 0).UTC().Format("2006-01-02 15:04:05 UTC")
+}

@@ -1,0 +1,268 @@
+package verb
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+func roleNames() string {
+	names := make([]string, len(policy.KeyRoles))
+	for i, r := range policy.KeyRoles {
+		names[i] = string(r)
+	}
+	return strings.Join(names, ", ")
+}
+
+// KeyValue is a key in --json. Token is what the HSM says of it now; nil where it was not asked or has no such key.
+type KeyValue struct {
+	Ref     policy.KeyRef  `json:"ref"`
+	Role    policy.KeyRole `json:"role"`
+	Label   string         `json:"label"`
+	Primary bool           `json:"primary"`
+	Enabled bool           `json:"enabled"`
+	Subject string         `json:"subject"`
+	SHA1    string         `json:"sha1"`
+	SHA256  string         `json:"sha256"`
+	Until   time.Time      `json:"notAfter"`
+	Token   *rpc.HSMKey    `json:"token"`
+}
+
+func keyValue(k policy.Key, token map[policy.KeyRef]rpc.HSMKey) KeyValue {
+	v := KeyValue{Ref: k.Ref, Role: k.Role, Label: k.Label, Primary: k.Primary, Enabled: k.Enabled}
+	v.SHA1, v.SHA256 = thumbprints(k.Certificate)
+	if cert, err := x509.ParseCertificate(k.Certificate); err == nil {
+		v.Subject, v.Until = cert.Subject.String(), cert.NotAfter.UTC()
+	}
+	if t, ok := token[k.Ref]; ok {
+		v.Token = &t
+	}
+	return v
+}
+
+func (v KeyValue) show(p *Page, asked bool) {
+	state := "enabled"
+	if !v.Enabled {
+		state = "disabled"
+	}
+	if v.Primary {
+		state = "primary, " + state
+	}
+	p.Blank()
+	p.Line("%s: %s", v.Role, state)
+	p.Field("  subject", "%s", v.Subject).Field("  reference", "%s", v.Ref)
+	p.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
+	switch {
+	case v.Token != nil:
+		p.Field("  token", "%s", tokenText(*v.Token))
+	case asked:
+		p.Field("  token", "HAS NO SUCH KEY: what only this key opens stays closed")
+	}
+}
+
+func tokenText(k rpc.HSMKey) string {
+	var uses []string
+	if k.Sign {
+		uses = append(uses, "sign")
+	}
+	if k.Decrypt {
+		uses = append(uses, "decrypt")
+	}
+	return fmt.Sprintf("RSA %d, use %s, sensitive %s, extractable %s, never extractable %s, label %q", k.Bits,
+		cmp.Or(strings.Join(uses, "+"), "none"), yes(k.Sensitive), yes(k.Extractable), yes(k.NeverExtractable), k.Label)
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func sortedKeys(state policy.State) []policy.Key {
+	keys := make([]policy.Key, 0, len(state.Keys))
+	for _, k := range state.Keys {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b policy.Key) int {
+		first := func(k policy.Key) int {
+			if k.Primary {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(slices.Index(policy.KeyRoles, a.Role), slices.Index(policy.KeyRoles, b.Role)),
+			cmp.Compare(first(a), first(b)), cmp.Compare(a.Ref, b.Ref))
+	})
+	return keys
+}
+
+func keyNew(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	roles, err := parseRoles(a.Or("roles", "all"))
+	if err != nil {
+		return Output{}, err
+	}
+	bits, _ := strconv.Atoi(a.Or("bits", "2048"))
+	subject := a.Get("subject")
+	if subject == "" {
+		snap, _ := s.Node.Snapshot()
+		subject = snap.State.Service.Name
+	}
+	id, err := s.Node.ID()
+	if err != nil {
+		return Output{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // a slow token needs a minute for a 4096 bit key
+	defer cancel()
+	made, err := rpc.LedgerMakeKeys.Call(ctx, s.Node.Ledger, rpc.MakeKeysRequest{Actor: s.Actor, ID: id, Roles: roles, Bits: bits, Subject: subject})
+	if err != nil {
+		return Output{}, err
+	}
+	s.Node.reached(ctx, made.Index)
+	token := tokenMap(made.Token)
+	value := struct {
+		Message string     `json:"message"`
+		Index   uint64     `json:"index"`
+		Keys    []KeyValue `json:"keys"`
+	}{fmt.Sprintf("%d keys made in the token", len(made.Keys)), made.Index, []KeyValue{}}
+	p := new(Page).Line("%s", value.Message)
+	for _, k := range made.Keys {
+		v := keyValue(k, token)
+		value.Keys = append(value.Keys, v)
+		v.show(p, true)
+	}
+	return Output{Text: p, Value: value}, nil
+}
+
+func tokenMap(keys []rpc.HSMKey) map[policy.KeyRef]rpc.HSMKey {
+	m := make(map[policy.KeyRef]rpc.HSMKey, len(keys))
+	for _, k := range keys {
+		m[k.Ref] = k
+	}
+	return m
+}
+
+func parseRoles(list string) ([]policy.KeyRole, error) {
+	if strings.EqualFold(list, "all") {
+		return policy.KeyRoles, nil
+	}
+	var roles []policy.KeyRole
+	for _, name := range strings.Split(list, ",") {
+		r := policy.KeyRole(strings.ToLower(strings.TrimSpace(name)))
+		if !slices.Contains(policy.KeyRoles, r) {
+			return nil, usage(fmt.Sprintf("%q is not a key role", clip(name)), "roles are all, "+roleNames())
+		}
+		if slices.Contains(roles, r) {
+			return nil, usage(fmt.Sprintf("the role %s is named twice", r), "")
+		}
+		roles = append(roles, r)
+	}
+	return roles, nil
+}
+
+func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	inToken, err := rpc.HSMKeys.Call(ctx, s.Node.HSM, rpc.Empty{})
+	value := struct {
+		Keys       []KeyValue   `json:"keys"`
+		Unrecorded []rpc.HSMKey `json:"unrecorded"` // in the token, not in the records
+		Warning    string       `json:"warning,omitempty"`
+	}{Keys: []KeyValue{}, Unrecorded: []rpc.HSMKey{}}
+	p := new(Page)
+	token := tokenMap(inToken)
+	for _, k := range sortedKeys(snap.State) {
+		v := keyValue(k, token)
+		value.Keys = append(value.Keys, v)
+		v.show(p, err == nil)
+	}
+	if len(value.Keys) == 0 {
+		p.Line("There are no keys: hosts can't be served. Make them: key new --roles all --subject NAME")
+	}
+	for _, k := range inToken {
+		if _, ok := snap.State.Keys[k.Ref]; !ok {
+			value.Unrecorded = append(value.Unrecorded, k)
+			p.Blank().Line("in the token, not in the records:").Field("  reference", "%s", k.Ref).Field("  token", "%s", tokenText(k))
+		}
+	}
+	if err != nil {
+		value.Warning = "what the token holds is not known: " + Explain(err).Error()
+		p.Blank().Line("%s", value.Warning)
+	}
+	return Output{Text: p, Value: value}, nil
+}
+
+func keyChange(kind policy.Kind) func(context.Context, *Session, Args, []byte) (Output, error) {
+	return func(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+		snap, _ := s.Node.Snapshot()
+		ref, err := findKey(snap.State, a.Get("key"))
+		if err != nil {
+			return Output{}, err
+		}
+		out, _, err := propose(ctx, s, kind, policy.KeyChange{Ref: ref})
+		return out, err
+	}
+}
+
+// findKey is the one key whose reference or certificate thumbprint begins with prefix.
+func findKey(state policy.State, prefix string) (policy.KeyRef, error) {
+	want := strings.ToLower(strings.NewReplacer(":", "", " ", "").Replace(prefix))
+	if len(want) < 6 {
+		return "", usage("give 6 characters of the key's reference or thumbprint, or more", "see key list")
+	}
+	var found []policy.KeyRef
+	for ref, k := range state.Keys {
+		s1, s256 := thumbprints(k.Certificate)
+		if strings.HasPrefix(string(ref), want) || strings.HasPrefix(strings.ToLower(s1), want) || strings.HasPrefix(s256, want) {
+			found = append(found, ref)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", failed(fmt.Sprintf("no key has a reference or thumbprint that begins with %q", clip(prefix)), "see key list")
+	case 1:
+		return found[0], nil
+	}
+	return "", failed(fmt.Sprintf("%d keys begin so", len(found)), "give more characters")
+}
+
+func runMetadata(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	svc := snap.State.Service
+	value := struct {
+		Metadata      string     `json:"metadataUrl"`
+		Attestation   string     `json:"attestationUrl"`
+		KeyProtection string     `json:"keyProtectionUrl"`
+		HostCommand   string     `json:"hostCommand"`
+		Guardian      []KeyValue `json:"guardian"`
+	}{Guardian: []KeyValue{}}
+	scheme := "http"
+	if !svc.HTTP {
+		scheme = "https"
+	}
+	base := scheme + "://" + svc.Name
+	value.Attestation, value.KeyProtection = base+"/Attestation", base+"/KeyProtection"
+	value.Metadata = value.KeyProtection + "/service/metadata/2014-07/metadata.xml"
+	value.HostCommand = fmt.Sprintf("Set-HgsClientConfiguration -AttestationServerUrl '%s' -KeyProtectionServerUrl '%s'", value.Attestation, value.KeyProtection)
+	p := new(Page).Line("Tenants import the guardian from:").Line("  %s", value.Metadata).
+		Line("and compare these thumbprints with you over another way:")
+	for _, role := range []policy.KeyRole{policy.RoleSigning, policy.RoleEncryption} {
+		k, ok := snap.State.PrimaryKey(role)
+		if !ok {
+			p.Field(string(role), "none; make one: key new --roles %s --subject NAME", role)
+			continue
+		}
+		v := keyValue(k, nil)
+		value.Guardian = append(value.Guardian, v)
+		p.Field(string(role), "%s", v.Subject).Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
+	}
+	p.Blank().Line("On each host, in an elevated PowerShell (one line):").Line("  %s", value.HostCommand)
+	return Output{Text: p, Value: value}, nil
+}

@@ -1,0 +1,121 @@
+package verb
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/policy"
+)
+
+// SignerValue is an attestation signer in --json. Own ones are keys of this service.
+type SignerValue struct {
+	Name             string    `json:"name"`
+	Own              bool      `json:"own"`
+	Subject          string    `json:"subject"`
+	SHA1             string    `json:"sha1"`
+	SHA256           string    `json:"sha256"`
+	NotAfter         time.Time `json:"notAfter"`
+	DenyIssuedBefore int64     `json:"denyIssuedBefore,omitempty"` // unix seconds
+}
+
+func signerValue(name string, own bool, der []byte, deny int64) SignerValue {
+	v := SignerValue{Name: name, Own: own, DenyIssuedBefore: deny}
+	v.SHA1, v.SHA256 = thumbprints(der)
+	if cert, err := x509.ParseCertificate(der); err == nil {
+		v.Subject, v.NotAfter = cert.Subject.String(), cert.NotAfter.UTC()
+	}
+	return v
+}
+
+func signerList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	signers := []SignerValue{}
+	for _, k := range sortedKeys(snap.State) {
+		if k.Role == policy.RoleAttestationSigner && k.Enabled {
+			signers = append(signers, signerValue("this service", true, k.Certificate, snap.State.Service.DenyIssuedBefore))
+		}
+	}
+	own := len(signers)
+	for _, t := range snap.State.Signers {
+		signers = append(signers, signerValue(t.Name, false, t.Certificate, max(t.DenyIssuedBefore, snap.State.Service.DenyIssuedBefore)))
+	}
+	slices.SortFunc(signers[own:], func(a, b SignerValue) int { return cmp.Compare(a.Name, b.Name) })
+	p := new(Page)
+	for _, v := range signers {
+		p.Blank().Line("%s", v.Name).Field("  subject", "%s", v.Subject).Field("  SHA-1", "%s", v.SHA1).
+			Field("  SHA-256", "%s", v.SHA256).Field("  valid until", "%s", v.NotAfter.Format("2006-01-02"))
+		if v.DenyIssuedBefore > 0 {
+			p.Field("  refused", "certificates valid from before %s", unixTime(v.DenyIssuedBefore))
+		}
+	}
+	if own == 0 {
+		p.Blank().Line("This service has no attestation signer. Make one: key new --roles attestation-signer")
+	}
+	return Output{Text: p, Value: struct {
+		Signers []SignerValue `json:"signers"`
+	}{signers}}, nil
+}
+
+func signerTrust(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
+	in, err := ParseInput(stdin)
+	if err != nil {
+		return Output{}, err
+	}
+	if in.Certificate == nil {
+		return Output{}, failed("this is a bare public key", "give the attestation signer's certificate")
+	}
+	out, _, err := propose(ctx, s, policy.CmdSignerTrust, policy.SignerTrust{Name: a.Get("name"), Certificate: in.Certificate.Raw})
+	if err != nil {
+		return Output{}, err
+	}
+	s1, s256 := thumbprints(in.Certificate.Raw)
+	out.Text.Field("subject", "%s", in.Certificate.Subject).Field("SHA-1", "%s", s1).Field("SHA-256", "%s", s256)
+	return out, nil
+}
+
+func signerDistrust(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	return byName(ctx, s, policy.CmdSignerDistrust, a)
+}
+
+// signerDeny turns a moment into the notBefore that certificates issued then carry: they are backdated by HealthBackdate. "now" is the
+// latest moment that now can be, so that no certificate issued before the verb survives.
+func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	var moment time.Time
+	if strings.EqualFold(a.Get("time"), "now") {
+		stamp := s.Node.Stamp()
+		if stamp.Latest == 0 {
+			return Output{}, unavailable("the time is not trusted, so \"now\" has no meaning", "see time status")
+		}
+		moment = time.UnixMilli(stamp.Latest + 999)
+	} else {
+		var err error
+		if moment, err = parseTime(a.Get("time")); err != nil {
+			return Output{}, err
+		}
+		if stamp := s.Node.Stamp(); stamp.Latest > 0 && moment.UnixMilli() > stamp.Latest {
+			return Output{}, failed("that moment is in the future: it would refuse certificates not yet issued, and can't be taken back", "use now")
+		}
+	}
+	deny := moment.Add(-policy.HealthBackdate).Unix()
+	out, _, err := propose(ctx, s, policy.CmdServiceSet, policy.ServiceSet{DenyIssuedBefore: &deny})
+	if err != nil {
+		return Output{}, err
+	}
+	out.Text.Line("Health certificates issued before %s are refused; each host attests again by itself when it next needs a key.",
+		moment.UTC().Format("2006-01-02 15:04:05 UTC"))
+	return out, nil
+}
+
+func parseTime(text string) (time.Time, error) {
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, text, time.UTC); err == nil && t.Year() >= 2000 && t.Year() < 2200 {
+			return t, nil
+		}
+	}
+	return time.Time{}, usage(fmt.Sprintf("%q is not a time", clip(text)), "write now, or UTC as 2026-11-22T15:04:05Z")
+}

@@ -1,0 +1,216 @@
+package verb
+
+import "guardhouse/appliance/policy"
+
+var (
+	everywhere = []policy.Door{policy.DoorSetup, policy.DoorSerial, policy.DoorSSH}
+	loggedIn   = []policy.Door{policy.DoorSerial, policy.DoorSSH}
+	onlySSH    = []policy.Door{policy.DoorSSH}
+)
+
+const (
+	anyone   policy.AdminRole = ""
+	reviewer                  = policy.AdminReviewer
+	operator                  = policy.AdminOperator
+	owner                     = policy.AdminOwner
+)
+
+func place(name string, kind Kind, help string) Param {
+	return Param{Name: name, Kind: kind, Help: help}
+}
+
+func flag(name string, kind Kind, help string, choices ...string) Param {
+	return Param{Name: name, Kind: kind, Help: help, Flag: true, Optional: true, Choices: choices}
+}
+
+var keyParam = place("key", Text, "the beginning of its reference or of a thumbprint, 6 characters or more")
+
+// All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
+func All() []*Verb {
+	var all []*Verb
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+		for i := range group {
+			all = append(all, &group[i])
+		}
+	}
+	return all
+}
+
+// Lookup finds a verb by its full name.
+func Lookup(name string) (*Verb, bool) {
+	for _, v := range All() {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
+func generalVerbs() []Verb {
+	return []Verb{
+		{Name: "status", Role: anyone, Doors: everywhere, Risk: Reads, Run: runStatus,
+			Help: "what is wrong, what to do first, and how the node is", Example: "status",
+			Replaces: []string{"Get-HgsServer", "Test-HgsServer", "Get-HgsTrace"}},
+		{Name: "help", Role: anyone, Doors: everywhere, Risk: Reads, Run: runHelp,
+			Params: []Param{{Name: "topic", Kind: Rest, Optional: true, Help: "a verb, or a Microsoft cmdlet"}},
+			Help:   "verbs; help VERB for one; help CMDLET for what replaces it", Example: "help Get-HgsServer"},
+		{Name: "setup", Role: anyone, Doors: []policy.Door{policy.DoorSetup}, Risk: Changes, Dialogue: setupDialogue,
+			Help: "set this node up from an answer file", Example: "setup",
+			Replaces: []string{"Install-WindowsFeature", "Install-HgsServer", "Initialize-HgsServer"}},
+		{Name: "logout", Role: anyone, Doors: loggedIn, Risk: Reads, Run: runLogout,
+			Help: "end the session", Example: "logout"},
+	}
+}
+
+func hostVerbs() []Verb {
+	name := place("name", Word, "the host's name here")
+	return []Verb{
+		{Name: "host add", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostAdd,
+			Params: []Param{name, flag("class", Word, "host class, default: default"), flag("note", Text, "for people"),
+				flag("pending", Text, "take the key of this unknown host (host pending) instead of a file")},
+			Stdin: "the host's certificate or public key: PEM, DER or base64",
+			Help:  "register a host by its host key", Example: "host add hv7 < hv7.cer",
+			Replaces: []string{"Add-HgsAttestationHostKey"}},
+		{Name: "host list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostList,
+			Help: "registered hosts and when each last attested", Example: "host list --json",
+			Replaces: []string{"Get-HgsAttestationReport"}},
+		{Name: "host show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostShow, Params: []Param{name},
+			Help: "one host: key, class, last attestation", Example: "host show hv7"},
+		{Name: "host pending", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostPending,
+			Help: "unknown hosts that asked, with the verb that accepts each", Example: "host pending"},
+		{Name: "host revoke", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRevoke,
+			Params: []Param{name, flag("reason", Text, "kept as the host's note")},
+			Help:   "refuse a host at once, its valid certificates included", Example: "host revoke hv7 --reason stolen"},
+		{Name: "host restore", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostRestore, Params: []Param{name},
+			Help: "let a revoked host attest again", Example: "host restore hv7"},
+		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove, Params: []Param{name},
+			Help: "forget a host; its certificates are refused", Example: "host remove hv7"},
+	}
+}
+
+func keyVerbs() []Verb {
+	one := []Param{keyParam}
+	return []Verb{
+		{Name: "key new", Role: operator, Doors: loggedIn, Risk: Changes, Run: keyNew,
+			Params: []Param{flag("roles", Text, "all, or a list with commas; default all: "+roleNames()),
+				flag("bits", Choice, "default 2048", "2048", "3072", "4096"),
+				flag("subject", Text, "name that tenants see, default: the service's name")},
+			Help: "make keys with certificates in the HSM", Example: "key new --roles all --subject \"Contoso HGS\"",
+			Replaces: []string{"Add-HgsKeyProtectionCertificate"}},
+		{Name: "key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: keyList,
+			Help: "keys, certificates and what the token says of them", Example: "key list --json",
+			Replaces: []string{"Get-HgsKeyProtectionCertificate", "Get-HgsKeyProtectionConfiguration", "Get-HgsAttestationSignerCertificate"}},
+		{Name: "key primary", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyPrimary),
+			Help: "use this key for new key protectors of its role", Example: "key primary 5f3ac9",
+			Replaces: []string{"Set-HgsKeyProtectionCertificate", "Set-HgsKeyProtectionConfiguration"}},
+		{Name: "key enable", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyEnable),
+			Help: "use a disabled key again", Example: "key enable 5f3ac9",
+			Replaces: []string{"Set-HgsKeyProtectionCertificate"}},
+		{Name: "key disable", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: one, Run: keyChange(policy.CmdKeyDisable),
+			Help: "refuse key protectors that only this key opens", Example: "key disable 5f3ac9",
+			Replaces: []string{"Set-HgsKeyProtectionCertificate"}},
+		{Name: "key remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: one, Run: keyChange(policy.CmdKeyRemove),
+			Help: "forget a disabled key; the token keeps it", Example: "key remove 5f3ac9",
+			Replaces: []string{"Remove-HgsKeyProtectionCertificate"}},
+		{Name: "metadata", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: runMetadata,
+			Help: "URLs and guardian fingerprints for hosts and tenants", Example: "metadata"},
+	}
+}
+
+func signerVerbs() []Verb {
+	return []Verb{
+		{Name: "signer list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: signerList,
+			Help: "attestation signers whose health certificates count", Example: "signer list",
+			Replaces: []string{"Get-HgsKeyProtectionAttestationSignerCertificate", "Get-HgsAttestationSignerCertificate"}},
+		{Name: "signer trust", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerTrust, Params: []Param{place("name", Word, "a name for it")},
+			Stdin: "the attestation signer's certificate: PEM, DER or base64",
+			Help:  "accept another service's health certificates", Example: "signer trust site2 < signer.cer",
+			Replaces: []string{"Add-HgsKeyProtectionAttestationSignerCertificate"}},
+		{Name: "signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
+			Help: "stop accepting that signer's health certificates", Example: "signer distrust site2",
+			Replaces: []string{"Remove-HgsKeyProtectionAttestationSignerCertificate"}},
+		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny, Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z")},
+			Help: "refuse older health certificates: all hosts attest anew", Example: "signer deny-before now",
+			Replaces: []string{"Set-HgsKeyProtectionAttestationSignerCertificatePolicy"}},
+	}
+}
+
+func serviceVerbs() []Verb {
+	return []Verb{
+		{Name: "service show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: serviceShow,
+			Help: "name, mode, ports, life of health certificates", Example: "service show",
+			Replaces: []string{"Get-HgsServer"}},
+		{Name: "service set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: serviceSet,
+			Params: []Param{flag("mode", Choice, "attestation mode that hosts are told", modeNames...),
+				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
+				flag("health-life", Duration, "life of health certificates, 15m to 24h")},
+			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
+			Replaces: []string{"Set-HgsServer"}},
+		{Name: "network show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: networkShow,
+			Params: []Param{flag("toml", Switch, "as the file that network set takes")},
+			Help:   "settings and state of the network interfaces", Example: "network show --toml > net.toml"},
+		{Name: "network set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: networkSet,
+			Stdin: "TOML as in [node.network] of the answer file",
+			Help:  "replace this node's network settings", Example: "network set < net.toml"},
+		{Name: "time status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: timeStatus,
+			Help: "whether the time is trusted, why, and for how long", Example: "time status"},
+		{Name: "time set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeSet,
+			Params: []Param{{Name: "servers", Kind: Rest, Help: "HOST or HOST:PORT each"}},
+			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
+		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
+			Help: "the token and the process that holds it", Example: "hsm status"},
+	}
+}
+
+func nodeVerbs() []Verb {
+	return []Verb{
+		{Name: "node list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: nodeList,
+			Help: "nodes of this service and their fingerprints", Example: "node list"},
+		{Name: "node measure", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: nodeMeasure,
+			Help: "the PCRs, read from the TPM now", Example: "node measure --json"},
+		{Name: "reboot", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: power("reboot"),
+			Help: "restart this machine", Example: "reboot"},
+		{Name: "poweroff", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: power("off"),
+			Help: "switch this machine off", Example: "poweroff"},
+	}
+}
+
+func adminVerbs() []Verb {
+	name := place("name", Word, "the administrator's login name")
+	return []Verb{
+		{Name: "admin list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: adminList,
+			Help: "administrators, roles and key fingerprints", Example: "admin list"},
+		{Name: "admin add", Role: owner, Doors: loggedIn, Risk: Changes, Run: adminAdd,
+			Params: []Param{name, {Name: "role", Kind: Choice, Choices: []string{"owner", "operator", "reviewer"}}},
+			Stdin:  "one SSH public key, as in id_ed25519.pub",
+			Help:   "enrol an administrator", Example: "admin add grace operator < id_ed25519.pub"},
+		{Name: "admin remove", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: adminRemove, Params: []Param{name},
+			Help: "remove an administrator", Example: "admin remove grace"},
+		{Name: "passphrase set", Role: reviewer, Doors: []policy.Door{policy.DoorSerial}, Risk: Changes, Dialogue: passphraseDialogue,
+			Help: "set your own passphrase for the serial line", Example: "passphrase set"},
+	}
+}
+
+func auditVerbs() []Verb {
+	lines := flag("lines", Number, "how many")
+	service := Param{Name: "service", Kind: Word, Optional: true, Help: "only this service; see status for names"}
+	return []Verb{
+		{Name: "audit tail", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditTail, Params: []Param{lines},
+			Help: "the newest audit entries", Example: "audit tail --lines 20",
+			Replaces: []string{"Get-HgsAttestationReport"}},
+		{Name: "audit verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditVerify,
+			Help: "check this node's audit chain", Example: "audit verify"},
+		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
+			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
+			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},
+		{Name: "audit trim", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: auditTrim,
+			Params: []Param{place("below", Number, "drop exported segments that end below this entry")},
+			Help:   "make room: drop exported parts of the audit", Example: "audit trim 20000"},
+		{Name: "log show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: logShow(false),
+			Params: []Param{service, flag("boot", Choice, "0 this boot, -1 and -2 the ones before", "0", "-1", "-2"), lines},
+			Help:   "log lines of the services and the kernel", Example: "log show hgs --boot -1",
+			Replaces: []string{"Get-HgsTrace"}},
+		{Name: "log follow", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: logShow(true), Params: []Param{service, lines},
+			Help: "log lines as they come", Example: "log follow hgs"},
+	}
+}

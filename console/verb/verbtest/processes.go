@@ -1,0 +1,208 @@
+package verbtest
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"math/big"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// on registers a method that Fail can break.
+func on[Req, Resp any](f *Fake, s *rpc.Server, m rpc.Method[Req, Resp], fn func(Req) (Resp, error)) {
+	rpc.Handle(s, m, func(_ context.Context, _ rpc.Caller, req Req) (Resp, error) {
+		if err := f.failure(m.Name); err != nil {
+			var none Resp
+			return none, err
+		}
+		return fn(req)
+	}, rpc.Console)
+}
+
+func (f *Fake) ledger(s *rpc.Server) {
+	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
+	on(f, s, rpc.LedgerPropose, f.propose)
+	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
+	on(f, s, rpc.LedgerAudit, func(e policy.AuditEntry) (policy.AuditReceipt, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.audit = append(f.audit, e)
+		return policy.AuditReceipt{Seq: uint64(len(f.audit))}, nil
+	})
+	on(f, s, rpc.LedgerObserved, func(r rpc.ObservedRequest) ([]policy.Observation, error) {
+		if r.Kind == policy.ObservedPending {
+			return f.pending, nil
+		}
+		return nil, nil
+	})
+	on(f, s, rpc.LedgerAuditTail, func(r rpc.AuditTailRequest) ([]rpc.AuditRecord, error) {
+		var records []rpc.AuditRecord
+		for i, e := range f.Audit() {
+			records = append(records, rpc.AuditRecord{Seq: uint64(i + 1), Entry: e})
+		}
+		return records[max(0, len(records)-r.Limit):], nil
+	})
+	rpc.HandleStream(s, rpc.LedgerAuditExport, func(_ context.Context, _ rpc.Caller, _ rpc.AuditRange, send func(rpc.AuditChunk) error) error {
+		for _, part := range []string{"first\x00", "second\n"} {
+			if err := send(rpc.AuditChunk{Data: []byte(part)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, rpc.Console)
+	on(f, s, rpc.LedgerAuditTrim, func(rpc.AuditTrimRequest) (rpc.AuditTrimReply, error) {
+		return rpc.AuditTrimReply{Segments: 2, Bytes: 8192}, nil
+	})
+	on(f, s, rpc.LedgerAuditVerify, func(rpc.Empty) (rpc.AuditVerifyReply, error) {
+		return rpc.AuditVerifyReply{First: 1, Last: 9, Hash: strings.Repeat("ab", 32), Segments: 1, Bytes: 4096}, nil
+	})
+	on(f, s, rpc.LedgerSetupKey, func(rpc.Empty) (rpc.SetupKeyReply, error) {
+		return rpc.SetupKeyReply{Recipient: Recipient, Boot: "boot"}, nil
+	})
+	on(f, s, rpc.LedgerSetupApply, f.setup)
+	on(f, s, rpc.LedgerSign, func(r rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
+		if r.Key != "ssh" {
+			return rpc.NodeSignReply{}, rpc.ErrNotAllowed
+		}
+		return rpc.NodeSignReply{Signature: ed25519.Sign(f.hostKey, r.Digest)}, nil
+	})
+	on(f, s, rpc.LedgerPassphrase, func(r rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
+		return rpc.PassphraseReply{OK: r.Admin == "ada" && string(r.Passphrase) == Passphrase}, nil
+	})
+	on(f, s, rpc.LedgerSetPassphrase, func(rpc.PassphraseRequest) (rpc.Empty, error) { return rpc.Empty{}, nil })
+	on(f, s, rpc.LedgerMeasure, func(rpc.Empty) (rpc.MeasureReply, error) {
+		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
+	})
+	on(f, s, rpc.LedgerStatus, func(rpc.Empty) (rpc.LedgerStatusReply, error) {
+		return rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "sealed to PCR 4+11 (not update-safe)", AuditSeq: 9,
+			AuditBytes: 4096, AuditLimit: 64 << 20}, nil
+	})
+}
+
+func (f *Fake) watch(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.Snapshot) error) error {
+	for {
+		f.mu.Lock()
+		snap, changed := policy.Snapshot{Index: f.index, NodeID: f.nodeID, State: f.state}, f.changed
+		f.mu.Unlock()
+		if err := send(snap); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// setup refuses an answer file that holds the word wrong, and secrets that are not armored age.
+func (f *Fake) setup(r rpc.SetupRequest) (policy.Result, error) {
+	switch {
+	case bytes.Contains(r.Answers, []byte("wrong")):
+		return policy.Result{}, rpc.ErrRefused.With("the answer file can't be used: line 3: unknown key wrong; correct the answer file")
+	case r.DryRun && len(r.Secrets) == 0:
+		return policy.Result{Message: "service hgs.example.test in HostKey mode\nnode node1, 1 interface, 1 time server\nadministrators: ada (owner)"}, nil
+	case !bytes.HasPrefix(r.Secrets, []byte("-----BEGIN AGE ENCRYPTED FILE-----\n")):
+		return policy.Result{}, rpc.ErrRefused.With("the secrets are not an armored age file; encrypt them with age -a")
+	case r.DryRun:
+		return policy.Result{Message: "everything fits"}, nil
+	}
+	body, err := json.Marshal(f.setupBody())
+	if err != nil {
+		return policy.Result{}, err
+	}
+	return f.propose(policy.Command{ID: "setup", Kind: policy.CmdSetup, Actor: r.Actor, At: At, Body: body})
+}
+
+func (f *Fake) makeKeys(r rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
+	var reply rpc.MakeKeysReply
+	for i, role := range r.Roles {
+		key, err := rsa.GenerateKey(rand.Reader, r.Bits)
+		if err != nil {
+			return reply, err
+		}
+		template := &x509.Certificate{SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: r.Subject},
+			NotBefore: time.UnixMilli(At.Earliest), NotAfter: time.UnixMilli(At.Earliest).AddDate(10, 0, 0)}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			return reply, err
+		}
+		body, err := json.Marshal(policy.KeyAdd{Role: role, Label: "gh-" + string(role), Certificate: der})
+		if err != nil {
+			return reply, err
+		}
+		result, err := f.propose(policy.Command{ID: r.ID + string(role), Kind: policy.CmdKeyAdd, Actor: r.Actor, At: At, Body: body})
+		if err != nil {
+			return reply, err
+		}
+		reply.Index = result.Index
+		f.mu.Lock()
+		reply.Keys = append(reply.Keys, f.state.Keys[policy.KeyRef(result.Subject)])
+		f.mu.Unlock()
+		reply.Token = append(reply.Token, tokenKey(policy.KeyRef(result.Subject), role))
+	}
+	return reply, nil
+}
+
+func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
+	return rpc.HSMKey{Ref: ref, Role: role, Label: "gh-" + string(role), Bits: 2048, Sensitive: true, NeverExtractable: true,
+		Sign: role != policy.RoleEncryption, Decrypt: role == policy.RoleEncryption}
+}
+
+func (f *Fake) hsm(s *rpc.Server) {
+	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
+		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA"}, nil
+	})
+	on(f, s, rpc.HSMKeys, func(rpc.Empty) ([]rpc.HSMKey, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		keys := []rpc.HSMKey{}
+		for ref, k := range f.state.Keys {
+			keys = append(keys, tokenKey(ref, k.Role))
+		}
+		return keys, nil
+	})
+}
+
+func (f *Fake) clock(s *rpc.Server) {
+	on(f, s, rpc.ClockStatus, func(rpc.Empty) (rpc.ClockStatusReply, error) {
+		return rpc.ClockStatusReply{
+			Trusted: rpc.ClockView{OK: true, Earliest: time.UnixMilli(At.Earliest), Latest: time.UnixMilli(At.Latest), Sources: []string{"10.0.2.2:11123"}, ExpiresIn: 26 * time.Hour},
+			Sources: []rpc.ClockSource{{Address: "10.0.2.2:11123", State: "selected", Offset: 1200 * time.Microsecond, Bound: 10 * time.Millisecond, Age: 4 * time.Second}},
+		}, nil
+	})
+}
+
+func (f *Fake) init(s *rpc.Server) {
+	on(f, s, rpc.InitStatus, func(rpc.Empty) (rpc.InitStatusReply, error) {
+		return rpc.InitStatusReply{Version: "1.0-test", Boot: "boot", Up: 90 * time.Second, Disk: "ok, 3 of 64 MiB",
+			Services: []rpc.ServiceStatus{{Name: rpc.Ledger, State: "ready"}, {Name: rpc.HGS, State: "ready", Restarts: 1}},
+			Links:    []rpc.LinkStatus{{Name: "front", Device: "eth0", MAC: "52:54:00:12:34:56", Link: true, Addresses: []string{"10.0.2.15/24"}}}}, nil
+	})
+	on(f, s, rpc.InitPower, func(r rpc.PowerRequest) (rpc.Empty, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.power = append(f.power, r.Action)
+		return rpc.Empty{}, nil
+	})
+	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, r rpc.LogRequest, send func(rpc.LogLine) error) error {
+		for i := range 2 {
+			if err := send(rpc.LogLine{BootTime: time.Duration(i+1) * time.Second, Service: "hgs", Text: "a line with \x1b[31mcolour"}); err != nil {
+				return err
+			}
+		}
+		if r.Follow {
+			<-ctx.Done()
+		}
+		return nil
+	}, rpc.Console)
+}
