@@ -240,7 +240,8 @@ func (f *Finder) Prepare(ctx context.Context, d Disk) (string, error) {
 	return "", &Error{KindForeign, fmt.Sprintf("disk %s holds %s", d.Name, d.Holds), "attach another disk"}
 }
 
-// repair runs e2fsck -p. Its exit code is a sum of bits (e2fsck(8)): 1 and 2 mean corrected.
+// repair runs e2fsck -p. Its exit code is a sum of bits (e2fsck(8)): 1 and 2 mean corrected, 4 left uncorrected, 8 can't be opened as a
+// file system although its label is ours.
 func (f *Finder) repair(ctx context.Context, d Disk) (string, error) {
 	out, err := f.Run(ctx, tool("e2fsck"), "-p", d.Path)
 	var exit interface{ ExitCode() int }
@@ -249,7 +250,7 @@ func (f *Finder) repair(ctx context.Context, d Disk) (string, error) {
 		return "recovered after a hard stop", nil
 	case errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode()&^3 == 0:
 		return "repaired after a hard stop", nil
-	case errors.As(err, &exit) && exit.ExitCode()&4 != 0:
+	case errors.As(err, &exit) && exit.ExitCode()&(4|8) != 0:
 		return "", &Error{KindDamaged, fmt.Sprintf("the file system on %s is damaged beyond automatic repair: %s", d.Name, firstLine(out)),
 			"keep the disk as it is; replace it by a blank one and restore, or have the file system repaired elsewhere with e2fsck"}
 	}

@@ -18,8 +18,9 @@ import (
 // It looks at the next dead child without collecting it (waitid with WNOWAIT) and collects it only where nobody owns its pid. Start
 // holds the same lock from before the fork until the pid is known, so a child can't be taken for an orphan in between.
 type Reaper struct {
-	mu    sync.Mutex
-	owned map[int]int // pid -> owners; two for a moment where a pid is used again before Wait has forgotten it
+	mu      sync.Mutex
+	owned   map[int]int // pid -> owners; two for a moment where a pid is used again before Wait has forgotten it
+	orphans int         // collected so far
 }
 
 // NewReaper makes a reaper that owns nothing yet.
@@ -137,6 +138,8 @@ func (r *Reaper) take(pid int) bool {
 	if r.owned[pid] > 0 {
 		return false
 	}
-	unix.Wait4(pid, nil, unix.WNOHANG, nil)
+	if got, _ := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid {
+		r.orphans++
+	}
 	return true
 }
