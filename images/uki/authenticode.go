@@ -46,3 +46,16 @@ func AuthenticodeSHA256(file []byte) ([32]byte, error) {
 	h.Write(file[at : int64(len(file))-im.certSize])
 	return [32]byte(h.Sum(nil)), nil
 }
+
+// Certificates returns the certificate table of a signed image, cut from
+// file; it is empty for an unsigned one.
+func Certificates(file []byte) ([]byte, error) {
+	im, err := read(file)
+	if err != nil {
+		return nil, err
+	}
+	if im.certSize > int64(len(file))-im.endOfSections {
+		return nil, fmt.Errorf("%w: certificate table of %d bytes outside the file", ErrNotPE, im.certSize)
+	}
+	return file[int64(len(file))-im.certSize:], nil
+}

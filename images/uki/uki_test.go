@@ -155,6 +155,12 @@ func TestAuthenticodeSkipsExactlyChecksumAndCertificates(t *testing.T) {
 	if got, err := AuthenticodeSHA256(signed); err != nil || got != want {
 		t.Fatalf("a signature changed the digest (%v)", err)
 	}
+	if c, err := Certificates(signed); err != nil || len(c) != 64 {
+		t.Errorf("certificate table of %d bytes, %v", len(c), err)
+	}
+	if c, err := Certificates(img); err != nil || len(c) != 0 {
+		t.Errorf("unsigned image has a certificate table of %d bytes, %v", len(c), err)
+	}
 	for _, at := range []int{0, 0x99, 0x98 + 240, 1024, len(img) - 1} {
 		bad := bytes.Clone(img)
 		bad[at] ^= 1
@@ -203,6 +209,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if _, err := AuthenticodeSHA256(b); err == nil && len(b) < 0x40 {
 			t.Fatal("digest of something too short")
+		}
+		if c, err := Certificates(b); err == nil && len(c) > len(b) {
+			t.Fatal("certificate table larger than the file")
 		}
 		if out, err := Build(b, sections()); err == nil {
 			if _, err := Parse(out); err != nil {
