@@ -49,7 +49,7 @@ func auditVerify(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	if v.Problem != "" {
 		return Output{}, failed("the audit chain is broken: "+v.Problem, v.Remedy)
 	}
-	p := new(Page).Line("The audit chain holds: entries %d to %d in %d segments, %d bytes.", v.First, v.Last, v.Segments, v.Bytes).
+	p := new(Page).Line("The audit chain holds: entries %d to %d, segments: %d, bytes: %d.", v.First, v.Last, v.Segments, v.Bytes).
 		Field("last hash", "%s", v.Hash)
 	return Output{Text: p, Value: v}, nil
 }
@@ -77,7 +77,7 @@ func auditTrim(ctx context.Context, s *Session, a Args, _ []byte) (Output, error
 	if err != nil {
 		return Output{}, err
 	}
-	return Output{Text: new(Page).Line("%d segments dropped, %d bytes free again", r.Segments, r.Bytes), Value: r}, nil
+	return Output{Text: new(Page).Line("segments dropped: %d, bytes free again: %d", r.Segments, r.Bytes), Value: r}, nil
 }
 
 func logShow(follow bool) func(context.Context, *Session, Args, []byte) (Output, error) {

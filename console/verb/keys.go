@@ -62,7 +62,7 @@ func (v KeyValue) show(p *Page, asked bool) {
 	p.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
 	switch {
 	case v.Token != nil:
-		p.Field("  token", "%s", tokenText(*v.Token))
+		tokenFields(p, *v.Token)
 	case asked:
 		p.Field("  token", "HAS NO SUCH KEY: what only this key opens stays closed")
 	}
@@ -76,8 +76,13 @@ func tokenText(k rpc.HSMKey) string {
 	if k.Decrypt {
 		uses = append(uses, "decrypt")
 	}
-	return fmt.Sprintf("RSA %d, use %s, sensitive %s, extractable %s, never extractable %s, label %q", k.Bits,
-		cmp.Or(strings.Join(uses, "+"), "none"), yes(k.Sensitive), yes(k.Extractable), yes(k.NeverExtractable), k.Label)
+	return fmt.Sprintf("RSA %d, use %s, label %q", k.Bits, cmp.Or(strings.Join(uses, "+"), "none"), k.Label)
+}
+
+// tokenFields shows what the token says of a key.
+func tokenFields(p *Page, k rpc.HSMKey) {
+	p.Field("  token", "%s", tokenText(k)).
+		Field("  in the token", "sensitive %s, extractable %s, never extractable %s", yes(k.Sensitive), yes(k.Extractable), yes(k.NeverExtractable))
 }
 
 func yes(b bool) string {
@@ -132,7 +137,7 @@ func keyNew(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 		Message string     `json:"message"`
 		Index   uint64     `json:"index"`
 		Keys    []KeyValue `json:"keys"`
-	}{fmt.Sprintf("%d keys made in the token", len(made.Keys)), made.Index, []KeyValue{}}
+	}{fmt.Sprintf("keys made in the token: %d", len(made.Keys)), made.Index, []KeyValue{}}
 	p := new(Page).Line("%s", value.Message)
 	for _, k := range made.Keys {
 		v := keyValue(k, token)
@@ -189,7 +194,8 @@ func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	for _, k := range inToken {
 		if _, ok := snap.State.Keys[k.Ref]; !ok {
 			value.Unrecorded = append(value.Unrecorded, k)
-			p.Blank().Line("in the token, not in the records:").Field("  reference", "%s", k.Ref).Field("  token", "%s", tokenText(k))
+			p.Blank().Line("in the token, not in the records:").Field("  reference", "%s", k.Ref)
+			tokenFields(p, k)
 		}
 	}
 	if err != nil {
@@ -263,6 +269,7 @@ func runMetadata(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 		value.Guardian = append(value.Guardian, v)
 		p.Field(string(role), "%s", v.Subject).Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
 	}
-	p.Blank().Line("On each host, in an elevated PowerShell (one line):").Line("  %s", value.HostCommand)
+	p.Blank().Line("On each host, in an elevated PowerShell:").Line("  Set-HgsClientConfiguration `").
+		Line("    -AttestationServerUrl '%s' `", value.Attestation).Line("    -KeyProtectionServerUrl '%s'", value.KeyProtection)
 	return Output{Text: p, Value: value}, nil
 }

@@ -55,7 +55,7 @@ func (p *Page) Field(label, format string, args ...any) *Page {
 	if value == "" {
 		return p
 	}
-	p.wrap(fmt.Sprintf("%-*s", labelWidth, label)+" ", strings.Repeat(" ", labelWidth+1), value)
+	p.wrap(fmt.Sprintf("%-*s", labelWidth, Clean(label))+" ", strings.Repeat(" ", labelWidth+1), value)
 	return p
 }
 

@@ -173,8 +173,8 @@ func linkText(p *Page, l rpc.LinkStatus) {
 	}
 }
 
-// parseNetwork reads the network settings, bare or below [node.network] as in an answer file. Unknown keys are errors with their line.
-func parseNetwork(text []byte) (policy.Network, error) {
+// ParseNetwork reads the network settings, bare or below [node.network] as in an answer file. Unknown keys are errors with their line.
+func ParseNetwork(text []byte) (policy.Network, error) {
 	if len(text) > maxInput {
 		return policy.Network{}, usage("the input is larger than 64 KiB", "")
 	}
@@ -216,7 +216,7 @@ func tomlError(err error) string {
 }
 
 func networkSet(ctx context.Context, s *Session, _ Args, stdin []byte) (Output, error) {
-	n, err := parseNetwork(stdin)
+	n, err := ParseNetwork(stdin)
 	if err != nil {
 		return Output{}, err
 	}
@@ -295,7 +295,7 @@ func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error
 		return Output{}, err
 	}
 	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", st.Token, cmp.Or(st.Serial, "not known")).
-		Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d of the worker that holds the token", st.Restarts)
+		Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
 	problems(p, st.Problems)
 	return Output{Text: p, Value: st}, nil
 }

@@ -129,8 +129,12 @@ func (v *StatusValue) records(snap policy.Snapshot) {
 		}
 	}
 	if len(missing) > 0 {
+		roles := strings.Join(missing, ",")
+		if len(missing) == len(policy.KeyRoles) {
+			roles = "all"
+		}
 		v.Problems = append(v.Problems, policy.Problem{Kind: "no-keys", What: "there is no primary key for: " + strings.Join(missing, ", "),
-			Remedy: "make them: key new --roles " + strings.Join(missing, ",")})
+			Remedy: "make them: key new --roles " + roles})
 	}
 }
 
@@ -191,7 +195,7 @@ func (v StatusValue) Page() *Page {
 		for i, s := range v.Init.Services {
 			states[i] = s.Name + " " + s.State
 			if s.Restarts > 0 {
-				states[i] += fmt.Sprintf(" (%d restarts)", s.Restarts)
+				states[i] += fmt.Sprintf(" (restarts: %d)", s.Restarts)
 			}
 		}
 		p.Field("processes", "%s", strings.Join(states, ", "))
