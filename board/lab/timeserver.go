@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -46,7 +47,15 @@ func (s *TimeServer) Continue() { s.proc.signal(syscall.SIGCONT) }
 // TimeServers starts n servers without an offset and returns when each has answered.
 func (l *Lab) TimeServers(ctx context.Context, n int) ([]*TimeServer, error) {
 	out := make([]*TimeServer, 0, n)
-	for range n {
+	// A node remembers its time servers by port: a lab that is opened again serves on the same ones where they are still free.
+	earlier := l.earlierPorts()
+	for i := range n {
+		if i < len(earlier) {
+			if s, err := l.timeServerOn(ctx, earlier[i]); err == nil {
+				out = append(out, s)
+				continue
+			}
+		}
 		s, err := l.TimeServer(ctx, 0)
 		if err != nil {
 			return nil, err
@@ -54,6 +63,29 @@ func (l *Lab) TimeServers(ctx context.Context, n int) ([]*TimeServer, error) {
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// earlierPorts are the ports of the time servers of an earlier run in the same folder, in ascending order.
+func (l *Lab) earlierPorts() (ports []int) {
+	entries, err := os.ReadDir(filepath.Join(l.Dir, "time"))
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if p, err := strconv.Atoi(e.Name()); err == nil && p > 1024 && p < 65536 {
+			ports = append(ports, p)
+		}
+	}
+	slices.Sort(ports)
+	return ports
+}
+
+func (l *Lab) timeServerOn(ctx context.Context, port int) (*TimeServer, error) {
+	root, err := l.unpack(ctx, "chrony")
+	if err != nil {
+		return nil, err
+	}
+	return l.startChrony(ctx, root, "", 0, port)
 }
 
 // TimeServer starts one server whose clock is ahead by offset (libfaketime is loaded into it when that is not zero;
@@ -75,7 +107,11 @@ func (l *Lab) TimeServer(ctx context.Context, offset time.Duration) (*TimeServer
 	}
 	var last error
 	for range 5 { // the free port may be gone before chronyd takes it
-		s, err := l.startChrony(ctx, root, fake, offset)
+		port, err := freeUDPPort()
+		if err != nil {
+			return nil, fmt.Errorf("lab: time server: %w", err)
+		}
+		s, err := l.startChrony(ctx, root, fake, offset, port)
 		if err == nil {
 			l.logf("time server on %s, offset %v", s.Addr(), offset)
 			return s, nil
@@ -87,11 +123,7 @@ func (l *Lab) TimeServer(ctx context.Context, offset time.Duration) (*TimeServer
 	return nil, fmt.Errorf("lab: time server: %w", last)
 }
 
-func (l *Lab) startChrony(ctx context.Context, root, fake string, offset time.Duration) (*TimeServer, error) {
-	port, err := freeUDPPort()
-	if err != nil {
-		return nil, err
-	}
+func (l *Lab) startChrony(ctx context.Context, root, fake string, offset time.Duration, port int) (*TimeServer, error) {
 	dir := filepath.Join(l.Dir, "time", strconv.Itoa(port))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

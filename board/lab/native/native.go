@@ -45,7 +45,7 @@ func Unavailable() string {
 type Options struct {
 	Dir      string
 	Data     string
-	Cache    string // of unpacked Debian packages; "" = Dir/lab/cache
+	Cache    string   // of unpacked Debian packages; "" = Dir/lab/cache
 	Services []string // names; nil = all
 	HGSArgs  []string
 }

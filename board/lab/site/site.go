@@ -99,12 +99,7 @@ func Open(ctx context.Context, o Options, img Image) (*Site, error) {
 		o.Logf = func(string, ...any) {}
 	}
 	dir := filepath.Join(o.Build, "lab", o.Name)
-	if o.Fresh {
-		if err := os.RemoveAll(dir); err != nil {
-			return nil, err
-		}
-	}
-	l, err := lab.New(ctx, lab.Options{Dir: dir, Cache: filepath.Join(o.Build, "cache", "debian"), Logf: o.Logf})
+	l, err := lab.New(ctx, lab.Options{Dir: dir, Fresh: o.Fresh, Cache: filepath.Join(o.Build, "cache", "debian"), Logf: o.Logf})
 	if err != nil {
 		return nil, err
 	}
