@@ -488,3 +488,25 @@ func TestLabelsNameRoles(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkRoundTrip is what keeper and worker add to a token's own time.
+func BenchmarkRoundTrip(b *testing.B) {
+	k := NewKeeper(func() *exec.Cmd {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), fakeWorker+"=1")
+		return cmd
+	}, Timing{}, func(string, ...any) {})
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan struct{})
+	go func() { _ = k.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	if err := errors.Join(k.Configure(ModuleConfig{Module: filepath.Join(b.TempDir(), "logins"), TokenLabel: "fake"}, nil), k.SetPIN([]byte(rightPIN))); err != nil {
+		b.Fatal(err)
+	}
+	r := SignRequest{Ref: policy.KeyRef(strings.Repeat("0", 64)), Digest: make([]byte, 32), Hash: crypto.SHA256, Scheme: PSS}
+	for b.Loop() {
+		if _, err := k.Sign(ctx, r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
