@@ -280,6 +280,7 @@ func (m *Manager) bond(name, mode string, nics []netlink.Link) (netlink.Link, er
 		if nic.Attrs().MasterIndex == l.Attrs().Index {
 			continue
 		}
+		m.flush(nic)
 		if err := errors.Join(m.h.LinkSetDown(nic), m.h.LinkSetMaster(nic, l), m.h.LinkSetUp(nic)); err != nil {
 			return nil, fmt.Errorf("put %s into the bond: %w", nic.Attrs().Name, err)
 		}
@@ -412,6 +413,7 @@ func (m *Manager) removeStale(wanted map[string]bool) {
 				m.o.Logf("remove %s: %v", name, err)
 			}
 		case slices.Contains(m.o.Kinds, l.Type()):
+			m.flush(l)
 			if l.Attrs().Flags&net.FlagUp == 0 {
 				continue
 			}
@@ -419,6 +421,19 @@ func (m *Manager) removeStale(wanted map[string]bool) {
 				m.o.Logf("take %s down: %v", name, err)
 			}
 		}
+	}
+}
+
+// flush removes every address of a NIC that carries none any more.
+func (m *Manager) flush(l netlink.Link) {
+	have, err := m.h.AddrList(l, netlink.FAMILY_ALL)
+	for i := range have {
+		if !have[i].IP.IsLinkLocalUnicast() {
+			err = errors.Join(err, m.h.AddrDel(l, &have[i]))
+		}
+	}
+	if err != nil {
+		m.o.Logf("remove the addresses of %s: %v", l.Attrs().Name, err)
 	}
 }
 
