@@ -327,5 +327,5 @@ func lock(cache string) (func(), error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return func() { f.Close() }, nil
+	return func() { f.Close() }, nil // closing releases; doing it twice does no harm
 }
