@@ -1,0 +1,330 @@
+// Package ledger is the node's memory: the records that the cluster agrees on, what became of each request, the audit, what the node
+// saw, and the node's own secrets and keys.
+//
+// Promise. A command that Propose acknowledged, and its audit entry, survive kill -9 and power cuts; a command is applied once however
+// often its request id is sent; a reply never leaves before the audit entry is on the disk. Who may do what is decided here by
+// policy.Apply over the records, whatever the console claims. What is damaged or full becomes a named problem in Status while
+// everything else goes on: a process that panics in a loop helps nobody. No secret enters a command, a snapshot, the audit or a log.
+//
+// Order of a command: one bbolt transaction holds the changed records, the log index, the request id's result and the audit entry (the
+// outbox); then the entry goes into the chain; then the caller is answered. A crash in between is repaired at the next start.
+//
+// Limits. One node so far: Log is where a replicated log slips in. Snapshots are whole. The newest 10,000 request ids are remembered.
+// Observations are kept in memory and written once a minute: a crash loses the last minute of them.
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/audit"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/tpm"
+)
+
+// Config is what a ledger needs from its process. All fields but CheckStore are required.
+type Config struct {
+	Dir      string                    // folder of its own on the data disk, mode 0700
+	TPM      string                    // as tpm.Open takes it
+	Policy   tpm.SealPolicy            // what the root key is sealed to
+	Boot     string                    // boot id
+	BootTime func() time.Duration      // CLOCK_BOOTTIME
+	Time     func() policy.TrustedTime // newest value of the clock; zero = none
+	Rand     io.Reader
+	Epoch    time.Time // when the image was built: no certificate of ours begins before it
+	HSM      *rpc.Client
+	Network  func(context.Context, policy.Network) error // hands the node's network to init
+	Log      func(format string, args ...any)
+	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
+	CheckStore func(ctx context.Context, path string) error
+}
+
+const (
+	storeRemedy = "keep the data disk for analysis, put in an empty one and set the node up again"
+	sealRemedy  = "see the other problems"
+)
+
+// Ledger is one node's ledger. Make it with Open, start its background work with Run.
+type Ledger struct {
+	cfg      Config
+	store    *store // nil when the file is damaged
+	log      Log
+	audit    *audit.Log
+	tpm      *tpm.TPM     // nil when there is none
+	secrets  *tpm.Secrets // nil when they can't be unsealed
+	identity *age.X25519Identity
+	observed *observations
+
+	deliverMu sync.Mutex // one audit entry of a command at a time
+	setupMu   sync.Mutex
+	keysMu    sync.Mutex
+	logins    *logins
+	refusals  refusalTable
+	started   sync.WaitGroup
+
+	mu        sync.Mutex // guards all below; never held over I/O
+	state     policy.State
+	index     uint64
+	node      string
+	outbox    map[uint64]outgoing
+	delivered []uint64
+	problems  []policy.Problem
+	changed   chan struct{} // closed and replaced at each new snapshot
+}
+
+// Open opens the ledger in cfg.Dir or begins one. A damaged database, an unusable TPM or secrets that don't open are problems of the
+// Status; errors are those of a folder that can't be used at all.
+func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), refusals: newRefusalTable()}
+	for _, dir := range []string{"audit", "secrets"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("ledger: %w", err)
+		}
+	}
+	quota, err := auditQuota(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota}); err != nil {
+		return nil, err
+	}
+	l.openSecrets()
+	l.openRecords(ctx)
+	l.observed = openObservations(ctx, filepath.Join(cfg.Dir, "observed.db"), cfg)
+	if l.logins, err = openLogins(filepath.Join(cfg.Dir, "logins.json"), cfg.BootTime); err != nil {
+		return nil, err
+	}
+	if err := l.adoptKeys(); err != nil {
+		l.setProblem(policy.Problem{Kind: "secrets", What: err.Error(), Remedy: sealRemedy})
+	}
+	if err := l.repairAudit(); err != nil {
+		l.setProblem(policy.Problem{Kind: "audit-outbox", What: "audit entries of applied commands are not in the chain yet: " + err.Error(), Remedy: "cure the audit; they follow at the next start"})
+	}
+	if !l.state.SetUp() {
+		if l.identity, err = age.GenerateX25519Identity(); err != nil {
+			return nil, fmt.Errorf("setup key: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// auditQuota is half of the data disk, at most 256 MiB.
+func auditQuota(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return min(256<<20, max(int64(st.Blocks)*st.Bsize/2, 4<<20)), nil
+}
+
+func (l *Ledger) openSecrets() {
+	var err error
+	if l.tpm, err = tpm.Open(l.cfg.TPM); err != nil {
+		l.setProblem(policy.Problem{Kind: tpm.KindNoTPM, What: err.Error(), Remedy: "enable the TPM 2.0 in the firmware's settings and reboot"})
+		return
+	}
+	l.secrets, err = tpm.OpenSecrets(filepath.Join(l.cfg.Dir, "secrets"), l.tpm, l.cfg.Policy, l.cfg.Rand)
+	if err == nil {
+		return
+	}
+	p := policy.Problem{Kind: tpm.KindNoTPM, What: "the node's secrets can't be opened: " + err.Error(), Remedy: "reboot the node; if it comes again, the TPM is failing"}
+	var e *tpm.Error
+	if errors.As(err, &e) {
+		p = policy.Problem{Kind: e.Kind, What: e.What, Remedy: e.Remedy}
+	}
+	l.setProblem(p)
+}
+
+func (l *Ledger) openRecords(ctx context.Context) {
+	s, c, err := openStore(ctx, filepath.Join(l.cfg.Dir, "state.db"), l.cfg.CheckStore)
+	if err != nil {
+		l.setProblem(policy.Problem{Kind: "store-damaged", What: "the records can't be read: " + err.Error(), Remedy: storeRemedy})
+		return
+	}
+	l.store, l.state, l.index, l.node, l.outbox = s, c.state, c.index, c.node, c.outbox
+	l.log = NewSingleLog(machine{l})
+}
+
+// adoptKeys gives the audit its key once the node has one.
+func (l *Ledger) adoptKeys() error {
+	l.mu.Lock()
+	node := l.node
+	l.mu.Unlock()
+	if node == "" || l.secrets == nil {
+		return nil
+	}
+	key, err := l.auditKey()
+	if err != nil {
+		return fmt.Errorf("audit key: %w", err)
+	}
+	return l.audit.SetNode(node, key)
+}
+
+func (l *Ledger) setProblem(p policy.Problem) {
+	l.cfg.Log("problem %s: %s; %s", p.Kind, p.What, p.Remedy)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.problems = slices.DeleteFunc(l.problems, func(o policy.Problem) bool { return o.Kind == p.Kind })
+	l.problems = append(l.problems, p)
+}
+
+func (l *Ledger) clearProblem(kind string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.problems = slices.DeleteFunc(l.problems, func(o policy.Problem) bool { return o.Kind == kind })
+}
+
+// ready is nil where commands can be applied.
+func (l *Ledger) ready() error {
+	if l.store == nil {
+		return rpc.ErrUnavailable.With("the records can't be read; %s", storeRemedy)
+	}
+	return nil
+}
+
+// secret opens one of the node's secrets; the caller wipes it.
+func (l *Ledger) secret(name string) ([]byte, error) {
+	if l.secrets == nil {
+		return nil, rpc.ErrUnavailable.With("the node's secrets are sealed: %s", l.sealing())
+	}
+	b, err := l.secrets.Get(name)
+	if errors.Is(err, tpm.ErrNoSecret) {
+		return nil, rpc.ErrUnavailable.With("the node has no %s yet", name)
+	}
+	return b, err
+}
+
+// sealing is a line for people on the root key.
+func (l *Ledger) sealing() string {
+	if l.secrets != nil {
+		return l.secrets.Describe()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.problems {
+		switch p.Kind {
+		case tpm.KindImageChanged, tpm.KindOtherTPM, tpm.KindNoTPM, tpm.KindDamaged:
+			return p.What
+		}
+	}
+	return "the secrets are not open"
+}
+
+// Snapshot is the newest state and a channel that is closed when there is a newer one.
+func (l *Ledger) Snapshot() (policy.Snapshot, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state}, l.changed
+}
+
+func (l *Ledger) publish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest.
+func (l *Ledger) Watch(ctx context.Context, send func(policy.Snapshot) error) error {
+	for {
+		s, changed := l.Snapshot()
+		if err := send(s); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// Alive is the self-check for the watchdog: the store answers a read and the audit answers. A damaged store is a problem, not a hang.
+func (l *Ledger) Alive() error {
+	done := make(chan error, 1)
+	go func() {
+		l.audit.Status()
+		if l.store == nil {
+			done <- nil
+			return
+		}
+		done <- l.store.alive()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(time.Second):
+		return errors.New("the records did not answer within a second")
+	}
+}
+
+// Status is the ledger's own health.
+func (l *Ledger) Status() rpc.LedgerStatusReply {
+	a := l.audit.Status()
+	r := rpc.LedgerStatusReply{Sealing: l.sealing(), AuditSeq: a.Last, AuditBytes: a.Bytes, AuditLimit: a.Quota}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.Index, r.NodeID, r.SetUp = l.index, l.node, l.state.SetUp()
+	r.Problems = slices.Clone(l.problems)
+	if a.Problem != nil {
+		r.Problems = append(r.Problems, *a.Problem)
+	}
+	return r
+}
+
+// Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
+// whole audit chain.
+func (l *Ledger) Run(ctx context.Context) {
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit} {
+		l.started.Add(1)
+		go func() {
+			defer l.started.Done()
+			work(ctx)
+		}()
+	}
+	l.started.Wait()
+}
+
+func (l *Ledger) checkAudit(ctx context.Context) {
+	for {
+		if err := l.audit.Check(ctx); err != nil && ctx.Err() == nil {
+			l.cfg.Log("%v", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(24 * time.Hour):
+		}
+	}
+}
+
+// Close ends everything cleanly; call it after Run has returned and no request is under way.
+func (l *Ledger) Close() error {
+	var err error
+	if l.store != nil {
+		l.mu.Lock()
+		delivered := l.delivered
+		l.delivered = nil
+		l.mu.Unlock()
+		err = errors.Join(l.store.forget(delivered), guard(l.store.db.Close))
+	}
+	err = errors.Join(err, l.observed.close(), l.audit.Close())
+	if l.secrets != nil {
+		err = errors.Join(err, l.secrets.Close())
+	}
+	if l.tpm != nil {
+		err = errors.Join(err, l.tpm.Close())
+	}
+	return err
+}

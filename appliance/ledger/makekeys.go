@@ -1,0 +1,232 @@
+package ledger
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha1" // the usual subject key identifier; identifies, protects nothing
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/big"
+	"slices"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// guardianLife is long because HGS treats guardian certificates as containers of keys: their expiry stops nothing, and a key is retired
+// by disabling it (kps.md 12). Hosts and tenants do look at the dates when they import them.
+const guardianLife = 10 * 365 * 24 * time.Hour
+
+const maxSubject = 40 // characters; the role's word must fit into a CN of 64
+
+// MakeKeys has the HSM make a key for each role, certifies it and records it. The commands' ids derive from the request's, so a retry
+// finds the keys of the first try and makes only what is missing. A crash between the HSM and the records leaves a key in the token
+// that nothing refers to; key list shows it.
+//
+// Signing, communications and attestation signer keys certify themselves. The encryption key may not sign anything (the token would
+// refuse), so the guardian's signing key certifies it: the one made in this request, or the primary one.
+func (l *Ledger) MakeKeys(ctx context.Context, req rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
+	l.keysMu.Lock()
+	defer l.keysMu.Unlock()
+	var reply rpc.MakeKeysReply
+	if err := l.checkMakeKeys(&req); err != nil {
+		return reply, err
+	}
+	for _, role := range req.Roles {
+		key, index, err := l.makeKey(ctx, req, role)
+		if err != nil {
+			return reply, fmt.Errorf("%s key: %w", role, err)
+		}
+		reply.Keys, reply.Index = append(reply.Keys, key), index
+	}
+	all, err := rpc.HSMKeys.Call(ctx, l.cfg.HSM, rpc.Empty{})
+	if err != nil {
+		return reply, fmt.Errorf("the keys are made and recorded, but the token does not describe them: %w", err)
+	}
+	for _, k := range all {
+		if slices.ContainsFunc(reply.Keys, func(made policy.Key) bool { return made.Ref == k.Ref }) {
+			reply.Token = append(reply.Token, k)
+		}
+	}
+	return reply, nil
+}
+
+func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
+	if err := l.ready(); err != nil {
+		return err
+	}
+	s, _ := l.Snapshot()
+	if err := policy.Allowed(s.State, req.Actor, policy.AdminOperator); err != nil {
+		return rpc.ErrRefused.With("%v", err)
+	}
+	if req.Actor.Door == policy.DoorNode || req.Actor.Door == policy.DoorSetup {
+		return rpc.ErrRefused.With("keys are made by an administrator")
+	}
+	if !validID(req.ID) {
+		return rpc.ErrRefused.With("the request id is not 32 lower-case hex digits")
+	}
+	if req.Bits != 2048 && req.Bits != 3072 && req.Bits != 4096 {
+		return rpc.ErrRefused.With("a key has 2048, 3072 or 4096 bits")
+	}
+	if req.Subject == "" {
+		req.Subject = s.State.Service.Name
+	}
+	if len(req.Subject) > maxSubject {
+		return rpc.ErrRefused.With("the subject is longer than %d characters", maxSubject)
+	}
+	for _, c := range req.Subject {
+		if c < ' ' || c > '~' || c == '/' {
+			return rpc.ErrRefused.With("the subject holds a character that is not printable ASCII")
+		}
+	}
+	roles := map[policy.KeyRole]bool{}
+	for _, r := range req.Roles {
+		if !slices.Contains(policy.KeyRoles, r) || roles[r] {
+			return rpc.ErrRefused.With("%.32q is not a key role, or is named twice", r)
+		}
+		roles[r] = true
+	}
+	if len(roles) == 0 {
+		return rpc.ErrRefused.With("no role is named")
+	}
+	// In the order of policy.KeyRoles the signing key comes before the encryption key that it certifies.
+	slices.SortFunc(req.Roles, func(a, b policy.KeyRole) int {
+		return slices.Index(policy.KeyRoles, a) - slices.Index(policy.KeyRoles, b)
+	})
+	if _, has := s.State.PrimaryKey(policy.RoleSigning); roles[policy.RoleEncryption] && !has && !roles[policy.RoleSigning] {
+		return rpc.ErrRefused.With("there is no signing key that could certify the encryption key; make both")
+	}
+	if err := l.audit.Admits(policy.AuditCommand); err != nil {
+		return rpc.ErrUnavailable.With("nothing may be changed that can't be recorded: %v", err)
+	}
+	_, err := l.now()
+	return err
+}
+
+// now is the trusted interval, or why there is none.
+func (l *Ledger) now() (health.Window, error) {
+	w := health.Between(l.cfg.Time().At(l.cfg.BootTime()))
+	if !w.Known() {
+		return w, rpc.ErrUnavailable.With("the time is not trusted, so no certificate can be made; see time status")
+	}
+	return w, nil
+}
+
+// derivedID is the request id of one part of a request.
+func derivedID(id, part string) string {
+	sum := sha256.Sum256([]byte("guardhouse part of request 1\x00" + id + "\x00" + part))
+	return hex.EncodeToString(sum[:16])
+}
+
+func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role policy.KeyRole) (policy.Key, uint64, error) {
+	id := derivedID(req.ID, string(role))
+	if r, ok, err := l.store.result(id); err != nil {
+		return policy.Key{}, 0, err
+	} else if ok {
+		s, _ := l.Snapshot()
+		k, have := s.State.Keys[policy.KeyRef(r.Result.Subject)]
+		if !have {
+			return k, 0, rpc.ErrRefused.With("this request was done before (%s)", r.Refused+r.Result.Message)
+		}
+		return k, r.Index, nil
+	}
+	made, err := rpc.HSMGenerate.Call(ctx, l.cfg.HSM, rpc.HSMGenerateRequest{Role: role, Bits: req.Bits})
+	if err != nil {
+		return policy.Key{}, 0, fmt.Errorf("make in the HSM: %w", err)
+	}
+	if policy.RefOf(made.SPKI) != made.Ref {
+		return policy.Key{}, 0, fmt.Errorf("the HSM's answer names another key than it holds")
+	}
+	der, err := l.certify(made, role, req.Subject)
+	if err != nil {
+		return policy.Key{}, 0, err
+	}
+	body, err := json.Marshal(policy.KeyAdd{Role: role, Label: made.Label, Certificate: der})
+	if err != nil {
+		return policy.Key{}, 0, err
+	}
+	at := l.cfg.Time().Stamp(l.cfg.BootTime())
+	index, result, err := l.Propose(ctx, policy.Command{ID: id, Kind: policy.CmdKeyAdd, Actor: req.Actor, At: at, Body: body})
+	if err != nil {
+		return policy.Key{}, index, err
+	}
+	s, _ := l.Snapshot()
+	return s.State.Keys[policy.KeyRef(result.Subject)], index, nil
+}
+
+// roleWords is how the CN of a key's certificate ends.
+var roleWords = map[policy.KeyRole]string{
+	policy.RoleSigning:        "signing",
+	policy.RoleEncryption:     "encryption",
+	policy.RoleCommunications: "communications",
+}
+
+// certify makes the certificate of a new key.
+func (l *Ledger) certify(k rpc.HSMKey, role policy.KeyRole, subject string) ([]byte, error) {
+	signer, err := rpc.NewHSMSignerFor(l.cfg.HSM, k.Ref, role, k.SPKI)
+	if err != nil {
+		return nil, err
+	}
+	now, err := l.now()
+	if err != nil {
+		return nil, err
+	}
+	if role == policy.RoleAttestationSigner {
+		return health.NewSignerCertificate(l.cfg.Rand, now, "", health.DefaultSignerLife, signer)
+	}
+	t, err := l.guardianTemplate(subject+" "+roleWords[role], k.SPKI)
+	if err != nil {
+		return nil, err
+	}
+	issuer, key := t, crypto.Signer(signer)
+	t.KeyUsage = x509.KeyUsageDigitalSignature
+	if role == policy.RoleEncryption {
+		t.KeyUsage = x509.KeyUsageKeyEncipherment | x509.KeyUsageDataEncipherment
+		if issuer, key, err = l.issuingKey(); err != nil {
+			return nil, err
+		}
+	}
+	der, err := x509.CreateCertificate(l.cfg.Rand, t, issuer, signer.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("certify: %w", err)
+	}
+	return der, nil
+}
+
+func (l *Ledger) guardianTemplate(cn string, spki []byte) (*x509.Certificate, error) {
+	serial := make([]byte, 16)
+	if _, err := io.ReadFull(l.cfg.Rand, serial); err != nil {
+		return nil, fmt.Errorf("randomness: %w", err)
+	}
+	serial[0] = serial[0]&0x7f | 0x40
+	earliest, _, ok := l.cfg.Time().At(l.cfg.BootTime())
+	if !ok {
+		return nil, rpc.ErrUnavailable.With("the time is not trusted, so no certificate can be made; see time status")
+	}
+	ski := sha1.Sum(spki)
+	begin := earliest.Add(-policy.HealthBackdate).UTC().Truncate(time.Second)
+	return &x509.Certificate{SerialNumber: new(big.Int).SetBytes(serial), Subject: pkix.Name{CommonName: cn}, NotBefore: begin,
+		NotAfter: begin.Add(guardianLife), SignatureAlgorithm: x509.SHA256WithRSA, SubjectKeyId: ski[:]}, nil
+}
+
+// issuingKey is the primary signing key, which certifies encryption keys.
+func (l *Ledger) issuingKey() (*x509.Certificate, crypto.Signer, error) {
+	s, _ := l.Snapshot()
+	k, ok := s.State.PrimaryKey(policy.RoleSigning)
+	if !ok {
+		return nil, nil, rpc.ErrRefused.With("there is no signing key that could certify the encryption key; make both")
+	}
+	cert, err := x509.ParseCertificate(k.Certificate)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate of the signing key: %w", err)
+	}
+	signer, err := rpc.NewHSMSigner(l.cfg.HSM, k)
+	return cert, signer, err
+}

@@ -1,0 +1,71 @@
+package ledger
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+
+	"filippo.io/age"
+	"filippo.io/age/armor"
+	"github.com/pelletier/go-toml/v2"
+
+	"guardhouse/appliance/policy"
+)
+
+// Bounds of secrets, in bytes. A passphrase guards one person's door on the serial line, with a rising delay.
+const (
+	minPIN, maxPIN               = 4, 255
+	minPassphrase, maxPassphrase = 8, 1024
+)
+
+// setupSecrets is the secrets file, version 1: TOML inside an age file for the node's setup key.
+type setupSecrets struct {
+	Version     int               `toml:"version"`
+	PIN         string            `toml:"hsm-pin"`
+	Passphrases map[string]string `toml:"passphrase"` // administrator -> serial passphrase
+}
+
+// openSecretFile decrypts and checks the secrets file. Errors never repeat what is in it.
+func openSecretFile(file []byte, identity age.Identity, admins []policy.Admin) (setupSecrets, error) {
+	var s setupSecrets
+	if len(file) > maxAnswers {
+		return s, fmt.Errorf("secrets file: it is larger than 64 KiB")
+	}
+	var r io.Reader = bytes.NewReader(file)
+	if bytes.HasPrefix(bytes.TrimSpace(file), []byte(armor.Header)) {
+		r = armor.NewReader(bytes.NewReader(bytes.TrimSpace(file)))
+	}
+	plain, err := age.Decrypt(r, identity)
+	if err != nil {
+		return s, fmt.Errorf("secrets file: it does not open with this node's setup key; encrypt it to the key shown now (it changes at each boot)")
+	}
+	b, err := io.ReadAll(io.LimitReader(plain, maxAnswers+1))
+	defer clear(b)
+	if err != nil || len(b) > maxAnswers {
+		return s, fmt.Errorf("secrets file: it was cut or changed, or is larger than 64 KiB")
+	}
+	if err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&s); err != nil {
+		if line := tomlError(err); line != nil {
+			return s, fmt.Errorf("secrets file (decrypted): %w", line)
+		}
+	}
+	if s.Version != 1 {
+		return s, fmt.Errorf("secrets file: it must begin with version = 1")
+	}
+	if n := len(s.PIN); n < minPIN || n > maxPIN {
+		return s, fmt.Errorf("secrets file: hsm-pin must have %d to %d characters", minPIN, maxPIN)
+	}
+	enrolled := map[string]bool{}
+	for _, a := range admins {
+		enrolled[a.Name] = true
+	}
+	for name, p := range s.Passphrases {
+		if !enrolled[name] {
+			return s, fmt.Errorf("secrets file: a passphrase is given for %.64q, who is no [[admin]] in the answer file", name)
+		}
+		if len(p) < minPassphrase || len(p) > maxPassphrase {
+			return s, fmt.Errorf("secrets file: the passphrase of %s must have %d to %d characters", name, minPassphrase, maxPassphrase)
+		}
+	}
+	return s, nil
+}

@@ -1,0 +1,171 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"guardhouse/appliance/audit"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// Register puts every ledger method on the server, each with the processes that may call it.
+func (l *Ledger) Register(s *rpc.Server) {
+	rpc.HandleStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.Snapshot) error) error {
+		return l.Watch(ctx, send)
+	}, rpc.HGS, rpc.HSM, rpc.Clock, rpc.Console, rpc.Init)
+	rpc.Handle(s, rpc.LedgerStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.LedgerStatusReply, error) {
+		return l.Status(), nil
+	}, rpc.Console, rpc.Init)
+	l.registerChanges(s)
+	l.registerAudit(s)
+	l.registerSecrets(s)
+}
+
+func (l *Ledger) registerChanges(s *rpc.Server) {
+	rpc.Handle(s, rpc.LedgerPropose, func(ctx context.Context, _ rpc.Caller, c policy.Command) (policy.Result, error) {
+		// The console speaks for people only: it can't be the node, and setup has a method of its own that makes the keys.
+		if c.Kind == policy.CmdSetup || c.Actor.Door != policy.DoorSerial && c.Actor.Door != policy.DoorSSH {
+			return policy.Result{}, rpc.ErrRefused.With("this command does not come through this door")
+		}
+		_, r, err := l.Propose(ctx, c)
+		return r, err
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerMakeKeys, func(ctx context.Context, _ rpc.Caller, req rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
+		return l.MakeKeys(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerObserve, func(_ context.Context, _ rpc.Caller, list []policy.Observation) (rpc.Empty, error) {
+		l.observed.add(list)
+		return rpc.Empty{}, nil
+	}, rpc.HGS)
+	rpc.Handle(s, rpc.LedgerObserved, func(_ context.Context, _ rpc.Caller, req rpc.ObservedRequest) ([]policy.Observation, error) {
+		return l.observed.list(req.Kind, req.Limit), nil
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerSetupKey, func(context.Context, rpc.Caller, rpc.Empty) (rpc.SetupKeyReply, error) { return l.SetupKey() }, rpc.Console)
+	rpc.Handle(s, rpc.LedgerSetupApply, func(ctx context.Context, _ rpc.Caller, req rpc.SetupRequest) (policy.Result, error) {
+		return l.SetUp(ctx, req)
+	}, rpc.Console)
+}
+
+// auditKinds is what each process may record. The public face may not use the space that is kept for administrators.
+var auditKinds = map[string][]policy.AuditKind{
+	rpc.HGS:     {policy.AuditGrant, policy.AuditRefusal},
+	rpc.Console: {policy.AuditCommand, policy.AuditLogin, policy.AuditSystem},
+	rpc.Init:    {policy.AuditSystem},
+	rpc.HSM:     {policy.AuditSystem},
+	rpc.Clock:   {policy.AuditSystem},
+}
+
+// auditError gives the audit's refusals the kind that callers know: trying again helps once the audit is cured.
+func auditError(err error) error {
+	var e *audit.Error
+	if errors.As(err, &e) || errors.Is(err, audit.ErrClosed) {
+		return rpc.ErrUnavailable.With("%v", err)
+	}
+	return err
+}
+
+func (l *Ledger) registerAudit(s *rpc.Server) {
+	rpc.Handle(s, rpc.LedgerAudit, func(ctx context.Context, c rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
+		if !slices.Contains(auditKinds[c.Process], e.Kind) {
+			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s may not record entries of the kind %.16q", c.Process, e.Kind)
+		}
+		r, err := l.audit.Append(ctx, l.stamped(e))
+		return r, auditError(err)
+	}, rpc.HGS, rpc.Console, rpc.Init, rpc.HSM, rpc.Clock)
+	rpc.Handle(s, rpc.LedgerRefusal, func(_ context.Context, _ rpc.Caller, r policy.Refusal) (rpc.Empty, error) {
+		l.Refuse(r)
+		return rpc.Empty{}, nil
+	}, rpc.HGS)
+	rpc.Handle(s, rpc.LedgerAuditTail, func(_ context.Context, _ rpc.Caller, req rpc.AuditTailRequest) ([]rpc.AuditRecord, error) {
+		return l.auditTail(req.Limit)
+	}, rpc.Console)
+	rpc.HandleStream(s, rpc.LedgerAuditExport, func(ctx context.Context, _ rpc.Caller, r rpc.AuditRange, send func(rpc.AuditChunk) error) error {
+		return auditError(l.audit.Export(ctx, r.From, r.To, func(b []byte) error { return send(rpc.AuditChunk{Data: b}) }))
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerAuditTrim, func(ctx context.Context, _ rpc.Caller, req rpc.AuditTrimRequest) (rpc.AuditTrimReply, error) {
+		return l.auditTrim(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerAuditVerify, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.AuditVerifyReply, error) {
+		return l.auditVerify(ctx)
+	}, rpc.Console)
+}
+
+const maxTail = 5000
+
+func (l *Ledger) auditTail(n int) ([]rpc.AuditRecord, error) {
+	if n <= 0 {
+		n = 50
+	}
+	records, err := l.audit.Tail(min(n, maxTail))
+	out := make([]rpc.AuditRecord, len(records))
+	for i, r := range records {
+		out[i] = rpc.AuditRecord{Seq: r.Seq, Prev: r.Prev, Hash: r.Hash, Entry: r.Entry}
+	}
+	return out, err
+}
+
+func (l *Ledger) auditTrim(ctx context.Context, req rpc.AuditTrimRequest) (rpc.AuditTrimReply, error) {
+	s, _ := l.Snapshot()
+	if err := policy.Allowed(s.State, req.Actor, policy.AdminOperator); err != nil {
+		return rpc.AuditTrimReply{}, rpc.ErrRefused.With("%v", err)
+	}
+	n, size, err := l.audit.Trim(context.WithoutCancel(ctx), req.Below, l.stamped(policy.AuditEntry{Kind: policy.AuditCommand, Actor: &req.Actor, Action: "audit.trim", Outcome: "ok"}))
+	var e *audit.Error
+	if errors.As(err, &e) && n == 0 {
+		return rpc.AuditTrimReply{}, rpc.ErrRefused.With("%v", err)
+	}
+	return rpc.AuditTrimReply{Segments: n, Bytes: size}, auditError(err)
+}
+
+func (l *Ledger) auditVerify(ctx context.Context) (rpc.AuditVerifyReply, error) {
+	err := l.audit.Check(ctx)
+	st := l.audit.Status()
+	r := rpc.AuditVerifyReply{First: st.First, Last: st.Last, Hash: st.Hash, Segments: st.Segments, Bytes: st.Bytes}
+	var e *audit.Error
+	switch {
+	case errors.As(err, &e):
+		r.Problem, r.Remedy = e.What, e.Remedy
+	case err != nil:
+		return r, err
+	case st.Problem != nil:
+		r.Problem, r.Remedy = st.Problem.What, st.Problem.Remedy
+	}
+	return r, nil
+}
+
+func (l *Ledger) registerSecrets(s *rpc.Server) {
+	rpc.HandleStream(s, rpc.LedgerContextKeys, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(rpc.ContextKeys) error) error {
+		return l.WatchContextKeys(ctx, send)
+	}, rpc.HGS)
+	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
+	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
+		if (c.Process == rpc.HGS) != (req.Key == "tls") {
+			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)
+		}
+		sig, err := l.Sign(req)
+		return rpc.NodeSignReply{Signature: sig}, err
+	}, rpc.HGS, rpc.Console)
+	rpc.Handle(s, rpc.LedgerPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
+		return l.CheckPassphrase(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerSetPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.Empty, error) {
+		return rpc.Empty{}, l.SetPassphrase(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerMeasure, func(context.Context, rpc.Caller, rpc.Empty) (rpc.MeasureReply, error) { return l.Measure() }, rpc.Console)
+}
+
+// Measure reads PCR 0 to 15 from the TPM now.
+func (l *Ledger) Measure() (rpc.MeasureReply, error) {
+	if l.tpm == nil {
+		return rpc.MeasureReply{}, rpc.ErrUnavailable.With("%s", l.sealing())
+	}
+	var r rpc.MeasureReply
+	var err error
+	if r.PCRs, err = l.tpm.Measurements(); err != nil {
+		return r, err
+	}
+	r.TPM, err = l.tpm.Describe()
+	return r, err
+}

@@ -1,0 +1,399 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"reflect"
+	"runtime/debug"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"guardhouse/appliance/policy"
+)
+
+// Buckets of state.db. Records lie one to a key, as JSON; numbers are 8 bytes big-endian.
+var (
+	bucketMeta    = []byte("meta")    // version, index, service
+	bucketLocal   = []byte("local")   // node: this node's id; never part of what nodes agree on
+	bucketNodes   = []byte("nodes")   // by id
+	bucketAdmins  = []byte("admins")  // by name
+	bucketHosts   = []byte("hosts")   // by id
+	bucketKeys    = []byte("keys")    // by ref
+	bucketSigners = []byte("signers") // by thumbprint
+	bucketResults = []byte("results") // request id -> result
+	bucketOrder   = []byte("order")   // index -> request id, to forget the oldest
+	bucketOutbox  = []byte("outbox")  // index -> audit entry that may not be in the chain yet
+	buckets       = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketResults, bucketOrder, bucketOutbox}
+
+	keyVersion = []byte("version")
+	keyIndex   = []byte("index")
+	keyService = []byte("service")
+	keyNode    = []byte("node")
+)
+
+// maxResults is how many request ids are remembered.
+const maxResults = 10000
+
+// store is state.db.
+type store struct {
+	db      *bolt.DB
+	results int
+}
+
+// stored is the result of a command, kept under its request id.
+type stored struct {
+	Index   uint64        `json:"index"`
+	Digest  []byte        `json:"digest"` // of the command without its time: the same id for another command is refused
+	Result  policy.Result `json:"result"`
+	Refused string        `json:"refused,omitempty"`
+	Audit   []byte        `json:"audit"` // SHA-256 of the audit entry's JSON
+}
+
+// outgoing is an audit entry on its way from the store to the chain.
+type outgoing struct {
+	After uint64            `json:"after"` // newest record of the chain before the commit: the entry can only be behind it
+	Entry policy.AuditEntry `json:"entry"`
+}
+
+// contents is all that openStore reads.
+type contents struct {
+	state  policy.State
+	index  uint64
+	node   string
+	outbox map[uint64]outgoing
+}
+
+// guard turns a panic or a memory fault of bbolt, which is how it meets a damaged file, into an error. It can't catch one in another
+// goroutine; CheckStore in a child process is for those.
+func guard(f func() error) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(old)
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the database is damaged: %v", r)
+		}
+	}()
+	return f()
+}
+
+// CheckStore reads every page of a bbolt file that no process has open. It may crash the process that calls it on a damaged file, so
+// cmd/ledger runs it in a child. A missing file is fine.
+func CheckStore(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return guard(func() error {
+		db, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		return db.View(func(tx *bolt.Tx) error {
+			var all []error
+			for err := range tx.Check() {
+				if len(all) < 10 {
+					all = append(all, err)
+				}
+			}
+			return errors.Join(all...)
+		})
+	})
+}
+
+// CheckInChild gives a Config.CheckStore that runs the program with the arguments and the file's path, and takes any exit but 0 as
+// damage. The program calls CheckStore and prints its error.
+func CheckInChild(program string, args ...string) func(context.Context, string) error {
+	return func(ctx context.Context, path string) error {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, program, append(args, path)...).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		first, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
+		return fmt.Errorf("%.300s (%w)", first, err)
+	}
+}
+
+func openDB(path string) (*bolt.DB, error) {
+	// The free list is rebuilt at open instead of written at each commit: fewer pages to write and none to lose.
+	return bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
+}
+
+// openStore opens or makes state.db and reads it.
+func openStore(ctx context.Context, path string, check func(context.Context, string) error) (*store, contents, error) {
+	c := contents{state: policy.NewState(), outbox: map[uint64]outgoing{}}
+	if check == nil {
+		check = func(_ context.Context, path string) error { return CheckStore(path) }
+	}
+	if err := check(ctx, path); err != nil {
+		return nil, c, err
+	}
+	s := &store{}
+	err := guard(func() (err error) {
+		if s.db, err = openDB(path); err != nil {
+			return err
+		}
+		if err := s.db.Update(makeBuckets); err != nil {
+			return err
+		}
+		return s.db.View(func(tx *bolt.Tx) error {
+			s.results = tx.Bucket(bucketResults).Stats().KeyN
+			return c.read(tx)
+		})
+	})
+	if err != nil && s.db != nil {
+		guard(s.db.Close)
+	}
+	return s, c, err
+}
+
+func makeBuckets(tx *bolt.Tx) error {
+	for _, b := range buckets {
+		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	if meta.Get(keyVersion) == nil {
+		return meta.Put(keyVersion, number(policy.Version))
+	}
+	return nil
+}
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func readNumber(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+func (c *contents) read(tx *bolt.Tx) error {
+	meta := tx.Bucket(bucketMeta)
+	if v := readNumber(meta.Get(keyVersion)); v != policy.Version {
+		return fmt.Errorf("the records have version %d, this image knows version %d", v, policy.Version)
+	}
+	c.index = readNumber(meta.Get(keyIndex))
+	c.node = string(tx.Bucket(bucketLocal).Get(keyNode))
+	if b := meta.Get(keyService); b != nil {
+		if err := json.Unmarshal(b, &c.state.Service); err != nil {
+			return fmt.Errorf("service settings: %w", err)
+		}
+	}
+	return errors.Join(
+		load(tx, bucketNodes, c.state.Nodes, func(n policy.Node) string { return n.ID }),
+		load(tx, bucketAdmins, c.state.Admins, func(a policy.Admin) string { return a.Name }),
+		load(tx, bucketHosts, c.state.Hosts, func(h policy.Host) string { return h.ID }),
+		load(tx, bucketKeys, c.state.Keys, func(k policy.Key) policy.KeyRef { return k.Ref }),
+		load(tx, bucketSigners, c.state.Signers, func(s policy.TrustedSigner) string { return s.Thumbprint }),
+		tx.Bucket(bucketOutbox).ForEach(func(k, v []byte) error {
+			var o outgoing
+			if err := json.Unmarshal(v, &o); err != nil {
+				return fmt.Errorf("outbox: %w", err)
+			}
+			c.outbox[readNumber(k)] = o
+			return nil
+		}))
+}
+
+func load[K ~string, V any](tx *bolt.Tx, bucket []byte, into map[K]V, key func(V) K) error {
+	return tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+		var r V
+		if err := json.Unmarshal(v, &r); err != nil {
+			return fmt.Errorf("record %s/%.40q: %w", bucket, k, err)
+		}
+		if string(key(r)) != string(k) {
+			return fmt.Errorf("record %s/%.40q has another name inside", bucket, k)
+		}
+		into[K(k)] = r
+		return nil
+	})
+}
+
+// diff writes what differs between two maps of records.
+func diff[K ~string, V any](tx *bolt.Tx, bucket []byte, old, new map[K]V, same func(a, b V) bool) error {
+	b := tx.Bucket(bucket)
+	for k, v := range new {
+		if o, ok := old[k]; ok && same(o, v) {
+			continue
+		}
+		j, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if err := b.Put([]byte(k), j); err != nil {
+			return err
+		}
+	}
+	for k := range old {
+		if _, ok := new[k]; !ok {
+			if err := b.Delete([]byte(k)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sameHost is spelled out because there may be 20,000 of them at each change.
+func sameHost(a, b policy.Host) bool {
+	return a.Name == b.Name && a.Class == b.Class && a.Revoked == b.Revoked && a.DenyIssuedBefore == b.DenyIssuedBefore && a.Note == b.Note &&
+		a.Added == b.Added && a.ID == b.ID && bytes.Equal(a.HostKey, b.HostKey)
+}
+
+func same[V any](a, b V) bool { return reflect.DeepEqual(a, b) }
+
+func writeState(tx *bolt.Tx, old, new policy.State) error {
+	if !same(old.Service, new.Service) {
+		b, err := json.Marshal(new.Service)
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketMeta).Put(keyService, b); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		diff(tx, bucketNodes, old.Nodes, new.Nodes, same),
+		diff(tx, bucketAdmins, old.Admins, new.Admins, same),
+		diff(tx, bucketHosts, old.Hosts, new.Hosts, sameHost),
+		diff(tx, bucketKeys, old.Keys, new.Keys, same),
+		diff(tx, bucketSigners, old.Signers, new.Signers, same))
+}
+
+// change is one command's whole effect.
+type change struct {
+	index     uint64
+	old, new  policy.State
+	node      string // set by the setup command
+	id        string
+	result    stored
+	audit     outgoing
+	delivered []uint64 // outbox entries that are in the chain by now
+}
+
+// commit writes a change in one transaction; when it returns nil the change is on the disk.
+func (s *store) commit(c change) error {
+	return guard(func() error {
+		dropped := 0
+		err := s.db.Update(func(tx *bolt.Tx) error {
+			if err := writeState(tx, c.old, c.new); err != nil {
+				return err
+			}
+			if c.node != "" {
+				if err := tx.Bucket(bucketLocal).Put(keyNode, []byte(c.node)); err != nil {
+					return err
+				}
+			}
+			for _, i := range c.delivered {
+				if err := tx.Bucket(bucketOutbox).Delete(number(i)); err != nil {
+					return err
+				}
+			}
+			var err error
+			dropped, err = s.writeResult(tx, c)
+			return err
+		})
+		if err == nil {
+			s.results += 1 - dropped
+		}
+		return err
+	})
+}
+
+func (s *store) writeResult(tx *bolt.Tx, c change) (dropped int, err error) {
+	entry, err := json.Marshal(c.audit)
+	if err != nil {
+		return 0, err
+	}
+	digest, err := json.Marshal(c.audit.Entry)
+	if err != nil {
+		return 0, err
+	}
+	sum := sha256.Sum256(digest)
+	c.result.Audit = sum[:]
+	result, err := json.Marshal(c.result)
+	if err != nil {
+		return 0, err
+	}
+	order := tx.Bucket(bucketOrder)
+	if err := errors.Join(
+		tx.Bucket(bucketMeta).Put(keyIndex, number(c.index)),
+		tx.Bucket(bucketOutbox).Put(number(c.index), entry),
+		tx.Bucket(bucketResults).Put([]byte(c.id), result),
+		order.Put(number(c.index), []byte(c.id)),
+	); err != nil {
+		return 0, err
+	}
+	for s.results+1-dropped > maxResults {
+		k, id := order.Cursor().First()
+		if k == nil {
+			break
+		}
+		if err := errors.Join(tx.Bucket(bucketResults).Delete(id), order.Delete(k)); err != nil {
+			return dropped, err
+		}
+		dropped++
+	}
+	return dropped, nil
+}
+
+// result finds what became of a request id.
+func (s *store) result(id string) (r stored, ok bool, err error) {
+	err = guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error {
+			b := tx.Bucket(bucketResults).Get([]byte(id))
+			if b == nil {
+				return nil
+			}
+			ok = true
+			return json.Unmarshal(b, &r)
+		})
+	})
+	return r, ok, err
+}
+
+// forget removes outbox entries that are in the chain; used at a clean stop.
+func (s *store) forget(indexes []uint64) error {
+	if len(indexes) == 0 {
+		return nil
+	}
+	return guard(func() error {
+		return s.db.Update(func(tx *bolt.Tx) error {
+			for _, i := range indexes {
+				if err := tx.Bucket(bucketOutbox).Delete(number(i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// reread gives what is on the disk, after a commit that failed in a way that leaves that open.
+func (s *store) reread() (contents, error) {
+	c := contents{state: policy.NewState(), outbox: map[uint64]outgoing{}}
+	err := guard(func() error { return s.db.View(c.read) })
+	return c, err
+}
+
+// alive is the self-check: one read of the store.
+func (s *store) alive() error {
+	return guard(func() error {
+		return s.db.View(func(tx *bolt.Tx) error { tx.Bucket(bucketMeta).Get(keyIndex); return nil })
+	})
+}
