@@ -63,9 +63,9 @@ func (l *loop) run(ctx context.Context, line string) (end bool, err error) {
 			}
 			words = strings.Fields(l.choices[n-1])
 		}
-		if isGroup(words[0]) {
-			return false, l.menu(words[0])
-		}
+	}
+	if len(words) == 1 && isGroup(words[0]) {
+		return false, l.menu(words[0])
 	}
 	if words[0] == "menu" {
 		return false, l.menu("")
@@ -89,11 +89,12 @@ func (l *loop) parse(ctx context.Context, words []string) (*verb.Verb, verb.Args
 			return nil, args, err
 		}
 		p := missing.Param
-		question := strings.ToUpper(p.Name)
-		if hint := strings.Join(p.Choices, ", "); hint != "" || p.Help != "" {
-			question += " (" + strings.Trim(p.Help+": "+hint, ": ") + ")"
+		if hint := strings.Trim(p.Help+": "+strings.Join(p.Choices, ", "), ": "); hint != "" {
+			if err := l.t.Say(new(verb.Page).Line("%s: %s", strings.ToUpper(p.Name), hint).String()); err != nil {
+				return nil, args, err
+			}
 		}
-		answer, err := l.t.Line(ctx, question+": ")
+		answer, err := l.t.Line(ctx, strings.ToUpper(p.Name)+": ")
 		if err != nil {
 			return nil, args, err
 		}
@@ -109,7 +110,10 @@ func (l *loop) verb(ctx context.Context, v *verb.Verb, args verb.Args) (end bool
 		return false, l.show(err)
 	}
 	if v.Risk == verb.Disrupts {
-		answer, err := l.t.Line(ctx, fmt.Sprintf("%s: %s. type yes to go on: ", v.Name, v.Help))
+		if err := l.t.Say(new(verb.Page).Line("%s: %s", v.Name, v.Help).String()); err != nil {
+			return false, err
+		}
+		answer, err := l.t.Line(ctx, "type yes to go on: ")
 		if err != nil || answer != "yes" {
 			if err == nil {
 				err = l.t.Say("nothing was changed\n")
@@ -141,10 +145,13 @@ func (l *loop) verb(ctx context.Context, v *verb.Verb, args verb.Args) (end bool
 	return out.End, l.t.Say(text)
 }
 
-// stream shows lines until they end or somebody presses a key.
+// stream shows lines until they end or, where they would go on for ever, until somebody presses a key.
 func (l *loop) stream(ctx context.Context, out verb.Output, asJSON bool) error {
 	if out.Binary {
 		return &verb.Failure{Code: verb.ExitFailed, Kind: "refused", Reason: "this gives a file, not text", Remedy: "run it without a terminal: ssh NODE VERB > FILE"}
+	}
+	if !out.Endless {
+		return out.Stream(ctx, l.t, asJSON) // what is typed ahead is for the next prompt
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

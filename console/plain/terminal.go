@@ -240,7 +240,11 @@ func (t *Terminal) swallowEscape(ctx context.Context) error {
 // Paste asks for lines until one that holds only a dot, and gives them with newlines. A paste that is too large is read to its end, so
 // that its tail is never taken for commands.
 func (t *Terminal) Paste(ctx context.Context, what string) ([]byte, error) {
-	if err := t.Say("paste " + what + ", end with a line holding only a dot\n"); err != nil {
+	ask := "paste " + what + ", end with a line holding only a dot\n"
+	if len(ask) > verb.Width {
+		ask = new(verb.Page).Line("paste %s", what).Line("end with a line holding only a dot").String()
+	}
+	if err := t.Say(ask); err != nil {
 		return nil, err
 	}
 	var text []byte

@@ -32,12 +32,14 @@ const Namespace = "guardhouse-serial"
 // ChallengeLife is how long a challenge may be answered.
 const ChallengeLife = 5 * time.Minute
 
-// Console is the door. Fill in Node and Open, then Run.
+// Console is the door. Fill in Node and Open, then Run. Wait pauses after a refused login and before the line is opened again; nil
+// means real time.
 type Console struct {
 	Node *verb.Node
 	Open func() (io.ReadWriteCloser, error) // the line, in raw mode
 	Logf func(format string, args ...any)
 	Idle time.Duration // 0 = plain.Idle
+	Wait func(ctx context.Context, d time.Duration)
 
 	failures int // logins refused in a row
 }
@@ -55,12 +57,16 @@ func (c *Console) Run(ctx context.Context) error {
 			line.Close()
 			pause = time.Second
 		}
-		sleep(ctx, pause)
+		c.pause(ctx, pause)
 	}
 	return nil
 }
 
-func sleep(ctx context.Context, d time.Duration) {
+func (c *Console) pause(ctx context.Context, d time.Duration) {
+	if c.Wait != nil {
+		c.Wait(ctx, d)
+		return
+	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):
@@ -234,7 +240,7 @@ func (c *Console) refuse(ctx context.Context, t *plain.Terminal, s *verb.Session
 	if err := t.Say(fmt.Sprintf("not accepted; wait %d s\n", int(wait.Round(time.Second).Seconds()))); err != nil {
 		return err
 	}
-	sleep(ctx, wait)
+	c.pause(ctx, wait)
 	return nil
 }
 

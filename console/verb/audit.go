@@ -100,6 +100,6 @@ func logShow(follow bool) func(context.Context, *Session, Args, []byte) (Output,
 				return err
 			})
 		}
-		return Output{Stream: stream}, nil
+		return Output{Stream: stream, Endless: follow}, nil
 	}
 }

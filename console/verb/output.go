@@ -20,9 +20,10 @@ type Output struct {
 	Text  *Page
 	Value any
 	// Stream, where not nil, is instead of both; Binary streams belong into a file, never on a terminal.
-	Stream func(ctx context.Context, w io.Writer, asJSON bool) error
-	Binary bool
-	End    bool // the session is over
+	Stream  func(ctx context.Context, w io.Writer, asJSON bool) error
+	Binary  bool
+	Endless bool // the stream goes on until somebody stops it
+	End     bool // the session is over
 }
 
 // Page is plain text under construction: lines of at most Width columns, printable characters only.
