@@ -1,0 +1,101 @@
+package systemd
+
+import (
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"guardhouse/appliance/sandbox"
+)
+
+// unit reads a unit file: "Key" -> values in order.
+func unit(t *testing.T, name string) map[string][]string {
+	t.Helper()
+	b, err := fs.ReadFile(Files, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string][]string{}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(k, "#") {
+			m[k] = append(m[k], v)
+		}
+	}
+	return m
+}
+
+var capNames = map[sandbox.Capability]string{sandbox.CapSysTime: "CAP_SYS_TIME"}
+
+func TestUnitsGiveNoMoreThanTheTable(t *testing.T) {
+	users, _ := fs.ReadFile(Files, "guardhouse.sysusers")
+	folders, _ := fs.ReadFile(Files, "guardhouse.tmpfiles")
+	for _, p := range sandbox.Table {
+		u := unit(t, "guardhouse-"+p.Name+".service")
+		var caps []string
+		for _, c := range p.Capabilities {
+			caps = append(caps, capNames[c])
+		}
+		user := "guardhouse-" + p.Name
+		for key, want := range map[string]string{
+			"User": user, "Group": user, "CapabilityBoundingSet": strings.Join(caps, " "), "AmbientCapabilities": strings.Join(caps, " "),
+			"NoNewPrivileges": "yes", "LimitCORE": "0", "LimitNOFILE": fmt.Sprint(p.Limits.Files), "MemoryMax": fmt.Sprintf("%dM", p.Limits.Data>>20),
+			"WatchdogSec": fmt.Sprint(int(p.Watchdog.Seconds())), "Type": "notify", "Restart": "always", "TimeoutStopSec": "3",
+		} {
+			if !slices.Equal(u[key], []string{want}) {
+				t.Errorf("%s: %s=%q, want %q", p.Name, key, u[key], want)
+			}
+		}
+		if !strings.HasPrefix(u["ExecStart"][0]+" ", "/usr/lib/guardhouse/"+p.Name+" ") {
+			t.Errorf("%s: ExecStart=%q", p.Name, u["ExecStart"])
+		}
+		if !strings.Contains(string(users), fmt.Sprintf("u %s %d ", user, p.UID)) {
+			t.Errorf("%s has another uid than %d", user, p.UID)
+		}
+		if !strings.Contains(string(folders), fmt.Sprintf("d /run/guardhouse/%s.d 0755 %s %s", p.Name, user, user)) {
+			t.Errorf("%s has no socket folder", p.Name)
+		}
+	}
+}
+
+func TestUnitsListenWhereTheTableDoes(t *testing.T) {
+	names, err := fs.Glob(Files, "*.socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, name := range names {
+		u := unit(t, name)
+		got[u["Service"][0]+" "+u["FileDescriptorName"][0]+" "+u["ListenStream"][0]] = true
+	}
+	want := 0
+	for _, p := range sandbox.Table {
+		for _, s := range p.Sockets {
+			want++
+			if key := fmt.Sprintf("guardhouse-%s.service %s %d", p.Name, s.Name, s.Port); !got[key] {
+				t.Errorf("no socket unit for %s", key)
+			}
+		}
+	}
+	if len(got) != want {
+		t.Errorf("socket units %v", got)
+	}
+}
+
+func TestSystemdAcceptsTheUnits(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("systemd-analyze is not installed")
+	}
+	names, _ := fs.Glob(Files, "*.service")
+	out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--generators=no"}, names...)...).CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "guardhouse") && !strings.Contains(line, "is not executable") {
+			t.Error(strings.TrimSpace(line))
+		}
+	}
+	if err != nil && t.Failed() {
+		t.Error(err)
+	}
+}
