@@ -43,8 +43,8 @@ var forbidden = map[string][]string{
 
 // cgo lists the only packages that may be cgo or import a cgo library; everything that reaches them must be one of cgoUsers.
 var (
-	cgo      = []string{"appliance/hsm"}
-	cgoUsers = []string{"appliance/hsm", "cmd/hsm"}
+	cgo      = []string{"appliance/hsm/token"}
+	cgoUsers = []string{"appliance/hsm/token", "cmd/hsm"}
 	cgoLibs  = []string{"C", "github.com/ThalesGroup/crypto11", "github.com/miekg/pkcs11"}
 )
 

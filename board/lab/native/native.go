@@ -67,9 +67,12 @@ type Stack struct {
 	done    sync.WaitGroup
 }
 
-// Build compiles the programs into dir once; later calls find them there.
-func Build(ctx context.Context, dir string) error {
-	for _, name := range []string{rpc.Ledger, rpc.HSM, rpc.HGS, rpc.Clock} {
+// Programs are all that a Stack can run.
+var Programs = []string{rpc.HSM, rpc.Ledger, rpc.Clock, rpc.HGS}
+
+// Build compiles the named commands into dir.
+func Build(ctx context.Context, dir string, names ...string) error {
+	for _, name := range names {
 		out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), "guardhouse/cmd/"+name).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("build %s: %w: %s", name, err, out)
@@ -231,7 +234,7 @@ func (s *Stack) Start(ctx context.Context, bin string) error {
 	}
 	names := s.opt.Services
 	if names == nil {
-		names = []string{rpc.HSM, rpc.Ledger, rpc.Clock, rpc.HGS}
+		names = Programs
 	}
 	var services []supervise.NativeService
 	for _, name := range names {
@@ -240,7 +243,7 @@ func (s *Stack) Start(ctx context.Context, bin string) error {
 		svc.Name, svc.Program, svc.UID, svc.Watchdog = name, filepath.Join(bin, name), &uid, 30*time.Second
 		services = append(services, svc)
 	}
-	n, err := supervise.RunNative(s.run(), uids, supervise.Timing{}, services...)
+	n, err := supervise.RunNative(s.run(), uids, supervise.DefaultTiming, services...)
 	if err != nil {
 		return err
 	}
