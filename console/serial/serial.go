@@ -53,7 +53,9 @@ func (c *Console) Run(ctx context.Context) error {
 			c.Logf("serial line: %v", err)
 			pause = min(2*pause, time.Minute)
 		} else {
-			err = c.serve(ctx, line)
+			if err = c.serve(ctx, line); ctx.Err() == nil {
+				c.Logf("serial line: %v", err)
+			}
 			line.Close()
 			pause = time.Second
 		}
@@ -91,8 +93,13 @@ func (c *Console) serve(ctx context.Context, line io.ReadWriter) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if errors.Is(err, plain.ErrGone) {
+		switch {
+		case errors.Is(err, plain.ErrGone):
 			return err
+		case err != nil && !errors.Is(err, plain.ErrIdle) && !errors.Is(err, plain.ErrBreak) && !errors.Is(err, plain.ErrInterrupted) &&
+			!errors.Is(err, plain.ErrEnd) && !errors.Is(err, context.Canceled):
+			c.Logf("serial line: %v", err)
+			c.pause(ctx, time.Second) // never a loop without a pause
 		}
 	}
 }

@@ -40,8 +40,9 @@ const (
 
 // Server is the door. Fill in Node, then Serve.
 type Server struct {
-	Node *verb.Node
-	Idle time.Duration // 0 = plain.Idle
+	Node      *verb.Node
+	Idle      time.Duration // 0 = plain.Idle
+	Handshake time.Duration // 0 = HandshakeLimit
 
 	guard guard
 	alive atomic.Bool
@@ -110,7 +111,11 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		time.AfterFunc(time.Second, func() { conn.Close() })
 	})
 	defer stop()
-	w := &watched{Conn: conn, limit: time.AfterFunc(HandshakeLimit, func() { conn.Close() })}
+	limit := s.Handshake
+	if limit <= 0 {
+		limit = HandshakeLimit
+	}
+	w := &watched{Conn: conn, limit: time.AfterFunc(limit, func() { conn.Close() })}
 	defer w.limit.Stop()
 	s.inner.HandleConn(w)
 }

@@ -359,6 +359,54 @@ func TestOneSourceCannotTakeAllConnections(t *testing.T) {
 	}
 }
 
+func TestSilentConnectionsAreCut(t *testing.T) {
+	f := verbtest.Start(t, true)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go (&Server{Node: f.Node, Handshake: 100 * time.Millisecond}).Serve(ctx, l)
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.ReadAll(conn); err != nil {
+		t.Errorf("a client that says nothing was cut with %v", err)
+	}
+	// One that logged in but opens no session holds a place too.
+	c, err := ssh.Dial("tcp", l.Addr().String(), client(f, "ada", f.Admin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("a connection without a session is kept")
+	}
+}
+
+func TestOldAlgorithmsAreRefused(t *testing.T) {
+	f := verbtest.Start(t, true)
+	address := door(t, f, 0)
+	for name, weaken := range map[string]func(*ssh.Config){
+		"key exchange": func(c *ssh.Config) { c.KeyExchanges = []string{ssh.KeyExchangeDH14SHA256, ssh.KeyExchangeECDHP256} },
+		"cipher":       func(c *ssh.Config) { c.Ciphers = []string{ssh.CipherAES128CTR} },
+	} {
+		config := client(f, "ada", f.Admin)
+		weaken(&config.Config)
+		if c, err := ssh.Dial("tcp", address, config); err == nil {
+			c.Close()
+			t.Errorf("an old %s was accepted", name)
+		}
+	}
+}
+
 func TestGuardBarsSourcesThatGuessAndStaysSmall(t *testing.T) {
 	var g guard
 	now := time.Hour

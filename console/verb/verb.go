@@ -11,6 +11,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"guardhouse/appliance/policy"
 )
@@ -100,6 +101,9 @@ func Permitted(v *Verb, s *Session) error {
 	return nil
 }
 
+// runLimit ends a verb whose process does not answer; making keys in a slow token takes longest. Streams have no limit.
+const runLimit = 6 * time.Minute
+
 // Run checks and runs a verb. ask may be nil where no dialogue is possible.
 func Run(ctx context.Context, v *Verb, s *Session, a Args, stdin []byte, ask Asker) (Output, error) {
 	if err := Permitted(v, s); err != nil {
@@ -108,13 +112,15 @@ func Run(ctx context.Context, v *Verb, s *Session, a Args, stdin []byte, ask Ask
 	if len(stdin) > MaxStdin {
 		return Output{}, usage("the input is larger than 4 MiB", "")
 	}
-	if v.Dialogue != nil {
-		if ask == nil {
-			return Output{}, notAllowed("this is a dialogue", "run it on the serial line or in a session with a terminal")
-		}
-		return v.Dialogue(ctx, s, a, ask)
+	if v.Dialogue == nil {
+		ctx, cancel := context.WithTimeout(ctx, runLimit)
+		defer cancel()
+		return v.Run(ctx, s, a, stdin)
 	}
-	return v.Run(ctx, s, a, stdin)
+	if ask == nil {
+		return Output{}, notAllowed("this is a dialogue", "run it on the serial line or in a session with a terminal")
+	}
+	return v.Dialogue(ctx, s, a, ask)
 }
 
 // Usage is the verb's call with its arguments, as in "host add NAME [--class CLASS] < FILE".

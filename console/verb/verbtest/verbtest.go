@@ -40,6 +40,7 @@ var At = policy.Stamp{Earliest: 1795363200000, Latest: 1795363200020, Boot: "boo
 type Fake struct {
 	Node  *verb.Node
 	Admin ssh.Signer // key of ada, owner
+	Dir   string     // where the sockets are, as --run-dir
 
 	mu      sync.Mutex
 	state   policy.State
@@ -49,7 +50,6 @@ type Fake struct {
 	changed chan struct{}
 	audit   []policy.AuditEntry
 	power   []string
-	network *policy.Network
 	pending []policy.Observation
 	hostKey ed25519.PrivateKey
 	ca      *rsa.PrivateKey
@@ -65,7 +65,7 @@ func Start(t testing.TB, setUp bool) *Fake {
 		t.Fatal(err)
 	}
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
-	f := &Fake{state: policy.NewState(), done: map[string]policy.Result{}, changed: make(chan struct{}), hostKey: ed25519.NewKeyFromSeed(seed),
+	f := &Fake{Dir: dir, state: policy.NewState(), done: map[string]policy.Result{}, changed: make(chan struct{}), hostKey: ed25519.NewKeyFromSeed(seed),
 		fail: map[string]error{}, boot: 90 * time.Second}
 	if f.Admin, err = ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{9}, ed25519.SeedSize))); err != nil {
 		t.Fatal(err)
