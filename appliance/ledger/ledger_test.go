@@ -398,7 +398,7 @@ func TestDamagedStoreIsAProblemNotAPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	harms := map[string]func(f []byte) []byte{
-		"cut":     func(f []byte) []byte { return f[:len(f)/2+100] },
+		"cut":     func(f []byte) []byte { return f[:3*4096+100] },
 		"zeroed":  func(f []byte) []byte { clear(f[:8192]); return f },
 		"garbage": func(f []byte) []byte { rand.Read(f[8192:]); return f },
 		"text":    func([]byte) []byte { return []byte("hello") },

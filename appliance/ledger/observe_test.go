@@ -1,0 +1,82 @@
+package ledger
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"guardhouse/appliance/policy"
+)
+
+func stamps() *rapid.Generator[policy.Stamp] {
+	return rapid.Custom(func(t *rapid.T) policy.Stamp {
+		at := rapid.Int64Range(0, 3).Draw(t, "at")
+		return policy.Stamp{Earliest: at, Latest: at, Boot: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "boot")}
+	})
+}
+
+func observationsOfOne() *rapid.Generator[policy.Observation] {
+	return rapid.Custom(func(t *rapid.T) policy.Observation {
+		return policy.Observation{Kind: policy.ObservedHost, Subject: "s", First: stamps().Draw(t, "first"), Last: stamps().Draw(t, "last"),
+			Count: rapid.Uint64Range(0, 3).Draw(t, "count"), Facts: rapid.MapOfN(rapid.SampledFrom([]string{"x", "y"}), rapid.SampledFrom([]string{"1", "2"}), 0, 2).Draw(t, "facts")}
+	})
+}
+
+func TestObservationsMergeTheSameInAnyOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b, c := observationsOfOne().Draw(t, "a"), observationsOfOne().Draw(t, "b"), observationsOfOne().Draw(t, "c")
+		merge := mergeObservations
+		if !reflect.DeepEqual(merge(a, b), merge(b, a)) {
+			t.Fatalf("not commutative: %+v, %+v", merge(a, b), merge(b, a))
+		}
+		if !reflect.DeepEqual(merge(merge(a, b), c), merge(a, merge(b, c))) {
+			t.Fatal("not associative")
+		}
+		if !reflect.DeepEqual(merge(a, a), a) {
+			t.Fatal("not idempotent")
+		}
+		if m := merge(a, b); m.Count < a.Count || compareStamps(m.Last, b.Last) < 0 {
+			t.Fatal("lost the newer")
+		}
+	})
+}
+
+func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "observed.db")
+	cfg := Config{Log: func(string, ...any) {}, CheckStore: CheckInChild(os.Args[0], "--check-store")}
+	o := openObservations(t.Context(), path, cfg)
+	for i := range 3000 {
+		o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: fmt.Sprint("h", i), Last: policy.Stamp{Latest: int64(i)}, Count: 1},
+			{Kind: "unknown", Subject: "x"}, {Kind: policy.ObservedHost, Subject: string(make([]byte, 300))}})
+	}
+	if n := len(o.kinds[policy.ObservedPending]); n > 1000 || n < 900 {
+		t.Errorf("%d pending hosts", n)
+	}
+	newest := o.list(policy.ObservedPending, 3)
+	if len(newest) != 3 || newest[0].Subject != "h2999" {
+		t.Errorf("%+v", newest)
+	}
+	kept := len(o.list("", 100000))
+	if err := o.close(); err != nil {
+		t.Fatal(err)
+	}
+	o = openObservations(t.Context(), path, cfg)
+	if n := len(o.list("", 100000)); n != kept {
+		t.Errorf("%d after a restart, %d before", n, kept)
+	}
+	o.close()
+	b, _ := os.ReadFile(path)
+	os.WriteFile(path, b[:5000], 0o600)
+	o = openObservations(t.Context(), path, cfg)
+	o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "h"}})
+	if n := len(o.list("", 10)); n != 1 {
+		t.Errorf("%d after damage", n)
+	}
+	if err := o.close(); err != nil {
+		t.Error(err)
+	}
+}
