@@ -34,8 +34,9 @@ type SealPolicy interface {
 // LiteralPCRs seals to the present values of these PCRs of the SHA-256 bank. Any other image or boot path gets nothing.
 type LiteralPCRs []uint
 
-// ImagePCRs are the boot path (4) and the image (11).
-var ImagePCRs = LiteralPCRs{4, 11}
+// ImagePCRs are the boot path (4), the image (11), and what the boot stub took from beside the image (12): without Secure Boot a boot
+// entry may replace the kernel's command line, which the stub measures into PCR 12 and nowhere else.
+var ImagePCRs = LiteralPCRs{4, 11, 12}
 
 // Kind is "literal-pcrs".
 func (p LiteralPCRs) Kind() string { return "literal-pcrs" }

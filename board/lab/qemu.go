@@ -91,7 +91,7 @@ func socketPair() (net.Conn, *os.File, error) {
 // the firmware's boot order and the kernel's names do not depend on what else is plugged.
 func (n *Node) buildArgs(a *qemuArgs) error {
 	o := n.opts
-	a.add("-name", "guardhouse-"+o.Name, "-machine", "q35", "-cpu", "max", "-m", fmt.Sprint(o.MemoryMB),
+	a.add("-name", "guardhouse-"+o.Name, "-machine", "q35,sata=off,smbus=off", "-cpu", "max", "-m", fmt.Sprint(o.MemoryMB),
 		"-smp", fmt.Sprint(o.CPUs), "-nodefaults", "-no-user-config", "-display", "none")
 	if n.lab.accel == "kvm" {
 		a.add("-accel", "kvm")
