@@ -75,7 +75,7 @@ func (n *node) setNetwork(ctx context.Context, v policy.Network) error {
 		return err
 	}
 	n.problem("network-failed", "", "")
-	if err := n.net.Apply(ctx, v); err != nil {
+	if err := n.applyNetwork(ctx, v); err != nil {
 		return err
 	}
 	n.reopenSockets(ctx)

@@ -55,7 +55,7 @@ func main() {
 // newNode makes the machine ready for its disk.
 func newNode() (*node, error) {
 	n := &node{started: rpc.BootTime(), log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1),
-		problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
+		drivers: make(chan struct{}), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
 	ctx := context.Background()
 	n.prepare(ctx)
 	n.release = sandbox.Release()
@@ -75,7 +75,6 @@ func (n *node) run(ctx context.Context) powerRequest {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go n.watchSignals(ctx)
-	n.watchPowerButton()
 	n.findDisk(ctx, func() { n.diskOpened(ctx) })
 	n.startNetwork(ctx)
 	go func() {
@@ -84,7 +83,11 @@ func (n *node) run(ctx context.Context) powerRequest {
 		}
 	}()
 	n.startServices(ctx)
-	n.startWatchdog()
+	go func() {
+		<-n.drivers
+		n.startWatchdog()
+		n.watchPowerButton()
+	}()
 	go n.herald(ctx)
 	go n.auditStart(ctx)
 	return <-n.power

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +46,7 @@ type node struct {
 	finder  *disk.Finder
 	power   chan powerRequest
 	started time.Duration // CLOCK_BOOTTIME when PID 1 began
+	drivers chan struct{} // closed when all are loaded
 
 	mu       sync.Mutex
 	disk     string                    // one line for people
@@ -82,17 +84,39 @@ func (n *node) prepare(ctx context.Context) {
 	note("init-mounts", mountAll(mounts), "the image does not fit this kernel; build it again")
 	go n.log.Kernel(ctx, "/dev/kmsg")
 	n.boot = bootID()
-	loaded, failed := loadModules()
-	n.logf("%d modules loaded in %s", loaded, (rpc.BootTime() - n.started).Round(time.Millisecond))
-	failed = append(failed, setSysctls("/proc/sys", append(sysctls, sealModules))...)
-	if len(failed) > 0 {
-		n.problem("init-kernel", strings.Join(failed, "; "), "the image does not fit this kernel; build it again")
-	}
+	n.loadDrivers()
 	note("init-root", sealRoot(), "the image does not fit this kernel; build it again")
 	unix.Sethostname([]byte("guardhouse"))
 	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // ctrl-alt-del becomes SIGINT
 	note("init-run", makeFolders(false), "restart the node")
+}
+
+// loadDrivers returns when the drivers are loaded that the boot waits for. The others follow in the background; then drivers closes and
+// the kernel takes no more code.
+func (n *node) loadDrivers() {
+	early, later, err := modulesNeeded()
+	var failed []string
+	if err != nil {
+		failed = append(failed, err.Error())
+	}
+	again, bad := loadModules(early)
+	failed = append(failed, bad...)
+	n.logf("%d modules loaded %s after init began, %d to follow", len(early)-len(again), (rpc.BootTime() - n.started).Round(time.Millisecond), len(later)+len(again))
+	failed = append(failed, setSysctls("/proc/sys", sysctls)...)
+	go func() {
+		defer close(n.drivers)
+		missing, bad := loadModules(append(later, again...))
+		failed = append(failed, bad...)
+		for _, m := range missing {
+			failed = append(failed, "module "+filepath.Base(m.Path)+" lacks another one")
+		}
+		failed = append(failed, setSysctls("/proc/sys", []sysctl{sealModules})...)
+		n.logf("all modules loaded %s after init began", (rpc.BootTime() - n.started).Round(time.Millisecond))
+		if len(failed) > 0 {
+			n.problem("init-kernel", strings.Join(failed, "; "), "the image does not fit this kernel; build it again")
+		}
+	}()
 }
 
 func bootID() string {
@@ -226,11 +250,19 @@ func (n *node) startNetwork(ctx context.Context) {
 		err = json.Unmarshal(b, &stored)
 	}
 	if err == nil {
-		err = n.net.Apply(ctx, stored)
+		err = n.applyNetwork(ctx, stored)
 	}
 	if err != nil {
 		n.problem("network-failed", "the stored network settings can't be used: "+err.Error(), "set them again (network set)")
 	}
+}
+
+// applyNetwork waits for the drivers of bonds and VLANs where v has some.
+func (n *node) applyNetwork(ctx context.Context, v policy.Network) error {
+	if slices.ContainsFunc(v.Interfaces, func(f policy.Interface) bool { return f.Bond != "" || f.VLAN != 0 }) {
+		<-n.drivers
+	}
+	return n.net.Apply(ctx, v)
 }
 
 // storeNetwork replaces the stored network; after a power cut there is the old one or the new one.
