@@ -566,6 +566,60 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
+func TestPowerCutAtTheBeginningOfASegment(t *testing.T) {
+	dir := t.TempDir()
+	l := openTest(t, dir, Options{})
+	mustAppend(t, l, entry(policy.AuditGrant, 1))
+	l.Close()
+	b, _ := encodeEntry(entry(policy.AuditContinue, 1))
+	first, _ := appendRecord(nil, l.last+1, l.last, l.hash, b)
+	for _, n := range []int{0, 1, len(first) / 2, len(first) - 1, len(first)} {
+		os.WriteFile(filepath.Join(dir, segmentName(l.last+1)), first[:n], 0o600)
+		again, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := l.last
+		if n == len(first) {
+			want++
+		}
+		if s := again.Status(); s.Problem != nil || s.Last != want {
+			t.Errorf("%d bytes of the first record: %+v", n, s)
+		}
+		again.Close()
+		os.Remove(filepath.Join(dir, segmentName(l.last+1)))
+	}
+}
+
+// FuzzOpen: whatever lies in the folder, the log opens, takes an administrator's entry and can be cured.
+func FuzzOpen(f *testing.F) {
+	dir := f.TempDir()
+	l := openTest(f, dir, Options{})
+	for i := range 3 {
+		mustAppend(f, l, entry(policy.AuditGrant, i))
+	}
+	l.Close()
+	whole, _ := os.ReadFile(newest(f, dir))
+	head, _ := os.ReadFile(filepath.Join(dir, headFile))
+	f.Add(whole, head)
+	f.Add(whole[:len(whole)-5], []byte("{}"))
+	f.Add([]byte("\n\n"), []byte(""))
+	f.Fuzz(func(t *testing.T, segment, head []byte) {
+		dir := t.TempDir()
+		os.WriteFile(filepath.Join(dir, segmentName(1)), segment, 0o600)
+		os.WriteFile(filepath.Join(dir, headFile), head, 0o600)
+		l := openTest(t, dir, Options{})
+		mustAppend(t, l, entry(policy.AuditCommand, 1))
+		export(t, l)
+		if l.Admits(policy.AuditGrant) != nil {
+			if _, _, err := l.Trim(context.Background(), ^uint64(0), entry(policy.AuditCommand, 2)); err != nil {
+				t.Fatal(err)
+			}
+			mustAppend(t, l, entry(policy.AuditGrant, 3))
+		}
+	})
+}
+
 func BenchmarkAppend(b *testing.B) {
 	l := openTest(b, b.TempDir(), Options{Quota: 1 << 40})
 	b.SetParallelism(32)

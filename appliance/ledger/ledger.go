@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,8 @@ type Config struct {
 	Log      func(format string, args ...any)
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
 	CheckStore func(ctx context.Context, path string) error
+
+	argonKiB uint32 // memory of new passphrase hashes; tests take less
 }
 
 const (
@@ -63,7 +66,6 @@ type Ledger struct {
 	audit    *audit.Log
 	tpm      *tpm.TPM     // nil when there is none
 	secrets  *tpm.Secrets // nil when they can't be unsealed
-	identity *age.X25519Identity
 	observed *observations
 
 	deliverMu sync.Mutex // one audit entry of a command at a time
@@ -79,6 +81,7 @@ type Ledger struct {
 	node      string
 	outbox    map[uint64]outgoing
 	delivered []uint64
+	identity  *age.X25519Identity // opens the secrets file; nil once the node is set up
 	problems  []policy.Problem
 	changed   chan struct{} // closed and replaced at each new snapshot
 }
@@ -86,6 +89,9 @@ type Ledger struct {
 // Open opens the ledger in cfg.Dir or begins one. A damaged database, an unusable TPM or secrets that don't open are problems of the
 // Status; errors are those of a folder that can't be used at all.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	if cfg.argonKiB == 0 {
+		cfg.argonKiB = argonMemory
+	}
 	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), refusals: newRefusalTable()}
 	for _, dir := range []string{"audit", "secrets"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
@@ -172,9 +178,12 @@ func (l *Ledger) adoptKeys() error {
 }
 
 func (l *Ledger) setProblem(p policy.Problem) {
-	l.cfg.Log("problem %s: %s; %s", p.Kind, p.What, p.Remedy)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if slices.Contains(l.problems, p) {
+		return
+	}
+	l.cfg.Log("problem %s: %s; %s", p.Kind, p.What, p.Remedy)
 	l.problems = slices.DeleteFunc(l.problems, func(o policy.Problem) bool { return o.Kind == p.Kind })
 	l.problems = append(l.problems, p)
 }
@@ -286,7 +295,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
 // whole audit chain.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit} {
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox} {
 		l.started.Add(1)
 		go func() {
 			defer l.started.Done()
@@ -294,6 +303,27 @@ func (l *Ledger) Run(ctx context.Context) {
 		}()
 	}
 	l.started.Wait()
+}
+
+// emptyOutbox tries again what the audit did not take when its command was applied: it may have been cured meanwhile.
+func (l *Ledger) emptyOutbox(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		l.mu.Lock()
+		waiting := slices.Sorted(maps.Keys(l.outbox))
+		l.mu.Unlock()
+		for _, index := range waiting {
+			if l.deliver(index) != nil {
+				break
+			}
+		}
+	}
 }
 
 func (l *Ledger) checkAudit(ctx context.Context) {

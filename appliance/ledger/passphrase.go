@@ -63,7 +63,7 @@ func (l *Ledger) hashPassphrase(passphrase []byte, sshKey string) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	h := hashed{Algorithm: "argon2id", Time: argonTime, Memory: argonMemory, Threads: argonThreads, Salt: make([]byte, 16), Key: fp}
+	h := hashed{Algorithm: "argon2id", Time: argonTime, Memory: l.cfg.argonKiB, Threads: argonThreads, Salt: make([]byte, 16), Key: fp}
 	if _, err := io.ReadFull(l.cfg.Rand, h.Salt); err != nil {
 		return nil, fmt.Errorf("randomness: %w", err)
 	}
@@ -100,7 +100,7 @@ func (l *Ledger) CheckPassphrase(ctx context.Context, req rpc.PassphraseRequest)
 	if wait > 0 || err != nil {
 		return rpc.PassphraseReply{Delay: wait}, err
 	}
-	record, known := hashed{Time: argonTime, Memory: argonMemory, Threads: argonThreads, Salt: make([]byte, 16), Hash: make([]byte, argonLength)}, false
+	record, known := hashed{Time: argonTime, Memory: l.cfg.argonKiB, Threads: argonThreads, Salt: make([]byte, 16), Hash: make([]byte, argonLength)}, false
 	if enrolled {
 		if record, known, err = l.passphraseRecord(admin, record); err != nil {
 			return rpc.PassphraseReply{}, err

@@ -9,6 +9,8 @@ import (
 	"io"
 	"strings"
 
+	"filippo.io/age"
+
 	"guardhouse/appliance/audit"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
@@ -16,14 +18,24 @@ import (
 
 // SetupKey is the public half of the age identity made at this start. The private half is only in memory.
 func (l *Ledger) SetupKey() (rpc.SetupKeyReply, error) {
-	s, _ := l.Snapshot()
-	if s.State.SetUp() || l.identity == nil {
+	identity := l.setupIdentity()
+	if identity == nil {
 		return rpc.SetupKeyReply{}, rpc.ErrRefused.With("this node is already set up")
 	}
 	if err := l.setupReady(); err != nil {
 		return rpc.SetupKeyReply{}, err
 	}
-	return rpc.SetupKeyReply{Recipient: l.identity.Recipient().String(), Boot: l.cfg.Boot}, nil
+	return rpc.SetupKeyReply{Recipient: identity.Recipient().String(), Boot: l.cfg.Boot}, nil
+}
+
+// setupIdentity is nil on a node that is set up.
+func (l *Ledger) setupIdentity() *age.X25519Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state.SetUp() {
+		return nil
+	}
+	return l.identity
 }
 
 func (l *Ledger) setupReady() error {
@@ -43,7 +55,8 @@ func (l *Ledger) SetUp(ctx context.Context, req rpc.SetupRequest) (policy.Result
 	defer clear(req.Secrets)
 	l.setupMu.Lock()
 	defer l.setupMu.Unlock()
-	if s, _ := l.Snapshot(); s.State.SetUp() || l.identity == nil {
+	identity := l.setupIdentity()
+	if identity == nil {
 		return policy.Result{}, rpc.ErrRefused.With("this node is already set up; nothing was changed")
 	}
 	if err := l.setupReady(); err != nil {
@@ -56,7 +69,7 @@ func (l *Ledger) SetUp(ctx context.Context, req rpc.SetupRequest) (policy.Result
 	if req.DryRun && len(req.Secrets) == 0 {
 		return policy.Result{Message: summary(setup)}, nil
 	}
-	secrets, err := openSecretFile(req.Secrets, l.identity, setup.Admins)
+	secrets, err := openSecretFile(req.Secrets, identity, setup.Admins)
 	if err != nil {
 		return policy.Result{}, rpc.ErrRefused.With("%v", err)
 	}
@@ -73,7 +86,9 @@ func (l *Ledger) SetUp(ctx context.Context, req rpc.SetupRequest) (policy.Result
 	if err := l.adoptKeys(); err != nil {
 		return result, err
 	}
+	l.mu.Lock()
 	l.identity = nil // no second secrets file is ever read
+	l.mu.Unlock()
 	if err := l.sendNetwork(ctx, setup.Node.Network); err != nil {
 		result.Message += "; the network is not up yet: " + err.Error()
 	}
