@@ -14,10 +14,14 @@ import (
 // Loop reads and runs verbs until logout or until the line or the patience ends; then it gives the reason, nil for a logout. A number
 // picks from the list last shown; the word menu shows one.
 func Loop(ctx context.Context, t *Terminal, s *verb.Session) error {
-	var l loop
-	l.t, l.s = t, s
+	return LoopAt(ctx, t, s, Prompt)
+}
+
+// LoopAt is Loop with another prompt.
+func LoopAt(ctx context.Context, t *Terminal, s *verb.Session, prompt string) error {
+	l := loop{t: t, s: s}
 	for {
-		line, err := t.Line(ctx, Prompt)
+		line, err := t.Line(ctx, prompt)
 		switch {
 		case errors.Is(err, ErrInterrupted):
 			continue

@@ -29,6 +29,9 @@ import (
 // Namespace is the sshsig namespace of a login signature.
 const Namespace = "guardhouse-serial"
 
+// WaitingPrompt is not plain.Prompt, so that a script which waits for that one starts only when the node is ready for it.
+const WaitingPrompt = "waiting> "
+
 // ChallengeLife is how long a challenge may be answered.
 const ChallengeLife = 5 * time.Minute
 
@@ -114,6 +117,13 @@ func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
 	if _, known := c.Node.Snapshot(); known {
 		return nil
 	}
+	select { // usually it takes a moment only
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return nil
+	case <-time.After(3 * time.Second):
+	}
 	if err := t.Say("\nguardhouse: waiting for the ledger; only status and help answer\n"); err != nil {
 		return err
 	}
@@ -126,7 +136,7 @@ func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
 		case <-ctx.Done():
 		}
 	}()
-	return plain.Loop(ctx, t, c.session(policy.DoorSetup))
+	return plain.LoopAt(ctx, t, c.session(policy.DoorSetup), WaitingPrompt)
 }
 
 // firstBoot is the page of a node that is not set up.
@@ -234,11 +244,13 @@ func (c *Console) logout(t *plain.Terminal, s *verb.Session, reason error) error
 	return reason
 }
 
-// refuse says no, records it and waits: 1 s, 2 s, 4 s up to 30 s, or as long as the ledger wants. A name that is no administrator's is
-// not recorded, because people type their passphrase there by mistake.
+const maxPause = 30 * time.Second
+
+// refuse says no, records it and waits: 1 s, 2 s, 4 s up to 30 s. The ledger may look at no passphrase for longer; a signature is still
+// taken then. A name that is no administrator's is not recorded, because people type their passphrase there by mistake.
 func (c *Console) refuse(ctx context.Context, t *plain.Terminal, s *verb.Session, name, wrong string, wait time.Duration) error {
 	c.failures++
-	wait = max(wait, min(30*time.Second, time.Second<<min(c.failures-1, 5)))
+	wait = max(wait, min(maxPause, time.Second<<min(c.failures-1, 5)))
 	detail := "unknown name"
 	if snap, _ := c.Node.Snapshot(); snap.State.Admins[name].Name != "" {
 		s.Actor.Name, detail = name, ""
@@ -247,7 +259,7 @@ func (c *Console) refuse(ctx context.Context, t *plain.Terminal, s *verb.Session
 	if err := t.Say(fmt.Sprintf("not accepted; wait %d s\n", int(wait.Round(time.Second).Seconds()))); err != nil {
 		return err
 	}
-	c.pause(ctx, wait)
+	c.pause(ctx, min(wait, maxPause))
 	return nil
 }
 

@@ -69,7 +69,7 @@ func Explain(err error) *Failure {
 
 func explainRPC(e *rpc.Error) *Failure {
 	reason, remedy := e.Message, e.Remedy
-	if remedy == "" && e.Kind == rpc.ErrRefused.Kind {
+	if remedy == "" && (e.Kind == rpc.ErrRefused.Kind || e.Kind == rpc.ErrUnavailable.Kind) {
 		// A process that passed on only the text: the remedy is what follows the last semicolon.
 		if i := strings.LastIndex(reason, "; "); i > 0 {
 			reason, remedy = reason[:i], reason[i+2:]

@@ -46,7 +46,7 @@ func nodeList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	for _, v := range nodes {
 		p.Blank().Line("%s%s", v.Name, map[bool]string{true: " (this node)"}[v.Self]).Field("  id", "%s", v.ID).
 			Field("  SSH host key", "%s", v.Fingerprint).Field("  audit key", "%s", v.AuditKey).
-			Field("  HTTPS SHA-1", "%s", v.TLSSHA1).Field("  HTTPS SHA-256", "%s", v.TLSSHA256)
+			Field("  TLS SHA-1", "%s", v.TLSSHA1).Field("  TLS SHA-256", "%s", v.TLSSHA256)
 	}
 	return Output{Text: p, Value: struct {
 		Nodes []NodeValue `json:"nodes"`
@@ -134,8 +134,6 @@ func adminRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 	return byName(ctx, s, policy.CmdAdminRemove, a)
 }
 
-const minPassphrase = 12
-
 func passphraseDialogue(ctx context.Context, s *Session, _ Args, ask Asker) (Output, error) {
 	first, err := ask.Secret("new passphrase: ")
 	if err != nil {
@@ -149,9 +147,6 @@ func passphraseDialogue(ctx context.Context, s *Session, _ Args, ask Asker) (Out
 	defer clear(second)
 	if string(first) != string(second) {
 		return Output{}, failed("the two are not the same", "type them again")
-	}
-	if len(first) < minPassphrase {
-		return Output{}, failed(fmt.Sprintf("a passphrase has at least %d characters", minPassphrase), "take several words")
 	}
 	actor := s.Actor
 	if _, err := rpc.LedgerSetPassphrase.Call(ctx, s.Node.Ledger, rpc.PassphraseRequest{Admin: s.Actor.Name, Passphrase: first, Actor: &actor}); err != nil {

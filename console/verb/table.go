@@ -203,7 +203,7 @@ func auditVerbs() []Verb {
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
 			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
 			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},
-		{Name: "audit trim", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: auditTrim,
+		{Name: "audit trim", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: auditTrim,
 			Params: []Param{place("below", Number, "drop exported segments that end below this entry")},
 			Help:   "make room: drop exported parts of the audit", Example: "audit trim 20000"},
 		{Name: "log show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: logShow(false),

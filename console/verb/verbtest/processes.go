@@ -78,7 +78,12 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerPassphrase, func(r rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
 		return rpc.PassphraseReply{OK: r.Admin == "ada" && string(r.Passphrase) == Passphrase}, nil
 	})
-	on(f, s, rpc.LedgerSetPassphrase, func(rpc.PassphraseRequest) (rpc.Empty, error) { return rpc.Empty{}, nil })
+	on(f, s, rpc.LedgerSetPassphrase, func(r rpc.PassphraseRequest) (rpc.Empty, error) {
+		if len(r.Passphrase) < 8 || r.Actor == nil || r.Actor.Name != r.Admin {
+			return rpc.Empty{}, rpc.ErrRefused.With("a passphrase has 8 to 1024 characters")
+		}
+		return rpc.Empty{}, nil
+	})
 	on(f, s, rpc.LedgerMeasure, func(rpc.Empty) (rpc.MeasureReply, error) {
 		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
 	})
