@@ -242,7 +242,7 @@ func TestFailuresKeepReasonAndRemedy(t *testing.T) {
 	}
 }
 
-func TestRequestIsRepeatedOnlyWithTheSameID(t *testing.T) {
+func TestUnknownOutcomeSaysToLookFirst(t *testing.T) {
 	f := verbtest.Start(t, true)
 	f.Do(t, policy.CmdHostAdd, policy.HostAdd{Name: "hv7", HostKey: spki(t, f.Certificate(t, "hv7"))})
 	s := f.Session(policy.DoorSSH)
