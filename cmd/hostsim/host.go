@@ -156,7 +156,11 @@ func hostKeyAttest(o *options) error {
 	o.facts["status"] = int(attestationStatus(err))
 	if err != nil {
 		os.WriteFile(o.path(fileLastFail), []byte(attestationStatus(err).String()+"\n"), 0o600)
-		o.facts["reply"] = fmt.Sprintf("%T", errors.Unwrap(fmt.Errorf("%w", err)))
+		var f hgsa.Failure
+		if errors.As(err, &f) {
+			o.facts["reply"] = f.Type()
+			return fmt.Errorf("%s: %w", f.Type(), err)
+		}
 		return err
 	}
 	os.Remove(o.path(fileLastFail))
