@@ -82,9 +82,9 @@ func (l *Log) closeForExport(from, to uint64) ([]segment, error) {
 	l.mu.Lock()
 	n := len(l.segments)
 	// The open segment is closed, so that what is exported now can be trimmed although the chain grows meanwhile.
-	close := n > 0 && l.signer != nil && l.last > l.segments[n-1].first && (to == 0 || to >= l.last)
+	whole := n > 0 && l.signer != nil && l.last > l.segments[n-1].first && (to == 0 || to >= l.last)
 	l.mu.Unlock()
-	if close {
+	if whole {
 		// Failing is no reason to stop: on a full disk the export must work all the more, and its own footer is signed in any case.
 		_ = l.rotate("")
 	}

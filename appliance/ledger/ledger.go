@@ -339,15 +339,27 @@ func (l *Ledger) checkAudit(ctx context.Context) {
 	}
 }
 
+// forgetDelivered empties the outbox on the disk of what the chain holds. Otherwise that waits for the next command.
+func (l *Ledger) forgetDelivered() error {
+	l.deliverMu.Lock()
+	defer l.deliverMu.Unlock()
+	l.mu.Lock()
+	delivered := slices.Clone(l.delivered)
+	l.mu.Unlock()
+	if err := l.store.forget(delivered); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delivered = slices.DeleteFunc(l.delivered, func(i uint64) bool { return slices.Contains(delivered, i) })
+	return nil
+}
+
 // Close ends everything cleanly; call it after Run has returned and no request is under way.
 func (l *Ledger) Close() error {
 	var err error
 	if l.store != nil {
-		l.mu.Lock()
-		delivered := l.delivered
-		l.delivered = nil
-		l.mu.Unlock()
-		err = errors.Join(l.store.forget(delivered), guard(l.store.db.Close))
+		err = errors.Join(l.forgetDelivered(), guard(l.store.db.Close))
 	}
 	err = errors.Join(err, l.observed.close(), l.audit.Close())
 	if l.secrets != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"guardhouse/appliance/policy"
@@ -115,7 +116,7 @@ func (m machine) Apply(index uint64, command []byte) (Outcome, error) {
 	}
 	l.mu.Lock()
 	l.index, l.state = index, next
-	l.delivered = l.delivered[len(delivered):]
+	l.delivered = slices.DeleteFunc(slices.Clone(l.delivered), func(i uint64) bool { return slices.Contains(delivered, i) })
 	l.outbox[index] = ch.audit
 	if node != "" {
 		l.node = node
@@ -149,6 +150,9 @@ func (l *Ledger) resync(cause error) {
 		return
 	}
 	l.mu.Lock()
+	for _, i := range l.delivered {
+		delete(c.outbox, i)
+	}
 	l.index, l.state, l.node, l.outbox = c.index, c.state, c.node, c.outbox
 	l.mu.Unlock()
 	l.publish()

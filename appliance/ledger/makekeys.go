@@ -144,6 +144,9 @@ func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role poli
 	if policy.RefOf(made.SPKI) != made.Ref {
 		return policy.Key{}, 0, fmt.Errorf("the HSM's answer names another key than it holds")
 	}
+	if made.Extractable || !made.Sensitive {
+		return policy.Key{}, 0, rpc.ErrRefused.With("the token made key %s so that it would give the private half out; it is not used. Check the token's settings and delete that key", made.Label)
+	}
 	der, err := l.certify(made, role, req.Subject)
 	if err != nil {
 		return policy.Key{}, 0, err

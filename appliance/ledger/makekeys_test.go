@@ -19,10 +19,11 @@ import (
 
 // token answers the HSM's methods with keys in memory and keeps the rule that an encryption key signs nothing.
 type token struct {
-	mu   sync.Mutex
-	keys map[policy.KeyRef]*rsa.PrivateKey
-	list []rpc.HSMKey
-	fail error
+	mu    sync.Mutex
+	keys  map[policy.KeyRef]*rsa.PrivateKey
+	list  []rpc.HSMKey
+	fail  error
+	leaky bool // makes keys that it would give out
 }
 
 func (k *token) generate(_ context.Context, _ rpc.Caller, req rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
@@ -39,7 +40,7 @@ func (k *token) generate(_ context.Context, _ rpc.Caller, req rpc.HSMGenerateReq
 	if err != nil {
 		return rpc.HSMKey{}, err
 	}
-	made := rpc.HSMKey{Ref: policy.RefOf(spki), Role: req.Role, Label: "guardhouse-" + string(req.Role) + "-01020304", SPKI: spki, Bits: req.Bits}
+	made := rpc.HSMKey{Ref: policy.RefOf(spki), Role: req.Role, Label: "guardhouse-" + string(req.Role) + "-01020304", SPKI: spki, Bits: req.Bits, Sensitive: true, NeverExtractable: true, Extractable: k.leaky}
 	k.keys[made.Ref] = key
 	k.list = append(k.list, made)
 	return made, nil
@@ -161,6 +162,13 @@ func TestMakeKeysRefusesWhoMayNotAndWhatCannotBe(t *testing.T) {
 	}
 	if len(k.list) != 0 {
 		t.Errorf("%d keys were made", len(k.list))
+	}
+	k.leaky = true
+	if _, err := b.l.MakeKeys(context.Background(), good); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("a key that can be extracted: %v", err)
+	}
+	if s, _ := b.l.Snapshot(); len(s.State.Keys) != 0 {
+		t.Error("it was recorded")
 	}
 	k.fail = rpc.ErrUnavailable.With("the token is away")
 	if _, err := b.l.MakeKeys(context.Background(), good); !errors.Is(err, rpc.ErrUnavailable) {

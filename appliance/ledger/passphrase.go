@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/argon2"
+	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
@@ -220,7 +221,11 @@ func (g *logins) begin(name string) (time.Duration, error) {
 	}
 	g.Wrong[name]++
 	g.until[name] = now + waitAfter(g.Wrong[name])
-	return 0, g.save()
+	if err := g.save(); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return 0, err
+	}
+	// On a full disk the count lives in memory: somebody must be able to come in and make room.
+	return 0, nil
 }
 
 func (g *logins) wait(name string) time.Duration {
@@ -234,7 +239,10 @@ func (g *logins) succeeded(name string) error {
 	defer g.mu.Unlock()
 	delete(g.Wrong, name)
 	delete(g.until, name)
-	return g.save()
+	if err := g.save(); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	return nil
 }
 
 // save replaces the file; g.mu is held.

@@ -345,9 +345,34 @@ func TestKillUnderLoadLosesNothingAcknowledged(t *testing.T) {
 	}
 }
 
-func TestStopsCleanlyWithinThreeSeconds(t *testing.T) {
+// TestTellsItsSupervisorAndStopsWithinThreeSeconds runs under a bare NOTIFY_SOCKET, as under systemd.
+func TestTellsItsSupervisorAndStopsWithinThreeSeconds(t *testing.T) {
 	n := newNode(t)
 	n.setUp()
+	n.kill()
+	addr := &net.UnixAddr{Name: filepath.Join(n.dir, "notify"), Net: "unixgram"}
+	notify, err := net.ListenUnixgram("unixgram", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	os.Chmod(addr.Name, 0o666)
+	t.Setenv("NOTIFY_SOCKET", addr.Name)
+	t.Setenv("WATCHDOG_USEC", "300000")
+	n.start()
+	notify.SetReadDeadline(time.Now().Add(5 * time.Second))
+	var said string
+	buf := make([]byte, 4096)
+	for !strings.Contains(said, "WATCHDOG=1") {
+		k, err := notify.Read(buf)
+		if err != nil {
+			t.Fatalf("%v after %q", err, said)
+		}
+		said += string(buf[:k]) + ";"
+	}
+	if !strings.Contains(said, "READY=1") || !strings.Contains(said, "not update-safe") {
+		t.Errorf("it said %q", said)
+	}
 	begin := time.Now()
 	n.cmd.Process.Signal(syscall.SIGTERM)
 	if err := n.cmd.Wait(); err != nil || time.Since(begin) > 3*time.Second {
