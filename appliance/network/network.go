@@ -61,6 +61,8 @@ type Manager struct {
 	o Options
 	h *netlink.Handle
 
+	applying sync.Mutex // one Apply at a time
+
 	mu      sync.Mutex
 	current policy.Network
 	bound   []bound // one for each interface of current
@@ -118,6 +120,8 @@ func (m *Manager) Apply(ctx context.Context, n policy.Network) error {
 	if err := Validate(n); err != nil {
 		return err
 	}
+	m.applying.Lock()
+	defer m.applying.Unlock()
 	m.mu.Lock()
 	m.stop()
 	m.mu.Unlock()

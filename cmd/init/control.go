@@ -78,7 +78,7 @@ func (n *node) setNetwork(ctx context.Context, v policy.Network) error {
 	if err := n.applyNetwork(ctx, v); err != nil {
 		return err
 	}
-	n.reopenSockets(ctx)
+	go n.reopenSockets(ctx) // may end the process that this answer is for
 	return nil
 }
 

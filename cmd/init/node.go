@@ -48,6 +48,8 @@ type node struct {
 	started time.Duration // CLOCK_BOOTTIME when PID 1 began
 	drivers chan struct{} // closed when all are loaded
 
+	listening sync.Mutex // one change of sockets at a time
+
 	mu       sync.Mutex
 	disk     string                    // one line for people
 	mounted  bool                      //

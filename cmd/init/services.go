@@ -129,16 +129,16 @@ func (n *node) openSockets(ctx context.Context, p sandbox.Process) bool {
 // reopenSockets follows a change of the network. A process whose sockets changed is started anew with the new ones: first it ends, so
 // that its own copies of the old ones are closed.
 func (n *node) reopenSockets(ctx context.Context) {
+	n.listening.Lock()
+	defer n.listening.Unlock()
 	for _, p := range sandbox.Table {
 		if len(p.Sockets) > 0 && n.openSockets(ctx, p) {
 			n.logf("%s listens elsewhere now, starting it anew", p.Name)
-			go func() {
+			n.super.Restart(p.Name)
+			// A socket that its old process still held may have failed to open above.
+			if n.openSockets(ctx, p) {
 				n.super.Restart(p.Name)
-				// A socket that its old process still held may have failed to open above.
-				if n.openSockets(ctx, p) {
-					n.super.Restart(p.Name)
-				}
-			}()
+			}
 		}
 	}
 }
