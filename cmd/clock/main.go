@@ -90,7 +90,7 @@ func status(k *clock.Keeper) rpc.ClockStatusReply {
 			Remedy: "check the time servers and the network (time status, network show); nothing is signed until then"})
 	} else if len(sources) < 3 {
 		r.Problems = append(r.Problems, policy.Problem{Kind: "time-few-sources", What: fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", len(sources)),
-			Remedy: "configure at least three (network set)"})
+			Remedy: "configure at least three (time set)"})
 	}
 	return r
 }
