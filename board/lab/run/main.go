@@ -46,10 +46,12 @@ func run(ctx context.Context, build, hsm, node string) error {
 	if _, err := os.Stat(dir); node != "blank" && errors.Is(err, os.ErrNotExist) && node == "demo" {
 		return errors.New("there is no demo node yet: make demo makes it")
 	}
-	fmt.Println("Building the image; the log is", filepath.Join(build, "image.log"))
-	img, err := site.BuildImage(ctx, build, hsm)
-	if err != nil {
-		return err
+	img, kept := site.Kept(build, node)
+	if node == "blank" || !kept {
+		fmt.Println("Building the image; the log is", filepath.Join(build, "image.log"))
+		if img, err = site.BuildImage(ctx, build, hsm); err != nil {
+			return err
+		}
 	}
 	s, err := site.Open(ctx, site.Options{Build: build, Name: node, HSM: hsm, Fresh: node == "blank"}, img)
 	if err != nil {

@@ -93,6 +93,29 @@ func OpenImage(dir string) (Image, error) {
 	return img, nil
 }
 
+// Kept is the image with which the site of this name was made; ok is false where there is none. A node opens its secrets only with the
+// image it was set up with, so a site that is opened again boots that one, whatever was built since.
+func Kept(build, name string) (img Image, ok bool) {
+	img, err := OpenImage(filepath.Join(build, "lab", name, "image"))
+	return img, err == nil
+}
+
+// keep links the image into the site's folder: mkimage replaces its files, it never writes into them.
+func (s *Site) keep() error {
+	dir := filepath.Join(s.Lab.Dir, "image")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, f := range []*string{&s.Image.EFI, &s.Image.Disk} {
+		to := filepath.Join(dir, filepath.Base(*f))
+		if err := os.Link(*f, to); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("keep the image for this node: %w", err)
+		}
+		*f = to
+	}
+	return nil
+}
+
 // Open starts the parts around the node: token, time servers, network. The node itself is off until Boot.
 func Open(ctx context.Context, o Options, img Image) (*Site, error) {
 	if o.Logf == nil {
@@ -111,6 +134,11 @@ func Open(ctx context.Context, o Options, img Image) (*Site, error) {
 }
 
 func (s *Site) open(ctx context.Context) (err error) {
+	if kept, ok := Kept(s.Build, s.Name); ok && !s.Fresh {
+		s.Image = kept
+	} else if err := s.keep(); err != nil {
+		return err
+	}
 	if s.Token, err = s.Lab.NewToken(ctx, TokenLabel); err != nil {
 		return err
 	}
