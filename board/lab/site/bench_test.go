@@ -7,9 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 )
@@ -20,11 +18,11 @@ func buildDir(t testing.TB) string {
 	if dir := os.Getenv("GUARDHOUSE_BUILD"); dir != "" {
 		return dir
 	}
-	out, err := exec.Command("go", "env", "GOMOD").Output()
+	root, err := moduleRoot(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(filepath.Dir(strings.TrimSpace(string(out))), ".build")
+	return filepath.Join(root, ".build")
 }
 
 // BenchmarkPowerOn boots a node that is set up, again and again, until it answers its first getinfo. Metrics: s/power-on-to-getinfo,

@@ -62,11 +62,16 @@ func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
 	}
 	log := filepath.Join(build, "image.log")
 	cmd := exec.CommandContext(ctx, "go", "run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache"), "--hsm", hsm)
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	cmd.Dir = root
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
+	err = cmd.Run()
 	if werr := os.WriteFile(log, out.Bytes(), 0o644); werr != nil {
 		return Image{}, werr
 	}
@@ -75,6 +80,16 @@ func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
 		return Image{}, fmt.Errorf("build the image: %s (%w); the whole output is in %s", lines[len(lines)-1], err, log)
 	}
 	return OpenImage(dir)
+}
+
+// moduleRoot is the project's folder, which holds the sources of the image.
+func moduleRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	file := strings.TrimSpace(string(out))
+	if err != nil || file == "" || file == os.DevNull {
+		return "", errors.New("not inside the project's folder: run this from a checkout")
+	}
+	return filepath.Dir(file), nil
 }
 
 // OpenImage reads a built image and predicts its PCRs.
