@@ -44,7 +44,7 @@ func (m *Manager) Links() []Link {
 		if used[l.Attrs().Name] || !slices.Contains(m.o.Kinds, l.Type()) || len(l.Attrs().HardwareAddr) != 6 {
 			continue
 		}
-		list = append(list, Link{Name: "(unused)", Device: l.Attrs().Name, MAC: l.Attrs().HardwareAddr.String(), Link: carrier(l)})
+		list = append(list, Link{Name: "(unused)", Device: l.Attrs().Name, MAC: permanent(l).String(), Link: carrier(l)})
 	}
 	return list
 }
@@ -74,7 +74,7 @@ func (m *Manager) judge(all []netlink.Link, b *bound, l netlink.Link) (problem, 
 	if b.Bond != "" {
 		for _, o := range all {
 			if o.Attrs().MasterIndex == l.Attrs().Index && !carrier(o) {
-				return fmt.Sprintf("bond %s runs without %s (%s): no link", b.Name, o.Attrs().Name, o.Attrs().PermHWAddr), "connect the cable, or switch the port on the other side on"
+				return fmt.Sprintf("bond %s runs without %s (%s): no link", b.Name, o.Attrs().Name, permanent(o)), "connect the cable, or switch the port on the other side on"
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/policy"
 )
@@ -41,7 +42,7 @@ func newSpace(t *testing.T) *space {
 	if s.near, err = netns.New(); err != nil { // and stay in it
 		t.Fatal(err)
 	}
-	if s.there, err = netlink.NewHandleAt(s.far); err != nil {
+	if s.there, err = netlink.NewHandleAt(s.far, unix.NETLINK_ROUTE); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
