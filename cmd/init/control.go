@@ -71,6 +71,9 @@ func (n *node) setNetwork(ctx context.Context, v policy.Network) error {
 	if !n.hasDisk() {
 		return rpc.ErrUnavailable.With("the data disk is not open, so network settings can't be stored")
 	}
+	// The ledger may send the same network twice at once: at setup, and because the records changed.
+	n.storing.Lock()
+	defer n.storing.Unlock()
 	if err := storeNetwork(networkFile, v); err != nil {
 		return err
 	}

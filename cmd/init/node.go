@@ -48,6 +48,7 @@ type node struct {
 	started time.Duration // CLOCK_BOOTTIME when PID 1 began
 	drivers chan struct{} // closed when all are loaded
 
+	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 
 	mu       sync.Mutex
