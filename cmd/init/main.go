@@ -82,13 +82,15 @@ func (n *node) run(ctx context.Context) powerRequest {
 			n.problem("init-rpc", err.Error(), "restart the node")
 		}
 	}()
+	h := &herald{n: n}
+	h.look() // before the console takes the line
 	n.startServices(ctx)
 	go func() {
 		<-n.drivers
 		n.startWatchdog()
 		n.watchPowerButton()
 	}()
-	go n.herald(ctx)
+	go h.run(ctx)
 	go n.auditStart(ctx)
 	return <-n.power
 }
