@@ -45,20 +45,20 @@ func startLab(t *testing.T) *lab.Lab {
 
 var release = initramfs.Release{Version: "test", Epoch: 1795000000}
 
-// TestNetworkOnTheImagesKernel runs the tests of appliance/network as PID 1 under the image's kernel, which has the VLAN and bonding
-// drivers that a workstation may lack.
-func TestNetworkOnTheImagesKernel(t *testing.T) {
+// guest boots the image's kernel with the test binary of a package as PID 1 and nothing else.
+func guest(t *testing.T, ctx context.Context, pkg string) *lab.Node {
+	t.Helper()
 	dir := t.TempDir()
-	c := exec.Command("go", "test", "-c", "-o", dir+"/init", "guardhouse/appliance/network")
+	c := exec.Command("go", "test", "-c", "-o", dir+"/init", pkg)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	pkg, err := debian.Candidate(t.Context(), images.KernelPackage, cache(t))
+	k, err := debian.Candidate(ctx, images.KernelPackage, cache(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := debian.Unpacked(t.Context(), pkg, cache(t), func(string) bool { return true })
+	root, err := debian.Unpacked(ctx, k, cache(t), func(string) bool { return true })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,17 +78,45 @@ func TestNetworkOnTheImagesKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	n, err := startLab(t).StartNode(ctx, lab.NodeOptions{Name: "network", Firmware: lab.Direct, Kernel: root + "/boot/vmlinuz-" + tree.Version, Initrd: dir + "/initrd",
+	n, err := startLab(t).StartNode(ctx, lab.NodeOptions{Name: "guest", Firmware: lab.Direct, Kernel: root + "/boot/vmlinuz-" + tree.Version, Initrd: dir + "/initrd",
 		Cmdline: "console=ttyS0 quiet panic=1", DataMB: -1, NoTPM: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return n
+}
+
+// TestNetworkOnTheImagesKernel runs the tests of appliance/network as PID 1 under the image's kernel, which has the VLAN and bonding
+// drivers that a workstation may lack.
+func TestNetworkOnTheImagesKernel(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	n := guest(t, ctx, "guardhouse/appliance/network")
 	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`guest tests ended with (\d+)`))
 	text := n.Serial.Transcript()
 	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || !strings.Contains(text, "--- PASS: TestBond") || !strings.Contains(text, "--- PASS: TestVLAN") {
 		t.Errorf("%v\n%s", err, text)
+	}
+}
+
+// TestHardwareWatchdogResetsAMachineThatIsNotWell has PID 1 tie the watchdog to a health that ends.
+func TestHardwareWatchdogResetsAMachineThatIsNotWell(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	n := guest(t, ctx, "guardhouse/appliance/supervise")
+	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`watchdog (.*), not fed: (.*)!`))
+	if err != nil || got[1] != "4s <nil>" || got[2] != "ledger has been silent" {
+		t.Fatalf("%v %q", err, got)
+	}
+	if n.Events("WATCHDOG") != 0 {
+		t.Error("it bit while it was fed")
+	}
+	for n.Events("WATCHDOG") == 0 {
+		select {
+		case <-ctx.Done():
+			t.Fatal("it does not bite")
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
 }
 
