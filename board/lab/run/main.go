@@ -48,7 +48,7 @@ func run(ctx context.Context, build, hsm, node string) error {
 	}
 	img, kept := site.Kept(build, node)
 	if node == "blank" || !kept {
-		fmt.Println("Building the image; the log is", filepath.Join(build, "image.log"))
+		fmt.Println("Building the image; the log is", site.ImageLog(build, hsm))
 		if img, err = site.BuildImage(ctx, build, hsm); err != nil {
 			return err
 		}

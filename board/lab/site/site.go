@@ -9,6 +9,7 @@ package site
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -51,17 +52,38 @@ type Image struct {
 	PCRs      map[int]string // lower-case hex, SHA-256 bank
 }
 
-// BuildImage runs mkimage. Its output goes to a log file, which an error names.
-func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
-	if hsm == "" {
-		hsm = "attached"
+// Attached is the HSM variant whose token is outside the machine; Embedded has it on the node's disk, for trying out only.
+const (
+	Attached = "attached"
+	Embedded = "embedded"
+)
+
+// imageFolder is where the image of an HSM variant is built, below the build folder.
+func imageFolder(hsm string) string {
+	switch hsm {
+	case "", Attached:
+		return "image"
+	case Embedded:
+		return "image-embedded"
 	}
-	dir := filepath.Join(build, "image")
+	return "image-vendor"
+}
+
+// ImageLog is the file with mkimage's output.
+func ImageLog(build, hsm string) string { return filepath.Join(build, imageFolder(hsm)+".log") }
+
+// BuildImage runs mkimage. Its output goes to ImageLog, which an error names.
+func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
+	return buildImage(ctx, build, imageFolder(hsm), "--hsm", cmp.Or(hsm, Attached))
+}
+
+func buildImage(ctx context.Context, build, folder string, args ...string) (Image, error) {
+	dir := filepath.Join(build, folder)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, err
 	}
-	log := filepath.Join(build, "image.log")
-	cmd := exec.CommandContext(ctx, "go", "run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache"), "--hsm", hsm)
+	log := filepath.Join(build, folder+".log")
+	cmd := exec.CommandContext(ctx, "go", append([]string{"run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache")}, args...)...)
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return Image{}, err
@@ -168,8 +190,18 @@ func (s *Site) open(ctx context.Context) (err error) {
 const TokenLabel = "guardhouse"
 
 // Boot powers the node on.
-func (s *Site) Boot(ctx context.Context) error {
-	n, err := s.Lab.StartNode(ctx, lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token})
+func (s *Site) Boot(ctx context.Context) error { return s.BootWith(ctx, nil) }
+
+// BootWith is Boot of a machine that adjust has changed.
+func (s *Site) BootWith(ctx context.Context, adjust func(*lab.NodeOptions)) error {
+	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token}
+	if s.HSM == Embedded {
+		o.Token = nil
+	}
+	if adjust != nil {
+		adjust(&o)
+	}
+	n, err := s.Lab.StartNode(ctx, o)
 	if err != nil {
 		return err
 	}
