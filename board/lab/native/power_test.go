@@ -101,7 +101,6 @@ type promises struct {
 	mu       sync.Mutex
 	hosts    map[string]string // name -> request id
 	receipts map[uint64]string // audit sequence -> hash
-	cuts     int
 }
 
 func (p *promises) host(name, id string) {
