@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -333,6 +332,7 @@ func (m *Manager) bring(b *bound, old []bound) error {
 		}
 	}
 	m.acceptAdvertisements(b.device, b.DHCP)
+	m.speakIPv6(b.device, true)
 	if b.MTU != 0 && l.Attrs().MTU != b.MTU {
 		if b.VLAN != 0 { // a VLAN can't be wider than what carries it
 			if base, err := m.h.LinkByIndex(l.Attrs().ParentIndex); err == nil && base.Attrs().MTU < b.MTU {
@@ -356,10 +356,7 @@ func (m *Manager) acceptAdvertisements(device string, on bool) {
 		value = "1"
 	}
 	for _, name := range []string{"accept_ra", "autoconf"} {
-		path := filepath.Join(m.o.Sysctl, "net/ipv6/conf", device, name)
-		if err := os.WriteFile(path, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.o.Logf("%s: %v", path, err)
-		}
+		m.sysctl(device, name, value)
 	}
 }
 

@@ -239,13 +239,18 @@ func (n *node) diskFailed(err error) {
 	n.mu.Unlock()
 }
 
-// startNetwork applies the stored network. A node that has none yet keeps its interfaces down.
+// startNetwork applies the stored network. A node that has none yet only feels which of its cables are in.
 func (n *node) startNetwork(ctx context.Context) {
 	if err := n.net.Loopback(); err != nil {
 		n.problem("network-failed", err.Error(), "restart the node")
 	}
 	b, err := os.ReadFile(networkFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		n.net.Sense()
+		go func() {
+			<-n.drivers // some NICs come late
+			n.net.Sense()
+		}()
 		return
 	}
 	var stored policy.Network
