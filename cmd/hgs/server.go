@@ -151,7 +151,11 @@ func (s *server) tlsConfig() *tls.Config {
 func (s *server) check() error {
 	ctx, cancel := context.WithTimeout(context.Background(), selfCheck)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/Attestation/getinfo", nil)
+	path := "/Attestation/getinfo"
+	if !s.node.snapshot().State.SetUp() {
+		path = "/Attestation/none" // before setup getinfo is refused, and refusals are written down
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
