@@ -46,7 +46,11 @@ func TestDemo(t *testing.T) {
 		t.Fatal("no node came up")
 	}
 	for i, text := range chapters[1:] {
-		if n := 1 + strings.Count(text, "] ok  "); n > mostLines {
+		n := 1 + strings.Count(text, "] ok  ")
+		if i == 0 {
+			n += strings.Count(chapters[0], "] ok  ")
+		}
+		if n > mostLines {
 			t.Errorf("chapter %d has %d lines, %d are allowed", i+1, n, mostLines)
 		}
 	}
@@ -141,7 +145,7 @@ func TestInterruptLeavesNoProcess(t *testing.T) {
 	for _, name := range children {
 		names[name] = true
 	}
-	for _, want := range []string{"qemu-system-x86", "swtpm", "chronyd"} {
+	for _, want := range []string{"qemu-system-x86_64", "swtpm", "chronyd"} {
 		if !names[want] {
 			t.Errorf("%s does not run: %v", want, children)
 		}
@@ -190,10 +194,11 @@ func descendants(t *testing.T, root int) map[int]string {
 	return out
 }
 
+// processName is the name of the process's program, "" where there is no such process.
 func processName(pid int) string {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(b))
+	return filepath.Base(exe)
 }

@@ -225,16 +225,13 @@ func (s *Site) Describe(w io.Writer) error {
 	if err := os.WriteFile(file, text, 0o644); err != nil {
 		return err
 	}
-	pin := filepath.Join(s.Token.Dir, "pin")
 	host, port, _ := strings.Cut(s.Node.Addr(22), ":")
 	_, err = fmt.Fprintf(w, `State:        %s
 Answer file:  %s (an example that fits this machine)
-Secrets:      a file with  hsm-pin = "..."  from %s, encrypted with age to the node's setup key
-SSH:          ssh -i %s -p %s %s@%s help      (after setup)
+Secrets:      make secrets NODE=%s KEY=age1...   in another terminal, with the setup key that the node shows
+SSH:          ssh -i %s -p %s %s@%s help   (after setup)
+Serial login: %s, passphrase in %s (after setup)
 HTTP:         %s
-`, s.Lab.Dir, file, pin, s.Admin.KeyFile, port, AdminName, host, s.URL("/Attestation/Getinfo"))
-	if s.Admin.Passphrase != "" {
-		fmt.Fprintf(w, "Serial login: %s, passphrase in %s\n", AdminName, filepath.Join(s.Lab.Dir, "serial-passphrase"))
-	}
+`, s.Lab.Dir, file, s.Name, s.Admin.KeyFile, port, AdminName, host, AdminName, filepath.Join(s.Lab.Dir, "serial-passphrase"), s.URL("/Attestation/Getinfo"))
 	return err
 }
