@@ -107,9 +107,9 @@ func (g gate) Accept() (net.Conn, error) {
 	}
 }
 
-// switched is l with the connection limit and the administrator's switch. Before setup the doors are open and say that they can't serve.
+// switched is l with the connection limits and the administrator's switch. Before setup the doors are open and say that they can't serve.
 func (s *server) switched(l net.Listener, on func(*policy.Service) bool) net.Listener {
-	return gate{netutil.LimitListener(l, maxConnections), func() bool {
+	return gate{netutil.LimitListener(newFair(l, maxPerSource), maxConnections), func() bool {
 		v := s.node.snapshot().State.Service
 		return v == nil || on(v)
 	}}
