@@ -198,6 +198,10 @@ func TestForeignHostsAreNotLookedUpAmongOurs(t *testing.T) {
 	if w := n.roll(protector, healthy(t, health.Order{}, other, k[foreign])); w.Code != http.StatusOK {
 		t.Errorf("%s", w.Body)
 	}
+	e := n.entries[len(n.entries)-1]
+	if want := "foreign " + policy.Thumbprint(other.Raw)[:16] + " " + hostID; e.Subject != want || e.Facts["host"] != "" {
+		t.Errorf("the audit says that %q (%q) got a key, a foreign signer said so of %q", e.Subject, e.Facts["host"], want)
+	}
 }
 
 func TestRefusesProtectorsAndSaysWhich(t *testing.T) {

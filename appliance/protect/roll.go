@@ -97,7 +97,7 @@ func (q *request) readRequest() (*kps.RollTransportKeyRequest, bool) {
 // caller is the host for which the reply will be readable.
 type caller struct {
 	health.Verdict
-	id  string // subject of the health certificate
+	id  string // subject of the health certificate, behind its signer where that is a foreign one
 	own bool   // one of our attestation signers issued it
 }
 
@@ -124,6 +124,9 @@ func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 		c.id = "certificate " + c.Certificate.SerialNumber.Text(16)
 	}
 	c.own = q.keys.own[string(c.Signer.Raw)]
+	if !c.own { // it may name one of our hosts: neither the audit nor the rate of that host may take it for them
+		c.id = "foreign " + thumbprint(c.Signer)[:16] + " " + c.id
+	}
 	if c.own && !q.welcome(c, q.snap.State) {
 		return c, false
 	}
