@@ -150,15 +150,35 @@ func TestRevokedHostIsRefusedAtOnceWithItsValidCertificate(t *testing.T) {
 	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "registered")
 }
 
-func TestHostRevokedWhileTheTokenWorksGetsNothing(t *testing.T) {
+// TestWhatChangesWhileTheTokenWorksCounts: the token may take seconds, and what an administrator took away meanwhile gives nothing.
+func TestWhatChangesWhileTheTokenWorksCounts(t *testing.T) {
+	disable := func(k *policy.Key) { k.Enabled = false }
+	for name, c := range map[string]struct {
+		change func(n *node)
+		code   kps.Code
+		says   string
+	}{
+		"host revoked":   {func(n *node) { n.changeHost(func(h *policy.Host) { h.Revoked = true }) }, kps.CodeHealthCertificate, "revoked"},
+		"host removed":   {func(n *node) { n.change(func(s *policy.State) { delete(s.Hosts, hostID) }) }, kps.CodeHealthCertificate, "registered"},
+		"deny date":      {func(n *node) { n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = now.Unix() }) }, kps.CodeHealthCertificate, string(health.IssuedBeforeDeny)},
+		"signer retired": {func(n *node) { n.changeKey(policy.RoleAttestationSigner, disable) }, kps.CodeHealthCertificate, string(health.UnknownSigner)},
+		"key disabled":   {func(n *node) { n.changeKey(policy.RoleEncryption, disable) }, kps.CodeInvalidProtector, "disabled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			protector, _ := n.protector()
+			cert := n.certificate()
+			n.token = func() error { c.change(n); return nil }
+			wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, c.code, c.says)
+		})
+	}
 	n := newNode(t)
 	protector, _ := n.protector()
 	cert := n.certificate()
-	n.token = func() error {
-		n.changeHost(func(h *policy.Host) { h.Revoked = true })
-		return nil
+	n.token = func() error { n.change(func(s *policy.State) { s.Service.HTTP = true }); return nil }
+	if w := n.roll(protector, cert); w.Code != http.StatusOK {
+		t.Errorf("a change that has nothing to do with it: %s", w.Body)
 	}
-	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "revoked")
 }
 
 func TestDenyDatesOfServiceAndSigner(t *testing.T) {

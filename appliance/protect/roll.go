@@ -189,14 +189,33 @@ func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.P
 		q.rollFailed(outcomeAlgorithm, host, err)
 		return
 	}
-	// The HSM may have taken seconds: ask again whether the host is welcome.
-	if host.own && !q.welcome(host, q.d.Snapshot().State) {
+	if !q.stillGood(req, with) {
 		return
 	}
 	if !q.record(host, p, next, with) {
 		return
 	}
 	q.reply(http.StatusOK, resp.Marshal())
+}
+
+// stillGood asks again with the newest records, because the HSM may have taken seconds: is the host still welcome, do its certificate and
+// the keys still count? Where not, it has answered.
+func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool {
+	snap := q.d.Snapshot()
+	if snap.Index == q.snap.Index {
+		return true
+	}
+	q.snap, q.keys = snap, q.Service.keys.of(snap)
+	host, ok := q.checkHost(req)
+	if !ok {
+		return false
+	}
+	if !q.keys.byRef[with.encryption.Ref].Enabled || !q.keys.byRef[with.signing.Ref].Enabled {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: "the key of this service's wrapping was disabled meanwhile",
+			remedy: "key enable, if it may be used again"})
+		return false
+	}
+	return true
 }
 
 // rollFailed tells a protector that is at fault from a token that is.
