@@ -56,7 +56,7 @@ var ErrClosed = errors.New("the audit is closed")
 // Options are sizes in bytes; zero takes the default.
 type Options struct {
 	Quota       int64 // all segments together; 256 MiB
-	Reserve     int64 // part of Quota that only commands, logins and system entries may use; Quota/16
+	Reserve     int64 // part of Quota that only commands, accepted logins and system entries may use; Quota/16
 	SegmentSize int64 // a segment that reached it is closed; 4 MiB
 
 	write func(f *os.File, b []byte, off int64) (int, error) // tests put a full disk here
@@ -116,7 +116,7 @@ type Log struct {
 }
 
 type waiting struct {
-	kind   policy.AuditKind
+	kind   policy.AuditKind // whose share of the space it uses
 	entry  []byte
 	forced bool // Trim's own entry: no quota
 	reply  chan answer
@@ -157,7 +157,7 @@ func (l *Log) append(ctx context.Context, e policy.AuditEntry, forced bool) (Rec
 	if err != nil {
 		return Receipt{}, err
 	}
-	w := &waiting{kind: e.Kind, entry: b, forced: forced, reply: make(chan answer, 1)}
+	w := &waiting{kind: share(e), entry: b, forced: forced, reply: make(chan answer, 1)}
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -185,6 +185,15 @@ func (l *Log) Admits(kind policy.AuditKind) error {
 		return err
 	}
 	return nil
+}
+
+// share is the kind whose space an entry uses. A refused login is a stranger's doing, so it must not fill what is kept for those who get
+// in: it counts like a refusal of an unknown caller.
+func share(e policy.AuditEntry) policy.AuditKind {
+	if e.Kind == policy.AuditLogin && e.Outcome != "ok" {
+		return policy.AuditUnknown
+	}
+	return e.Kind
 }
 
 // privileged kinds may use the reserve and are taken even when the chain is broken: they are how it is cured.

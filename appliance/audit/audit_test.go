@@ -433,6 +433,26 @@ func TestFloodOfRefusalsNeverKeepsAGrantOut(t *testing.T) {
 	}
 }
 
+// TestRefusedLoginsNeverKeepAnybodyOut: whoever knocks at the door for months must not use up what is kept for hosts and administrators.
+func TestRefusedLoginsNeverKeepAnybodyOut(t *testing.T) {
+	l := openTest(t, t.TempDir(), Options{Quota: 1 << 20, SegmentSize: 64 << 10})
+	knock := policy.AuditEntry{Kind: policy.AuditLogin, Action: "login", Outcome: "unknown-key", Detail: strings.Repeat("x", 500)}
+	var full *Error
+	for n := 0; full == nil; n++ {
+		if _, err := l.Append(t.Context(), knock); errors.As(err, &full) && full.Kind != KindFull {
+			t.Fatal(err)
+		} else if n > 4000 {
+			t.Fatalf("%d bytes and still taken", l.Status().Bytes)
+		}
+	}
+	if s := l.Status(); s.Problem != nil || s.Bytes > s.Quota/2+4096 {
+		t.Errorf("refused logins took %d bytes of %d: %v", s.Bytes, s.Quota, s.Problem)
+	}
+	mustAppend(t, l, entry(policy.AuditGrant, 1))
+	mustAppend(t, l, policy.AuditEntry{Kind: policy.AuditLogin, Action: "login", Outcome: "ok"})
+	mustAppend(t, l, entry(policy.AuditCommand, 1))
+}
+
 func TestFirstRefusalOfASourceIsWrittenAtOnceAndLaterOnesWithTheirCount(t *testing.T) {
 	r := NewRefusals()
 	one := policy.Refusal{Source: "10.0.0.1", Action: "hostkeyattest", Outcome: "unknown-host"}
