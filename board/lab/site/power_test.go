@@ -69,18 +69,19 @@ func (p *promises) count() (hosts, grants int) {
 // network cable is out, too: the serial line must say so, and all is well once it is in.
 func powerCuts(t *testing.T, s *stage) {
 	var p promises
-	for seed := uint64(1); seed <= 3; seed++ {
+	for i, seed := range []uint64{4, 8, 13} { // these lose most of the few writes that are held
+		last := i == 2
 		s.workUntilCut(t, &p, seed)
 		if err := s.Boot(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if seed == 3 {
+		if last {
 			if err := s.Node.SetLink(t.Context(), lab.ServiceNIC, false); err != nil {
 				t.Fatal(err)
 			}
 		}
 		s.ready(t, true)
-		if seed == 3 {
+		if last {
 			s.cableOut(t)
 		}
 		s.keptAll(t, &p)
@@ -121,11 +122,11 @@ func (s *stage) workUntilCut(t *testing.T, p *promises, seed uint64) {
 		select {
 		case <-ctx.Done():
 			t.Fatal(ctx.Err())
-		case <-time.After(time.Duration(seed*37) * time.Millisecond):
+		case <-time.After(time.Duration(seed*7) * time.Millisecond):
 		}
 	}
 	// The cut must fall between a write and its flush; the cache is empty most of the time.
-	for end := time.Now().Add(10 * time.Second); s.Node.Disk.Stats().HeldWrites < int64(seed) && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); s.Node.Disk.Stats().HeldWrites < 2 && time.Now().Before(end); {
 		runtime.Gosched()
 	}
 	r := s.Node.PowerCut(seed)

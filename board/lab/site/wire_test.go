@@ -22,7 +22,7 @@ import (
 
 // client makes a new connection for each request.
 func client() *http.Client {
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: 5 * time.Second, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 }
 
 func httpsAnswers(t *testing.T, s *stage) {
@@ -150,6 +150,9 @@ func (s *stage) send(r badRequest) error {
 	req, err := http.NewRequest(r.method, "http://"+s.Node.Addr(80)+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return err
+	}
+	if r.status == http.StatusRequestEntityTooLarge {
+		req.Header.Set("Expect", "100-continue") // else the server's hanging up may overtake its answer
 	}
 	resp, err := client().Do(req)
 	if err != nil {
