@@ -6,6 +6,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -82,8 +84,10 @@ func (l *Ledger) Sign(req rpc.NodeSignRequest) ([]byte, error) {
 		}
 		return ecdsa.SignASN1(l.cfg.Rand, k, req.Digest)
 	case "ssh":
-		if req.Hash != 0 || len(req.Digest) > 4096 {
-			return nil, rpc.ErrRefused.With("ssh: a message of at most 4 KiB is signed, nothing else")
+		// What a host key signs is the hash of a key exchange (RFC 4253 section 8). Nothing longer: neither a certificate nor an sshsig, with
+		// which a console that was taken over could speak as the node elsewhere.
+		if n := len(req.Digest); req.Hash != 0 || n < sha256.Size || n > sha512.Size {
+			return nil, rpc.ErrRefused.With("ssh: the hash of a key exchange is signed, 32 to 64 bytes, nothing else")
 		}
 		key, err := l.privateKey(secretSSH)
 		if err != nil {

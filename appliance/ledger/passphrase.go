@@ -118,7 +118,7 @@ func (l *Ledger) CheckPassphrase(ctx context.Context, req rpc.PassphraseRequest)
 // passphraseRecord gives the administrator's record, or the stand-in and false.
 func (l *Ledger) passphraseRecord(admin policy.Admin, standIn hashed) (hashed, bool, error) {
 	if l.secrets == nil {
-		return standIn, false, rpc.ErrUnavailable.With("the node's secrets are sealed: %s; log in with your SSH key", l.whySealed().What)
+		return standIn, false, rpc.ErrUnavailable.With("the node's secrets are sealed: %s; leave the passphrase empty and sign with your SSH key", l.whySealed().What)
 	}
 	b, err := l.secrets.Get(passphraseName(admin.Name))
 	if errors.Is(err, tpm.ErrNoSecret) {
@@ -178,11 +178,12 @@ type logins struct {
 	mu    sync.Mutex
 	Wrong map[string]int // since the last success
 	until map[string]time.Duration
+	all   time.Duration // before this boot time nobody's passphrase is looked at: the counts were lost
 }
 
 const maxWait = 15 * time.Minute
 
-// openLogins reads the counts. A damaged file counts as many wrong tries of everyone: it must not be a way in.
+// openLogins reads the counts. Where the file is damaged everyone waits as long as after many wrong tries: it must not be a way in.
 func openLogins(path string, bootTime func() time.Duration) (*logins, error) {
 	g := &logins{path: path, bootTime: bootTime, Wrong: map[string]int{}, until: map[string]time.Duration{}}
 	b, err := os.ReadFile(path)
@@ -191,7 +192,7 @@ func openLogins(path string, bootTime func() time.Duration) (*logins, error) {
 	}
 	if err == nil {
 		if err := json.Unmarshal(b, &g.Wrong); err != nil || g.Wrong == nil {
-			g.Wrong = map[string]int{"": 10}
+			g.Wrong, g.all = map[string]int{}, bootTime()+maxWait
 		}
 	}
 	now := bootTime()
@@ -216,7 +217,7 @@ func (g *logins) begin(name string) (time.Duration, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.bootTime()
-	if left := g.until[name] - now; left > 0 {
+	if left := max(g.until[name], g.all) - now; left > 0 {
 		return left, nil
 	}
 	g.Wrong[name]++

@@ -2,10 +2,12 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 
 	"guardhouse/appliance/audit"
+	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -29,6 +31,9 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if c.Kind == policy.CmdSetup || c.Actor.Door != policy.DoorSerial && c.Actor.Door != policy.DoorSSH {
 			return policy.Result{}, rpc.ErrRefused.With("this command does not come through this door")
 		}
+		if err := checkProposed(c); err != nil {
+			return policy.Result{}, err
+		}
 		_, r, err := l.Propose(ctx, c)
 		return r, err
 	}, rpc.Console)
@@ -46,6 +51,25 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerSetupApply, func(ctx context.Context, _ rpc.Caller, req rpc.SetupRequest) (policy.Result, error) {
 		return l.SetUp(ctx, req)
 	}, rpc.Console)
+}
+
+// checkProposed refuses what the records would take but nobody may ask for like this.
+func checkProposed(c policy.Command) error {
+	switch c.Kind {
+	case policy.CmdKeyAdd:
+		// A key that somebody brings along would be given to tenants as the guardian's, or have its health certificates believed.
+		return rpc.ErrRefused.With("keys are recorded when the HSM makes them; use key new")
+	case policy.CmdNodeSet:
+		var b policy.NodeSet
+		if json.Unmarshal(c.Body, &b) != nil || b.Network == nil {
+			return nil // the records say what is wrong with it
+		}
+		// What init would not apply must not be on record, which would differ from the machine from then on.
+		if err := network.Validate(*b.Network); err != nil {
+			return rpc.ErrRefused.With("node.set refused: %v; compare with network show --toml", err)
+		}
+	}
+	return nil
 }
 
 // auditKinds is what each process may record. The public face may not use the space that is kept for administrators.

@@ -11,6 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -244,12 +246,13 @@ func TestNodeKeysServeTLSAndSSH(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig, err := b.l.Sign(rpc.NodeSignRequest{Key: "ssh", Digest: []byte("message")})
-	if err != nil || pub.Verify([]byte("message"), &ssh.Signature{Format: pub.Type(), Blob: sig}) != nil {
+	exchange := bytes.Repeat([]byte("hash"), 8)
+	sig, err := b.l.Sign(rpc.NodeSignRequest{Key: "ssh", Digest: exchange})
+	if err != nil || pub.Verify(exchange, &ssh.Signature{Format: pub.Type(), Blob: sig}) != nil {
 		t.Errorf("ssh: %v", err)
 	}
 	for _, bad := range []rpc.NodeSignRequest{{Key: "tls", Digest: []byte("short"), Hash: 5}, {Key: "tls", Digest: make([]byte, 20), Hash: 3},
-		{Key: "ssh", Digest: make([]byte, 5000)}, {Key: "audit-key", Digest: []byte("x")}, {Key: "audit"}} {
+		{Key: "ssh", Digest: make([]byte, 65)}, {Key: "ssh", Digest: []byte("SSHSIG")}, {Key: "audit-key", Digest: []byte("x")}, {Key: "audit"}} {
 		if _, err := b.l.Sign(bad); !errors.Is(err, rpc.ErrRefused) {
 			t.Errorf("%+v: %v", bad, err)
 		}
@@ -311,6 +314,26 @@ func TestPassphraseWaitsLongerAfterEachWrongOneAndAcrossRestarts(t *testing.T) {
 	} {
 		if err := b.l.SetPassphrase(context.Background(), req); !errors.Is(err, rpc.ErrRefused) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestDamagedCountsOfWrongTriesAreNoWayIn: whoever can spoil that file must not get rid of the wait by it.
+func TestDamagedCountsOfWrongTriesAreNoWayIn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "logins.json")
+	now := func() time.Duration { return time.Minute }
+	for _, text := range []string{"", "{", "null", "[]", "{\"ada\":\"x\"}"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g, err := openLogins(path, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"ada", ""} {
+			if wait, err := g.begin(name); err != nil || wait < maxWait {
+				t.Errorf("%q: %q waits %s, %v", text, name, wait, err)
+			}
 		}
 	}
 }

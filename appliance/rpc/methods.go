@@ -167,7 +167,7 @@ type PINReply struct {
 }
 
 // NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
-// the whole message, at most 4 KiB). Hash is a crypto.Hash number; 0 for ssh.
+// the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh.
 type NodeSignRequest struct {
 	Key    string `json:"key"`
 	Digest []byte `json:"digest"`

@@ -458,3 +458,25 @@ func TestConsoleCannotSpeakForTheNodeOrTheFaceForAdministrators(t *testing.T) {
 		t.Errorf("hgs used the SSH host key: %v", err)
 	}
 }
+
+// TestConsoleCanNotBringKeysAlong: a console that was taken over knows every administrator's name and fingerprint; still no key of its
+// own becomes the guardian's or an attestation signer, and no network that init would refuse is recorded.
+func TestConsoleCanNotBringKeysAlong(t *testing.T) {
+	n := newNode(t)
+	ada := n.setUp()
+	for name, c := range map[string]policy.Command{
+		"a key of its own": {Kind: policy.CmdKeyAdd, Body: json.RawMessage(`{"role":"attestation-signer"}`)},
+		"an odd network":   {Kind: policy.CmdNodeSet, Body: json.RawMessage(`{"node":"x","network":{"interfaces":[{"name":"front"}]}}`)},
+	} {
+		c.ID, c.Actor = newID(), ada
+		var err error
+		as(uids[rpc.Console], func() {
+			client := n.client()
+			defer client.Close()
+			_, err = rpc.LedgerPropose.Call(context.Background(), client, c)
+		})
+		if !errors.Is(err, rpc.ErrRefused) || !strings.Contains(err.Error(), "key new") && !strings.Contains(err.Error(), "interface[0]") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
