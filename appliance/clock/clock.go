@@ -163,6 +163,7 @@ type Keeper struct {
 	sources []Source
 	trusted policy.TrustedTime
 	problem string
+	told    bool // SetServers was called
 	stepped bool
 	changed chan struct{} // closed and replaced at each change
 	wake    chan struct{}
@@ -177,7 +178,7 @@ func (k *Keeper) SetServers(addresses []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	old := k.sources
-	k.sources = nil
+	k.sources, k.told = nil, true
 	for _, a := range addresses[:min(len(addresses), MaxSources)] {
 		s := Source{Address: a, State: "waiting"}
 		if i := slices.IndexFunc(old, func(o Source) bool { return o.Address == a }); i >= 0 {
@@ -264,6 +265,9 @@ func (k *Keeper) round(ctx context.Context) {
 func (k *Keeper) vote() {
 	if len(k.sources) == 0 {
 		k.problem = "no time server is configured"
+		if !k.told {
+			k.problem = "the records that name the time servers have not come yet"
+		}
 		return
 	}
 	now := k.BootTime()

@@ -71,6 +71,10 @@ func status(s hsm.Status, cable error) rpc.HSMStatusReply {
 	case hsm.OAEPSoftware:
 		r.OAEP = "software over raw RSA"
 	}
+	if s.State == hsm.StateLocked {
+		r.Problems = append(r.Problems, policy.Problem{Kind: "hsm-locked", What: "the HSM is locked: its PIN has not come from the node's secrets",
+			Remedy: "none if the node has just started; else see what status says of the secrets"})
+	}
 	if s.State != hsm.StateReady && s.Last != nil {
 		r.Problems = append(r.Problems, policy.Problem{Kind: "hsm-" + string(s.Last.Class), What: s.Last.What(), Remedy: s.Last.Remedy})
 	}

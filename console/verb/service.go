@@ -293,7 +293,7 @@ func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error
 	if err != nil {
 		return Output{}, err
 	}
-	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", st.Token, cmp.Or(st.Serial, "not known")).
+	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", cmp.Or(st.Token, "none"), cmp.Or(st.Serial, "not known")).
 		Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
 	problems(p, st.Problems)
 	return Output{Text: p, Value: st}, nil

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/term"
 
+	"guardhouse/board/lab"
 	"guardhouse/board/lab/site"
 )
 
@@ -75,7 +76,12 @@ func run(ctx context.Context, build, hsm, node string) error {
 	if err := s.Describe(os.Stdout); err != nil {
 		return err
 	}
-	return attach(ctx, s)
+	err = attach(ctx, s)
+	if errors.Is(err, lab.ErrLineEnded) {
+		fmt.Println("\nThe machine is off.")
+		return nil
+	}
+	return err
 }
 
 // attach joins the terminal to the serial line. The terminal is raw meanwhile, so that each key reaches the node; Ctrl-C alone does not.
