@@ -17,7 +17,6 @@ package attest
 import (
 	"context"
 	"crypto"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -26,6 +25,7 @@ import (
 	"time"
 
 	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/policy"
 )
 
@@ -64,6 +64,7 @@ type Deps struct {
 // Limits of the service.
 const (
 	bodyBudget   = 32 << 20        // bytes of all request bodies in memory
+	bodyStart    = 4 << 10         // of each body not counted: a usual request
 	noteTimeout  = 2 * time.Second // for a refusal's entry; the refusal stands without it
 	auditTimeout = 10 * time.Second
 	retryAfter   = 5 // seconds, sent with every reply that is only for now
@@ -75,10 +76,10 @@ const (
 // Service answers /Attestation; make it with New.
 type Service struct {
 	d       Deps
-	budget  budget
+	budget  *intake.Budget
 	signers signerCache
-	told    counter // refusals of registered hosts that got an entry of their own
-	grants  counter
+	told    intake.Counter // refusals of registered hosts that got an entry of their own
+	grants  intake.Counter
 }
 
 // New makes the service. It starts nothing.
@@ -86,9 +87,7 @@ func New(d Deps) *Service {
 	if d.GrantsPerMinute == 0 {
 		d.GrantsPerMinute = DefaultGrantsPerMinute
 	}
-	s := &Service{d: d}
-	s.budget.left.Store(bodyBudget)
-	return s
+	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart)}
 }
 
 // request is one request on its way through the service.
@@ -168,39 +167,6 @@ func (q *request) source() string {
 		return q.r.RemoteAddr
 	}
 	return host
-}
-
-// body reads the request's body, in pieces that count against the budget only
-// once they have arrived: a slow caller holds no more than it sent.
-func (q *request) body() (body []byte, status int, err error) {
-	limit := q.route.Operation.BodyLimit()
-	if q.r.ContentLength > limit {
-		return nil, http.StatusRequestEntityTooLarge, errors.New("the body is announced as too large")
-	}
-	in := http.MaxBytesReader(q.w, q.r.Body, limit)
-	body = make([]byte, 0, bodyStart)
-	for {
-		if len(body) == cap(body) {
-			if !q.budget.take(int64(cap(body))) {
-				q.budget.give(held(body))
-				return nil, http.StatusServiceUnavailable, errors.New("too many large requests at once")
-			}
-			body = append(make([]byte, 0, 2*cap(body)), body...)
-		}
-		n, err := in.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		var large *http.MaxBytesError
-		switch {
-		case err == io.EOF:
-			return body, http.StatusOK, nil
-		case errors.As(err, &large):
-			q.budget.give(held(body))
-			return nil, http.StatusRequestEntityTooLarge, errors.New("the body is too large")
-		case err != nil:
-			q.budget.give(held(body))
-			return nil, http.StatusBadRequest, errors.New("the body ended early or came too slowly")
-		}
-	}
 }
 
 // reply writes a message of the protocol with headers and length.

@@ -15,6 +15,7 @@ import (
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/policy"
 )
 
@@ -250,14 +251,14 @@ func TestGetInfo(t *testing.T) {
 
 func TestLargeBodiesShareOneBudget(t *testing.T) {
 	n := newNode(t)
-	n.budget.left.Store(100 << 10)
+	n.budget = intake.NewBudget(100<<10, bodyStart)
 	body := bytes.Repeat([]byte(" "), 200<<10)
 	w := n.do("POST", attestPath, body)
 	checkRefusal(t, "over budget", n, w, 503, "UnavailableErrorReply:true", outcomeBusy)
 	for _, b := range [][]byte{body[:60<<10], []byte("x"), n.request(t, hgsa.HostKeyRequest{})} {
 		n.do("POST", attestPath, b)
 	}
-	if left := n.budget.left.Load(); left != 100<<10 {
+	if left := n.budget.Left(); left != 100<<10 {
 		t.Errorf("%d bytes of the budget are lost", 100<<10-left)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/policy"
 )
 
@@ -82,19 +83,12 @@ func (q *request) hostKeyAttest() {
 
 // readProof reads and checks the message; where it is not good it has answered.
 func (q *request) readProof() (proof, bool) {
-	body, status, err := q.body()
+	body, done, err := q.budget.Body(q.w, q.r, q.route.Operation.BodyLimit())
 	if err != nil {
-		outcome := map[int]string{http.StatusRequestEntityTooLarge: outcomeTooLarge, http.StatusServiceUnavailable: outcomeBusy}[status]
-		reply := hgsa.Reply(hgsa.PayloadError())
-		if outcome == outcomeBusy {
-			reply = hgsa.UnavailableError()
-		} else if outcome == "" {
-			outcome = outcomeIncomplete
-		}
-		q.refuse(status, reply, refusal{outcome: outcome, detail: err.Error(), remedy: "look at what runs at the source address"})
+		q.refuseBody(err)
 		return proof{}, false
 	}
-	defer q.budget.give(held(body)) // what was decoded is smaller
+	defer done() // what was decoded is smaller
 	message, style, err := hgsa.DecodeHostKeyAttest(body)
 	if errors.Is(err, hgsa.ErrSyntax) {
 		q.refuse(http.StatusBadRequest, hgsa.PayloadError(), refusal{outcome: outcomeNotJSON, detail: err.Error(), remedy: "look at what runs at the source address"})
@@ -110,6 +104,18 @@ func (q *request) readProof() (proof, bool) {
 		return proof{}, false
 	}
 	return p, true
+}
+
+// refuseBody answers where there is no body to read.
+func (q *request) refuseBody(err error) {
+	status, reply, outcome := http.StatusBadRequest, hgsa.Reply(hgsa.PayloadError()), outcomeIncomplete
+	switch {
+	case errors.Is(err, intake.ErrTooLarge):
+		status, outcome = http.StatusRequestEntityTooLarge, outcomeTooLarge
+	case errors.Is(err, intake.ErrBusy):
+		status, reply, outcome = http.StatusServiceUnavailable, hgsa.UnavailableError(), outcomeBusy
+	}
+	q.refuse(status, reply, refusal{outcome: outcome, detail: err.Error(), remedy: "look at what runs at the source address"})
 }
 
 // check wants items 1, 8 and 9 exactly once (a second one could be outside of
@@ -190,7 +196,7 @@ func (q *request) pending(p proof, key hgsa.PublicKey, id string, spki []byte) {
 // must not fill the disk. The others are summed.
 func (q *request) refuseHost(host policy.Host, reply hgsa.Reply, why refusal) {
 	why.subject = host.ID
-	if !q.told.allow(host.ID+" "+why.outcome, 1, q.d.BootTime()) {
+	if !q.told.Allow(host.ID+" "+why.outcome, 1, q.d.BootTime()) {
 		q.refuse(http.StatusOK, reply, why)
 		return
 	}
@@ -231,7 +237,7 @@ func (q *request) entry(kind policy.AuditKind, subject, outcome string) policy.A
 
 // grant issues the certificates, waits for the audit, and answers.
 func (q *request) grant(host policy.Host, p proof, vsm hgsa.PublicKey, form string) {
-	if !q.grants.allow(host.ID, q.d.GrantsPerMinute, q.d.BootTime()) {
+	if !q.grants.Allow(host.ID, q.d.GrantsPerMinute, q.d.BootTime()) {
 		q.refuse(http.StatusServiceUnavailable, hgsa.UnavailableError(), refusal{outcome: outcomeTooOften, subject: host.ID,
 			detail: "host " + host.Name + " asks too often, or somebody repeats its requests", remedy: "see what runs at the source address"})
 		return

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/kps"
 	"guardhouse/appliance/policy"
 )
@@ -57,10 +58,10 @@ func TestBodiesThatAreNoRequests(t *testing.T) {
 	w = httptest.NewRecorder()
 	n.service.ServeHTTP(w, r)
 	wantRefusal(t, w, 400, kps.CodeInvalidRequest, "")
-	if left := n.service.budget.left.Load(); left != bodyBudget {
+	if left := n.service.budget.Left(); left != bodyBudget {
 		t.Errorf("%d bytes of the budget are lost", bodyBudget-left)
 	}
-	n.service.budget.left.Store(0)
+	n.service.budget = intake.NewBudget(0, bodyStart)
 	wantRefusal(t, n.do("POST", kps.RollPathV2, make([]byte, 4*bodyStart)), 503, kps.CodeUnavailable, "")
 }
 

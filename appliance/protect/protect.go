@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/kps"
 	"guardhouse/appliance/policy"
 )
@@ -89,10 +90,10 @@ const (
 // Service answers /KeyProtection; make it with New.
 type Service struct {
 	d      Deps
-	budget budget
+	budget *intake.Budget
 	keys   keyCache
-	told   counter // refusals of known hosts that got an entry of their own
-	rolls  counter
+	told   intake.Counter // refusals of known hosts that got an entry of their own
+	rolls  intake.Counter
 }
 
 // New makes the service. It starts nothing.
@@ -100,9 +101,7 @@ func New(d Deps) *Service {
 	if d.RollsPerMinute == 0 {
 		d.RollsPerMinute = DefaultRollsPerMinute
 	}
-	s := &Service{d: d}
-	s.budget.left.Store(bodyBudget)
-	return s
+	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart)}
 }
 
 // request is one request on its way through the service.
@@ -256,7 +255,7 @@ func (q *request) refuse(why refusal) {
 		detail += ": " + why.private
 	}
 	var err error
-	if why.host != "" && q.told.allow(why.host+" "+why.outcome, 1, q.d.BootTime()) {
+	if why.host != "" && q.told.Allow(why.host+" "+why.outcome, 1, q.d.BootTime()) {
 		e := q.entry(policy.AuditRefusal, why.host, why.outcome)
 		e.Detail, e.Remedy = detail, why.remedy
 		_, err = q.d.Audit(ctx, e)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"guardhouse/appliance/health"
+	"guardhouse/appliance/intake"
 	"guardhouse/appliance/kps"
 	"guardhouse/appliance/policy"
 )
@@ -73,19 +74,19 @@ func (q *request) readRequest() (*kps.RollTransportKeyRequest, bool) {
 		q.refuse(refusal{code: kps.CodeMediaType, outcome: outcomeMediaType, detail: "the body must be application/xml"})
 		return nil, false
 	}
-	body, err := q.body()
+	body, done, err := q.budget.Body(q.w, q.r, kps.MaxRequest)
 	switch {
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, intake.ErrTooLarge):
 		q.refuse(refusal{code: kps.CodeTooLarge, outcome: outcomeTooLarge, detail: fmt.Sprintf("the body is larger than %d bytes", kps.MaxRequest)})
 		return nil, false
-	case errors.Is(err, errBusy):
+	case errors.Is(err, intake.ErrBusy):
 		q.unavailable(outcomeBusy, err.Error(), "look at what runs at the source address")
 		return nil, false
 	case err != nil:
 		q.refuse(refusal{code: kps.CodeInvalidRequest, outcome: outcomeIncomplete, detail: err.Error()})
 		return nil, false
 	}
-	defer q.budget.give(held(body)) // what was parsed is smaller
+	defer done() // what was parsed is smaller
 	req, err := kps.ParseRequest(body)
 	if err != nil {
 		q.refuseError(outcomeRequest, "", err)
@@ -130,7 +131,7 @@ func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	if c.own && !q.welcome(c, q.snap.State) {
 		return c, false
 	}
-	if !q.rolls.allow(q.source()+" "+c.id, q.d.RollsPerMinute, q.d.BootTime()) {
+	if !q.rolls.Allow(q.source()+" "+c.id, q.d.RollsPerMinute, q.d.BootTime()) {
 		q.refuse(refusal{code: kps.CodeUnavailable, outcome: outcomeTooOften, detail: "this host asks too often, or somebody repeats its requests",
 			remedy: "see what runs at the source address"})
 		return c, false
