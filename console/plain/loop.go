@@ -17,16 +17,30 @@ func Loop(ctx context.Context, t *Terminal, s *verb.Session) error {
 	return LoopAt(ctx, t, s, Prompt)
 }
 
+// LoopMenu is Loop that begins with the menu, whose numbers then count.
+func LoopMenu(ctx context.Context, t *Terminal, s *verb.Session) error {
+	l := loop{t: t, s: s}
+	if err := l.menu(""); err != nil {
+		return err
+	}
+	return l.at(ctx, Prompt)
+}
+
 // LoopAt is Loop with another prompt.
 func LoopAt(ctx context.Context, t *Terminal, s *verb.Session, prompt string) error {
 	l := loop{t: t, s: s}
+	return l.at(ctx, prompt)
+}
+
+// at reads and runs until the session is over.
+func (l *loop) at(ctx context.Context, prompt string) error {
 	for {
-		line, err := t.Line(ctx, prompt)
+		line, err := l.t.Line(ctx, prompt)
 		switch {
 		case errors.Is(err, ErrInterrupted):
 			continue
 		case errors.Is(err, errTooLong):
-			t.Say(err.Error() + "\n")
+			l.t.Say(err.Error() + "\n")
 			continue
 		case errors.Is(err, ErrEnd):
 			return nil

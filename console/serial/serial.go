@@ -156,10 +156,7 @@ func (c *Console) firstBoot(ctx context.Context, t *plain.Terminal) error {
 	if err := t.Say("\n"); err != nil {
 		return err
 	}
-	if _, err := plain.One(ctx, t, s, "menu"); err != nil {
-		return err
-	}
-	return plain.Loop(ctx, t, s)
+	return plain.LoopMenu(ctx, t, s)
 }
 
 // login shows the status, asks who is there and, once that is proved, runs their session.
