@@ -69,7 +69,13 @@ func BenchmarkPowerOn(b *testing.B) {
 			} `json:"init"`
 		}
 		before := time.Now()
-		if err := s.JSON(ctx, nil, &st, "status"); err != nil {
+		for { // SSH stays closed until the console has the records
+			if err = s.JSON(ctx, nil, &st, "status"); err == nil || ctx.Err() != nil || time.Since(before) > 20*time.Second {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if err != nil {
 			b.Fatal(err)
 		}
 		up += (st.Init.Up - time.Since(before)).Seconds()
