@@ -26,6 +26,7 @@ var level = map[string]int{
 // sameLevel names the arrows allowed inside a level; there is no cycle in them.
 var sameLevel = map[string][]string{
 	"hgsa": {"policy"}, "kps": {"policy"}, "evidence": {"policy"}, "appraise": {"policy", "evidence"}, "health": {"policy"},
+	"tpm":       {"disk"},
 	"sandbox":   {"rpc"},
 	"supervise": {"rpc", "sandbox"},
 	"ledger":    {"rpc", "audit"},

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
 )
 
@@ -165,7 +166,7 @@ func (l *Log) flush(f *os.File, b []byte, off int64, dir bool) error {
 	}
 	err := f.Sync()
 	if err == nil && dir {
-		err = syncDir(l.dir)
+		err = disk.SyncDir(l.dir)
 	}
 	if err != nil {
 		return l.fail(err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 
+	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
 )
 
@@ -237,7 +238,7 @@ func (l *Log) drop(n int) error {
 			return l.writeError(err)
 		}
 	}
-	if err := syncDir(l.dir); err != nil {
+	if err := disk.SyncDir(l.dir); err != nil {
 		return l.writeError(err)
 	}
 	l.mu.Lock()

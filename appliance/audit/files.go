@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"guardhouse/appliance/disk"
 )
 
 const (
@@ -26,39 +28,13 @@ func segmentName(first uint64) string { return fmt.Sprintf("%020d%s", first, seg
 
 func (l *Log) path(name string) string { return filepath.Join(l.dir, name) }
 
-// syncDir makes names in the folder durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // writeJSON replaces a small file so that after a power cut either the old or the new one is there.
 func (l *Log) writeJSON(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	tmp := l.path(name + ".new")
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		os.Remove(tmp)
-		return err
-	}
-	if err := os.Rename(tmp, l.path(name)); err != nil {
-		return err
-	}
-	return syncDir(l.dir)
+	return disk.ReplaceFile(l.path(name), b)
 }
 
 // readJSON leaves v as it is where the file is missing.
@@ -93,5 +69,5 @@ func (l *Log) takeReserve() {
 }
 
 func (l *Log) releaseReserve() bool {
-	return os.Remove(l.path(reserveFile)) == nil && syncDir(l.dir) == nil
+	return os.Remove(l.path(reserveFile)) == nil && disk.SyncDir(l.dir) == nil
 }

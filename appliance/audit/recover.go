@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"guardhouse/appliance/disk"
 )
 
 // segment is one file of the chain: records first to last, the hash before the first and of the last.
@@ -134,7 +136,7 @@ func (l *Log) openNewest(firsts []uint64) ([]uint64, error) {
 		l.broken[l.last+1] = fmt.Sprintf("records %d to %d, which a checkpoint covers, are missing", l.last+1, l.head.Last)
 		l.last, l.hash = l.head.Last, l.head.Hash
 	}
-	return firsts, syncDir(l.dir)
+	return firsts, disk.SyncDir(l.dir)
 }
 
 // recoverSegment reads a segment from its start. A tail that does not parse is cut off when nothing says that it was ever durable: no

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/tpm"
@@ -252,25 +252,7 @@ func (g *logins) save() error {
 	if err != nil {
 		return err
 	}
-	tmp := g.path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("logins: %w", err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, g.path)
-	}
-	if err == nil {
-		var d *os.File
-		if d, err = os.Open(filepath.Dir(g.path)); err == nil {
-			err = errors.Join(d.Sync(), d.Close())
-		}
-	}
-	if err != nil {
+	if err := disk.ReplaceFile(g.path, b); err != nil {
 		return fmt.Errorf("logins: %w", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
 )
 
@@ -105,7 +106,7 @@ func (s *Secrets) newRoot(t *TPM) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, replaceFile(s.dir, rootFile, b)
+	return key, s.replace(rootFile, b)
 }
 
 // Describe is the policy's line for people.
@@ -168,7 +169,7 @@ func (s *Secrets) Put(name string, secret []byte) error {
 	if _, err := io.ReadFull(s.rand, nonce); err != nil {
 		return fmt.Errorf("randomness: %w", err)
 	}
-	return replaceFile(s.dir, name+boxSuffix, gcm.Seal(nonce, nonce, secret, aad))
+	return s.replace(name+boxSuffix, gcm.Seal(nonce, nonce, secret, aad))
 }
 
 // Get opens the box; the caller wipes what it gets. ErrNoSecret where there is none, *Error where it does not open.
@@ -207,7 +208,7 @@ func (s *Secrets) Delete(name string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(err, syncDir(s.dir))
+	return errors.Join(err, disk.SyncDir(s.dir))
 }
 
 // Names lists the secrets, sorted.
@@ -217,35 +218,9 @@ func (s *Secrets) Names() ([]string, error) {
 	return names, err
 }
 
-// replaceFile leaves the old or the new content after a power cut, never a mixture.
-func replaceFile(dir, name string, b []byte) error {
-	tmp := filepath.Join(dir, name+".new")
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("secrets: %w", err)
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, filepath.Join(dir, name))
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
-		os.Remove(tmp)
+func (s *Secrets) replace(name string, b []byte) error {
+	if err := disk.ReplaceFile(filepath.Join(s.dir, name), b); err != nil {
 		return fmt.Errorf("secrets: %w", err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
