@@ -57,8 +57,10 @@ func ParseUIDs(s string) (rpc.UIDs, error) {
 // Socket is the path of a process's rpc socket.
 func (c *Child) Socket(process string) string { return rpc.SocketPath(c.RunDir, process) }
 
-// Client calls another process.
-func (c *Child) Client(process string) *rpc.Client { return rpc.NewClient(c.Socket(process)) }
+// Client calls another process; the server must have that process's uid, as the kernel reports it.
+func (c *Child) Client(process string) *rpc.Client {
+	return rpc.NewProvedClient(c.Socket(process), c.UIDs[process])
+}
 
 // Logf writes one line to the captured log.
 func (c *Child) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

@@ -48,9 +48,8 @@ func run(child *supervise.Child, tty, address string) error {
 	if len(listeners) == 0 && tty == "" {
 		return errors.New("there is no door: give --tty, --ssh-listen or a socket named ssh")
 	}
-	proved := func(name string) *rpc.Client { return rpc.NewProvedClient(child.Socket(name), child.UIDs[name]) }
 	node := &verb.Node{
-		Ledger: proved(rpc.Ledger), HSM: proved(rpc.HSM), Clock: proved(rpc.Clock), Init: proved(rpc.Init),
+		Ledger: child.Client(rpc.Ledger), HSM: child.Client(rpc.HSM), Clock: child.Client(rpc.Clock), Init: child.Client(rpc.Init),
 		Stamp: rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock]).Stamp, Boottime: rpc.BootTime, Random: rand.Reader,
 	}
 	go node.Watch(ctx)

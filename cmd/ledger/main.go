@@ -53,10 +53,10 @@ func run(child *supervise.Child, data, device string, epoch time.Time) error {
 		return err
 	}
 	clock := rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock])
-	init := rpc.NewProvedClient(child.Socket(rpc.Init), child.UIDs[rpc.Init])
+	init := child.Client(rpc.Init)
 	l, err := ledger.Open(ctx, ledger.Config{
 		Dir: data, TPM: device, Policy: tpm.ImagePCRs, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get,
-		Rand: rand.Reader, Epoch: epoch, HSM: rpc.NewProvedClient(child.Socket(rpc.HSM), child.UIDs[rpc.HSM]), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
+		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)
 			return err
