@@ -26,7 +26,7 @@ run: ## boot one node with its serial line in this terminal (NODE=blank|demo)
 secrets: ## what setup of a node in make run asks for second: make secrets KEY=age1...
 	@$(GO) run ./board/lab/run -build $(BUILD) -node $(NODE) -encrypt $(KEY)
 
-image: ## build the signed boot image into .build/image
+image: ## build the boot image into .build/image
 	@board/lab/deps.sh image
 	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM)
 
