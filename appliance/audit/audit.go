@@ -31,6 +31,7 @@ import (
 // Kinds of problems and errors.
 const (
 	KindFull   = "audit-full"   // the space for this kind of entry is used up
+	KindMuch   = "audit-much"   // three quarters of the space for grants are used
 	KindBroken = "audit-broken" // a record before the end can't be trusted
 	KindDisk   = "audit-disk"   // the disk refused a write or a flush
 	KindKey    = "audit-key"    // there is no audit key, or a signature does not fit it
@@ -249,6 +250,10 @@ func (l *Log) Status() Status {
 			p := err.Problem
 			s.Problem = &p
 		}
+	}
+	if room := l.opt.Quota - l.opt.Reserve; s.Problem == nil && l.bytes > room/4*3 {
+		s.Problem = &policy.Problem{Kind: KindMuch, Remedy: trimRemedy,
+			What: fmt.Sprintf("the audit uses %d of %d KiB; once it is full, no host gets anything", l.bytes>>10, room>>10)}
 	}
 	return s
 }

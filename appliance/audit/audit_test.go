@@ -433,6 +433,29 @@ func TestFloodOfRefusalsNeverKeepsAGrantOut(t *testing.T) {
 	}
 }
 
+// TestTellsWhenRoomBecomesScarce: before hosts are refused, so that somebody can export and trim in time.
+func TestTellsWhenRoomBecomesScarce(t *testing.T) {
+	l := openTest(t, t.TempDir(), Options{Quota: 1 << 20, SegmentSize: 64 << 10})
+	told := int64(0)
+	for {
+		s := l.Status()
+		if s.Problem != nil && told == 0 {
+			if told = s.Bytes; s.Problem.Kind != KindMuch || s.Problem.Remedy == "" {
+				t.Fatalf("%+v", s.Problem)
+			}
+		}
+		if err := l.Admits(policy.AuditGrant); err != nil {
+			break
+		}
+		e := entry(policy.AuditGrant, 1)
+		e.Detail = strings.Repeat("x", 500)
+		mustAppend(t, l, e)
+	}
+	if s := l.Status(); told == 0 || told > s.Bytes*4/5 || s.Problem.Kind != KindFull {
+		t.Fatalf("told at %d of %d bytes; at last %+v", told, s.Bytes, s.Problem)
+	}
+}
+
 // TestRefusedLoginsNeverKeepAnybodyOut: whoever knocks at the door for months must not use up what is kept for hosts and administrators.
 func TestRefusedLoginsNeverKeepAnybodyOut(t *testing.T) {
 	l := openTest(t, t.TempDir(), Options{Quota: 1 << 20, SegmentSize: 64 << 10})

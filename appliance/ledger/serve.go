@@ -160,7 +160,7 @@ func (l *Ledger) auditVerify(ctx context.Context) (rpc.AuditVerifyReply, error) 
 		r.Problem, r.Remedy = e.What, e.Remedy
 	case err != nil:
 		return r, err
-	case st.Problem != nil:
+	case st.Problem != nil && st.Problem.Kind != audit.KindFull && st.Problem.Kind != audit.KindMuch: // a chain without room is whole
 		r.Problem, r.Remedy = st.Problem.What, st.Problem.Remedy
 	}
 	return r, nil
