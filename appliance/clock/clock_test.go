@@ -126,3 +126,17 @@ func TestKeeperNamesTheFalsetickerAndKeepsTheLastValue(t *testing.T) {
 		t.Fatalf("%+v steps %d", newer, steps)
 	}
 }
+
+func TestKeeperWithoutServersSaysWhoseTurnItIs(t *testing.T) {
+	k := New()
+	k.BootTime, k.Log = func() time.Duration { return 0 }, t.Logf
+	k.round(t.Context())
+	if _, _, problem := k.Status(); problem != "the records that name the time servers have not come yet" {
+		t.Errorf("before the records came: %q", problem)
+	}
+	k.SetServers(nil)
+	k.round(t.Context())
+	if _, _, problem := k.Status(); problem != "no time server is configured" {
+		t.Errorf("with records that name none: %q", problem)
+	}
+}

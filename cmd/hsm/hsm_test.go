@@ -368,3 +368,10 @@ func TestWrongPINStopsUntilAnotherComes(t *testing.T) {
 		t.Errorf("with the right PIN: %v", err)
 	}
 }
+
+func TestLockedTokenSaysWhatItWaitsFor(t *testing.T) {
+	s := status(hsm.Status{State: hsm.StateLocked}, nil)
+	if len(s.Problems) != 1 || s.Problems[0].Kind != "hsm-locked" || s.Problems[0].Remedy == "" {
+		t.Errorf("%+v", s)
+	}
+}
