@@ -127,6 +127,20 @@ func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
 	must(t, s, good)
 }
 
+// TestARefusalIsShortWhateverWasSent, because it is kept under the request's id.
+func TestARefusalIsShortWhateverWasSent(t *testing.T) {
+	s, actors := setUp(t)
+	long := strings.Repeat("a", MaxCommandSize/2)
+	for _, kind := range Kinds() {
+		for _, body := range []string{`{"` + long + `":1}`, `{"name":"` + long + `"}`, `{"node":"` + long + `"}`, `{"role":"` + long + `"}`, `{"ref":"` + long + `"}`} {
+			_, _, err := Apply(s, Command{Kind: kind, Actor: actors[AdminOwner], Body: json.RawMessage(body)})
+			if err != nil && len(err.Error()) > 600 {
+				t.Errorf("%s %.12s...: a refusal of %d bytes", kind, body, len(err.Error()))
+			}
+		}
+	}
+}
+
 // TestAModuleComesFromTheImage: it becomes code beside the PIN, so a place where another process could put a file is none.
 func TestAModuleComesFromTheImage(t *testing.T) {
 	s, actors := setUp(t)

@@ -252,7 +252,7 @@ func decode[T any](c Command) (T, error) {
 	d := json.NewDecoder(strings.NewReader(string(c.Body)))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&v); err != nil {
-		return v, &Refused{c.Kind, "the command does not parse: " + err.Error(), ""}
+		return v, &Refused{c.Kind, fmt.Sprintf("the command does not parse: %.200s", err), ""} // it quotes what was sent
 	}
 	return v, nil
 }
