@@ -16,17 +16,16 @@ import (
 	"guardhouse/appliance/policy"
 )
 
-// observedLimits bounds the observations of each kind; beyond it the oldest sixteenth goes.
-var observedLimits = map[policy.ObservationKind]int{
-	policy.ObservedHost:      policy.MaxHosts,
-	policy.ObservedPending:   1000,
-	policy.ObservedProtector: 50000,
+// observedLimits bounds the observations of each kind: how many, beyond which the oldest sixteenth goes, and the bytes of each one's
+// facts. All together they stay below 90 MB of memory, whatever the public face sends.
+var observedLimits = map[policy.ObservationKind]struct{ count, facts int }{
+	policy.ObservedHost:      {policy.MaxHosts, 256}, // source, verdict
+	policy.ObservedPending:   {1000, 2048},           // source, public key of 4096 bits in base64
+	policy.ObservedProtector: {50000, 512},           // key, host, hash
 }
 
-// Bounds of one observation, in bytes; a base64 public key of 8192 bits fits a fact.
 const (
-	maxObservedSubject = 256
-	maxObservedFact    = 2048
+	maxObservedSubject = 256 // bytes
 	observedFlush      = time.Minute
 )
 
@@ -106,22 +105,20 @@ func (o *observations) add(list []policy.Observation) {
 		}
 		m[one.Subject] = one
 		o.dirty[observedKey{one.Kind, one.Subject}] = false
-		if len(m) > observedLimits[one.Kind] {
+		if len(m) > observedLimits[one.Kind].count {
 			o.evict(one.Kind)
 		}
 	}
 }
 
 func boundObservation(one *policy.Observation) bool {
-	if one.Subject == "" || len(one.Subject) > maxObservedSubject || len(one.Facts) > policy.MaxAuditFacts {
-		return false
-	}
+	size := 0
 	for k, v := range one.Facts {
-		if len(k) > 64 || len(v) > maxObservedFact {
-			return false
-		}
+		size += len(k) + len(v)
 	}
-	return true
+	stamp := func(s policy.Stamp) bool { return len(s.Boot) <= policy.MaxNameLength }
+	return one.Subject != "" && len(one.Subject) <= maxObservedSubject && len(one.Facts) <= policy.MaxAuditFacts &&
+		size <= observedLimits[one.Kind].facts && stamp(one.First) && stamp(one.Last)
 }
 
 // evict drops the sixteenth whose Last is the oldest, so that it runs rarely.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -78,5 +79,36 @@ func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
 	}
 	if err := o.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestObservationsAreBoundedWhateverTheFaceSends: the process that sends them talks to strangers.
+func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
+	o := &observations{kinds: map[policy.ObservationKind]map[string]policy.Observation{}, dirty: map[observedKey]bool{}}
+	for kind := range observedLimits {
+		o.kinds[kind] = map[string]policy.Observation{}
+	}
+	long := strings.Repeat("x", 1<<10)
+	fine := map[string]string{"source": "192.0.2.1", "verdict": "ok"}
+	for name, one := range map[string]policy.Observation{
+		"endless facts":   {Kind: policy.ObservedProtector, Subject: "s", Facts: map[string]string{"host": long}},
+		"facts of a host": {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"verdict": long}},
+		"endless subject": {Kind: policy.ObservedHost, Subject: long, Facts: fine},
+		"endless boot id": {Kind: policy.ObservedHost, Subject: "s", Last: policy.Stamp{Boot: long}, Facts: fine},
+	} {
+		if o.add([]policy.Observation{one}); len(o.list("", 0)) != 0 {
+			t.Fatalf("%s: kept", name)
+		}
+	}
+	total := 0
+	for _, l := range observedLimits {
+		total += l.count * (l.facts + 2*maxObservedSubject)
+	}
+	if total > 90<<20 {
+		t.Errorf("%d bytes of observations may lie in memory", total)
+	}
+	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long}}})
+	if len(o.list("", 0)) != 2 {
+		t.Fatal("the control: what is usual was dropped")
 	}
 }
