@@ -196,10 +196,10 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 	}
 }
 
-// Follow opens the stream again and again, with a pause of a quarter of a second growing to 2 s, until ctx ends or each fails. lost is
+// Follow opens the stream again and again, with a pause of 50 ms growing to 400 ms, until ctx ends or each fails. lost is
 // told each time the stream breaks; it may be nil.
 func (m Stream[Req, Elem]) Follow(ctx context.Context, c *Client, req Req, each func(Elem) error, lost func(error)) error {
-	const first, most = 250 * time.Millisecond, 2 * time.Second
+	const first, most = 50 * time.Millisecond, 400 * time.Millisecond // a local socket: trying costs little, and at boot everybody waits for the ledger
 	pause := first
 	for {
 		var eachErr error
