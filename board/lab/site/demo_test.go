@@ -102,9 +102,7 @@ func ours(list []lab.Socket) (out []lab.Socket) {
 // TestInterruptLeavesNoProcess presses Ctrl-C while the node boots.
 func TestInterruptLeavesNoProcess(t *testing.T) {
 	build := buildDir(t)
-	if _, err := BuildImage(t.Context(), build, ""); err != nil {
-		t.Fatal(err)
-	}
+	image(t, Attached)
 	run := filepath.Join(build, "bin", "run")
 	compile(t, run, "guardhouse/board/lab/run")
 	cmd := exec.Command(run, "-build", build, "-node", "test-interrupt")

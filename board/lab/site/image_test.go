@@ -43,9 +43,7 @@ var testHook = regexp.MustCompile(`(GUARDHOUSE|LAB)_[A-Z]+_?[A-Z]*`)
 // running text, and no program holds code of the tests or listens to their variables.
 func TestReleaseImageHasNoShellAndNoTestHook(t *testing.T) {
 	build := buildDir(t)
-	if _, err := BuildImage(t.Context(), build, ""); err != nil {
-		t.Fatal(err)
-	}
+	image(t, Attached)
 	raw, err := os.ReadFile(filepath.Join(build, imageFolder(""), images.ManifestFile))
 	if err != nil {
 		t.Fatal(err)

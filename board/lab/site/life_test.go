@@ -26,6 +26,7 @@ var closedPorts = []int{21, 23, 111, 2222, 5985, 8080, 8443, 9000}
 
 // TestNodeLife is the life of one node: blank, set up wrongly and rightly, in service, in trouble, cut off, replaced.
 func TestNodeLife(t *testing.T) {
+	t.Parallel()
 	s := openStage(t, "test-life", Attached)
 	if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { o.Forwards = append([]int{22, 80, 443}, closedPorts...) }); err != nil {
 		t.Fatal(err)

@@ -50,6 +50,7 @@ func directly(t *testing.T, s *stage) func(*lab.NodeOptions) {
 // TestMachineWithoutTPMOrCable boots a machine that lacks both: it reaches the console, names the dead link and refuses setup with the
 // reason.
 func TestMachineWithoutTPMOrCable(t *testing.T) {
+	t.Parallel()
 	s := openStage(t, "test-bare", Attached)
 	direct := directly(t, s)
 	if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { direct(o); o.NoTPM = true }); err != nil {
@@ -80,6 +81,7 @@ func TestMachineWithoutTPMOrCable(t *testing.T) {
 
 // TestEmbeddedTokenServes sets up a node whose token lies on its own disk.
 func TestEmbeddedTokenServes(t *testing.T) {
+	t.Parallel()
 	s := openStage(t, "test-embedded", Embedded)
 	if err := s.BootWith(t.Context(), directly(t, s)); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -28,10 +29,7 @@ type stage struct {
 func openStage(t *testing.T, name, hsm string) *stage {
 	t.Helper()
 	build := buildDir(t)
-	img, err := BuildImage(t.Context(), build, hsm)
-	if err != nil {
-		t.Fatal(err)
-	}
+	img := image(t, hsm)
 	s, err := Open(t.Context(), Options{Build: build, Name: name, HSM: hsm, Fresh: true, Logf: t.Logf}, img)
 	if err != nil {
 		t.Fatal(err)
@@ -42,9 +40,44 @@ func openStage(t *testing.T, name, hsm string) *stage {
 	return st
 }
 
+// made is what the tests of this package have built; each thing is built once, since its users may run at the same time.
+var made struct {
+	sync.Mutex
+	images   map[string]Image
+	programs map[string]bool
+}
+
+// image builds the image of the variant.
+func image(t *testing.T, hsm string) Image {
+	t.Helper()
+	made.Lock()
+	defer made.Unlock()
+	img, ok := made.images[hsm]
+	if !ok {
+		var err error
+		if img, err = BuildImage(t.Context(), buildDir(t), hsm); err != nil {
+			t.Fatal(err)
+		}
+		if made.images == nil {
+			made.images = map[string]Image{}
+		}
+		made.images[hsm] = img
+	}
+	return img
+}
+
 // compile builds a program of the project.
 func compile(t *testing.T, file, pkg string) {
 	t.Helper()
+	made.Lock()
+	defer made.Unlock()
+	if made.programs[file] {
+		return
+	}
+	if made.programs == nil {
+		made.programs = map[string]bool{}
+	}
+	made.programs[file] = true
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
 	}
