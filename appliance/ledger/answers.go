@@ -286,13 +286,16 @@ func (a answers) node(s *policy.Setup, bad func(key, format string, args ...any)
 			bad("node.time-servers", "each must be a host or host:port")
 		}
 	}
+	if err := policy.CheckTimeServers(n.TimeServers); err != nil {
+		bad("node.time-servers", "%v", err)
+	}
 	var field *network.FieldError
 	if err := network.Validate(n.Network); errors.As(err, &field) {
 		bad("node."+field.Field, "%s", field.Reason)
 	} else if err != nil {
 		bad("node.network", "%v", err)
 	}
-	if !strings.HasPrefix(n.HSM.Module, "/") || strings.Contains(n.HSM.Module, "..") {
+	if err := policy.CheckHSM(s.Node.HSM); err != nil || n.HSM.Module == "" {
 		bad("node.hsm.module", "it must be the path of a PKCS#11 module in the image")
 	}
 	if n.HSM.Token == "" || len(n.HSM.Token) > 32 {

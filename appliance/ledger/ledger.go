@@ -92,6 +92,10 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.argonKiB == 0 {
 		cfg.argonKiB = argonMemory
 	}
+	records, observed := filepath.Join(cfg.Dir, "state.db"), filepath.Join(cfg.Dir, "observed.db")
+	if cfg.CheckStore != nil {
+		cfg.CheckStore = ahead(ctx, cfg.CheckStore, records, observed) // meanwhile the audit is read and the TPM opens the secrets
+	}
 	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), refusals: newRefusalTable()}
 	for _, dir := range []string{"audit", "secrets"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
@@ -106,8 +110,8 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, err
 	}
 	l.openSecrets()
-	l.openRecords(ctx)
-	l.observed = openObservations(ctx, filepath.Join(cfg.Dir, "observed.db"), cfg)
+	l.openRecords(ctx, records)
+	l.observed = openObservations(ctx, observed, cfg)
 	if l.logins, err = openLogins(filepath.Join(cfg.Dir, "logins.json"), cfg.BootTime); err != nil {
 		return nil, err
 	}
@@ -157,8 +161,8 @@ func (l *Ledger) secretsProblem(err error, remedy string) {
 	l.setProblem(p)
 }
 
-func (l *Ledger) openRecords(ctx context.Context) {
-	s, c, err := openStore(ctx, filepath.Join(l.cfg.Dir, "state.db"), l.cfg.CheckStore)
+func (l *Ledger) openRecords(ctx context.Context, records string) {
+	s, c, err := openStore(ctx, records, l.cfg.CheckStore)
 	if err != nil {
 		l.setProblem(policy.Problem{Kind: "store-damaged", What: "the records can't be read: " + err.Error(), Remedy: storeRemedy})
 		return

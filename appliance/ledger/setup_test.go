@@ -54,6 +54,8 @@ func TestAnswerFileErrorsHaveTheirLine(t *testing.T) {
 		"life":                     {swap(`"8h"`, `"8d"`), "line 7: service.health-life"},
 		"life too long":            {swap(`"8h"`, `"25h"`), "line 7: service.health-life"},
 		"address":                  {swap(`"10.0.2.15/24"`, `"10.0.2.15"`), "line 16: node.network.interface[0].addresses"},
+		"module from a disk":       {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"/run/guardhouse/console.d/x.so"`), "line 20: node.hsm.module"},
+		"time server that writes":  {swap(`"10.0.2.2:11123"`, `"[\u001b[2J"`), "line 10: node.time-servers"},
 		"module":                   {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"p11-kit-client.so"`), "line 20: node.hsm.module"},
 		"role":                     {swap(`"owner"`, `"root"`), "line 25: admin[0].role"},
 		"key":                      {swap("ssh-ed25519 ", "ssh-ed25519"), "line 26: admin[0].key"},

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"reflect"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -124,6 +125,28 @@ func CheckInChild(program string, args ...string) func(context.Context, string) 
 		}
 		first, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
 		return fmt.Errorf("%.300s (%w)", first, err)
+	}
+}
+
+// ahead starts the checks of all files at once and gives a check that waits for the one that is asked for. Each file is checked once: a
+// second question about it, or one about another file, is a new check.
+func ahead(ctx context.Context, check func(context.Context, string) error, paths ...string) func(context.Context, string) error {
+	results := map[string]chan error{}
+	for _, path := range paths {
+		done := make(chan error, 1)
+		results[path] = done
+		go func() { done <- check(ctx, path) }()
+	}
+	var mu sync.Mutex
+	return func(ctx context.Context, path string) error {
+		mu.Lock()
+		done := results[path]
+		delete(results, path)
+		mu.Unlock()
+		if done == nil {
+			return check(ctx, path)
+		}
+		return <-done
 	}
 }
 

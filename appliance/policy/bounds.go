@@ -47,8 +47,8 @@ func checkEnvelope(c Command) error {
 // writable are the places where a process of the node could put a file of its own.
 var writable = []string{"/data", "/dev", "/proc", "/run", "/sys", "/tmp"}
 
-// checkHSM refuses a module that is not part of the image: it becomes code in the process that holds the PIN.
-func checkHSM(h HSM) error {
+// CheckHSM refuses a module that is not part of the image: it becomes code in the process that holds the PIN.
+func CheckHSM(h HSM) error {
 	if h.Module == "" && h.Token == "" && h.Attach == "" {
 		return nil
 	}
@@ -62,7 +62,8 @@ func checkHSM(h HSM) error {
 	return nil
 }
 
-func checkTimeServers(list []string) error {
+// CheckTimeServers bounds a node's list of time servers; each is HOST or HOST:PORT.
+func CheckTimeServers(list []string) error {
 	if len(list) > MaxTimeServers {
 		return fmt.Errorf("%d time servers are given, %d are used at most", len(list), MaxTimeServers)
 	}
@@ -100,7 +101,7 @@ func checkNode(n Node) error {
 	if len(n.AuditKey) > maxEntry || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
 		return errors.New("a key or certificate of the node is too large")
 	}
-	return errors.Join(checkNetwork(n.Network), checkTimeServers(n.TimeServers), checkHSM(n.HSM))
+	return errors.Join(checkNetwork(n.Network), CheckTimeServers(n.TimeServers), CheckHSM(n.HSM))
 }
 
 // adminKeyTypes are the SSH keys that people may have; RSA keys are bounded like all others here.
