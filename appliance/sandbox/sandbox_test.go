@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 		os.Stdout.Write(b)
 		fmt.Println("Environ:\t" + strings.Join(os.Environ(), " "))
 		fmt.Println("Pid:\t", os.Getpid())
-		for _, l := range []int{unix.RLIMIT_CORE, unix.RLIMIT_NOFILE} {
+		for _, l := range []int{unix.RLIMIT_CORE, unix.RLIMIT_NOFILE, unix.RLIMIT_NPROC} {
 			var lim unix.Rlimit
 			unix.Getrlimit(l, &lim)
 			fmt.Printf("Limit%d:\t%d %d\n", l, lim.Cur, lim.Max)
@@ -85,6 +85,7 @@ func TestServiceHoldsNothingButItsRow(t *testing.T) {
 				"Groups": "", "CapEff": caps, "CapPrm": caps, "CapBnd": caps, "CapAmb": caps, "CapInh": caps, "NoNewPrivs": "1",
 				fmt.Sprintf("Limit%d", unix.RLIMIT_CORE):   "0 0",
 				fmt.Sprintf("Limit%d", unix.RLIMIT_NOFILE): fmt.Sprintf("%d %d", p.Limits.Files, p.Limits.Files),
+				fmt.Sprintf("Limit%d", unix.RLIMIT_NPROC):  "512 512",
 			} {
 				if got[k] != want {
 					t.Errorf("%s is %q, want %q", k, got[k], want)

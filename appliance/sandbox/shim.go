@@ -99,6 +99,9 @@ func become(spec []byte) error {
 			return fmt.Errorf("set the out-of-memory score: %w", err)
 		}
 	}
+	if l.UID == nil {
+		l.Limits.Tasks = 0 // it would count everything else that runs under our own uid
+	}
 	if err := limit(l.Limits); err != nil {
 		return err
 	}
@@ -131,6 +134,7 @@ func limit(l Limits) error {
 	}{
 		{unix.RLIMIT_CORE, "core", 0}, {unix.RLIMIT_NOFILE, "open files", l.Files},
 		{unix.RLIMIT_DATA, "data", l.Data}, {unix.RLIMIT_MEMLOCK, "locked memory", l.Locked},
+		{unix.RLIMIT_NPROC, "tasks", l.Tasks},
 	}
 	for _, s := range set {
 		if s.value == 0 && s.what != unix.RLIMIT_CORE {

@@ -66,6 +66,7 @@ type Limits struct {
 	Files  uint64 // RLIMIT_NOFILE
 	Data   uint64 // RLIMIT_DATA: heap and private writable memory, the stacks of C threads included
 	Locked uint64 // RLIMIT_MEMLOCK
+	Tasks  uint64 // RLIMIT_NPROC: processes and threads of the uid; no process of a node needs a tenth of it
 	Heap   int64  // GOMEMLIMIT, the garbage collector's target; below Data so that it is felt before the wall
 }
 
@@ -80,34 +81,34 @@ var Table = []Process{
 		Name: rpc.HSM, UID: 902, GID: 902, Program: "/bin/hsm",
 		Devices:  []Device{{Port: "org.guardhouse.hsm", Mode: 0o600}},
 		Paths:    []Path{{Path: "/run/hsm", Mode: 0o700}, {Path: "/data/hsm", Mode: 0o700, OnDisk: true}, {Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}}, // on disk: tokens of a module inside the image
-		Limits:   Limits{Files: 256, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
+		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
 		OOMScore: -500, Watchdog: 30 * time.Second,
 	},
 	{
 		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger"},
 		Devices:  []Device{{Path: "/dev/tpmrm0", Mode: 0o600}},
 		Paths:    []Path{{Path: "/data/ledger", Mode: 0o700, OnDisk: true}},
-		Limits:   Limits{Files: 1024, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
+		Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: -800, Watchdog: 30 * time.Second, NeedsDisk: true,
 	},
 	{
 		Name: rpc.Clock, UID: 904, GID: 904, Program: "/bin/clock",
 		Paths:        []Path{{Path: "/data/clock", Mode: 0o700, OnDisk: true}},
 		Capabilities: []Capability{CapSysTime},
-		Limits:       Limits{Files: 128, Data: 256 * mib, Heap: 32 * mib},
+		Limits:       Limits{Files: 128, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 		OOMScore:     -500, Watchdog: 30 * time.Second,
 	},
 	{
 		Name: rpc.HGS, UID: 903, GID: 903, Program: "/bin/hgs",
 		Sockets:  []Socket{{"http", 80, "service"}, {"https", 443, "service"}},
-		Limits:   Limits{Files: 8192, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
+		Limits:   Limits{Files: 8192, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: 300, Watchdog: 30 * time.Second,
 	},
 	{
 		Name: rpc.Console, UID: 905, GID: 905, Program: "/bin/console", Args: []string{"--tty", "/dev/ttyS0"},
 		Sockets:  []Socket{{"ssh", 22, "management"}},
 		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
-		Limits:   Limits{Files: 512, Data: 512 * mib, Heap: 64 * mib},
+		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,
 	},
 }
@@ -116,7 +117,7 @@ var Table = []Process{
 var DHCPProcess = Process{
 	Name: DHCP, UID: 906, GID: 906, Program: "/proc/self/exe",
 	Capabilities: []Capability{CapNetRaw, CapNetBindService},
-	Limits:       Limits{Files: 64, Data: 256 * mib, Heap: 16 * mib},
+	Limits:       Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore:     500,
 }
 

@@ -41,7 +41,7 @@ func TestUnitsGiveNoMoreThanTheTable(t *testing.T) {
 		user := "guardhouse-" + p.Name
 		for key, want := range map[string]string{
 			"User": user, "Group": user, "CapabilityBoundingSet": strings.Join(caps, " "), "AmbientCapabilities": strings.Join(caps, " "),
-			"NoNewPrivileges": "yes", "LimitCORE": "0", "LimitNOFILE": fmt.Sprint(p.Limits.Files), "MemoryMax": fmt.Sprintf("%dM", p.Limits.Data>>20),
+			"NoNewPrivileges": "yes", "LimitCORE": "0", "LimitNOFILE": fmt.Sprint(p.Limits.Files), "LimitNPROC": fmt.Sprint(p.Limits.Tasks), "MemoryMax": fmt.Sprintf("%dM", p.Limits.Data>>20),
 			"WatchdogSec": fmt.Sprint(int(p.Watchdog.Seconds())), "Type": "notify", "Restart": "always", "TimeoutStopSec": "3",
 		} {
 			if !slices.Equal(u[key], []string{want}) {
