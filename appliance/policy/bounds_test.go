@@ -130,7 +130,7 @@ func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
 // TestARefusalIsShortWhateverWasSent, because it is kept under the request's id.
 func TestARefusalIsShortWhateverWasSent(t *testing.T) {
 	s, actors := setUp(t)
-	long := strings.Repeat("a", MaxCommandSize/2)
+	long := strings.Repeat("a", 32<<10)
 	for _, kind := range Kinds() {
 		for _, body := range []string{`{"` + long + `":1}`, `{"name":"` + long + `"}`, `{"node":"` + long + `"}`, `{"role":"` + long + `"}`, `{"ref":"` + long + `"}`} {
 			_, _, err := Apply(s, Command{Kind: kind, Actor: actors[AdminOwner], Body: json.RawMessage(body)})
