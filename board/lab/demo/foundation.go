@@ -352,7 +352,10 @@ func (c *cast) wireRefusals(ctx context.Context) (string, error) {
 			if err != nil {
 				return err
 			}
-			at := bytes.Index(raw, []byte("<CipherValue>")) + len("<CipherValue>") + 40
+			at := bytes.Index(raw, []byte("<CipherValue>")) + len("<CipherValue>")
+			for !staysBase64(raw[at]) { // the control is about what the byte means, not about a letter that is no base64
+				at++
+			}
 			return refuse("a key protector with one changed byte", protector, "--flip", fmt.Sprint(at))
 		},
 		// Nothing in a roll proves who sends it (kps.md 9.2): another registered host's certificate is answered, and the answer is
@@ -368,6 +371,12 @@ func (c *cast) wireRefusals(ctx context.Context) (string, error) {
 		}
 	}
 	return "no, self-signed, foreign, expired certificate, flipped byte; another host's opens nothing", nil
+}
+
+// staysBase64 reports whether b is a base64 digit and still one when its lowest bit is flipped.
+func staysBase64(b byte) bool {
+	const letters = "bcdefghijklmnopqrstuvwxyBCDEFGHIJKLMNOPQRSTUVWXY0123456789"
+	return strings.IndexByte(letters, b) >= 0 && strings.IndexByte(letters, b^1) >= 0
 }
 
 func (c *cast) hostRevoked(ctx context.Context) (string, error) {
