@@ -44,6 +44,9 @@ type Log struct {
 	sizes []uint16 // of the banks' digests
 }
 
+// trustPoint is the PCR index of what Windows appends to the log without measuring it.
+const trustPoint = 0xffffffff
+
 const specIDSignature = "Spec ID Event03\x00"
 
 // ParseLog reads a TCG event log, SHA-1 legacy (PFP 10.2.1) or crypto-agile (10.2.2). It checks form only. The events alias raw.
@@ -69,7 +72,7 @@ func ParseLog(raw []byte) (*Log, *Failure) {
 		if !ok {
 			return nil, fail(KindLog, -1, len(l.Events), "cut short, or not an event")
 		}
-		if e.PCR >= PCRCount && e.Type != EventNoAction {
+		if e.PCR >= PCRCount && (e.Type != EventNoAction || e.PCR != trustPoint) {
 			return nil, fail(KindLog, -1, len(l.Events), "there is no PCR %d", e.PCR)
 		}
 		l.Events = append(l.Events, e)

@@ -53,6 +53,7 @@ type prover struct {
 	capped [PCRCount]bool // the separator was seen
 	tagged [PCRCount]bool // Windows measured something
 	nodes  int            // SIPA events visited
+	shim   bool           // the event at hand has QuirkShimByte
 	index  int            // of the event at hand
 	pcr    int
 }
@@ -65,7 +66,7 @@ func (l *Log) facts(bank Bank, quirks []Quirk) (*Facts, *Failure) {
 	for i := range l.Events {
 		e := &l.Events[i]
 		if e.Type == EventNoAction {
-			if e.PCR >= PCRCount {
+			if e.PCR == trustPoint {
 				p.quirk(QuirkTrustPoint)
 			}
 			continue
@@ -120,6 +121,8 @@ func (p *prover) event(e *Event, digest []byte) *Failure {
 			return p.fail(KindDigest, "the data does not hash to the digest")
 		}
 		p.quirk(QuirkShimByte)
+		p.shim = true
+		defer func() { p.shim = false }()
 		short := *e
 		short.Data = e.Data[:len(e.Data)-1]
 		e = &short

@@ -18,7 +18,7 @@ const (
 	QuirkPadding Quirk = "padding-after-log"
 	// QuirkTrustPoint: Windows appended its unmeasured trust point (PCR index 0xffffffff, EV_NO_ACTION).
 	QuirkTrustPoint Quirk = "trust-point"
-	// QuirkShimByte: an old shim logged one byte more of its authority than it measured; the byte is ignored.
+	// QuirkShimByte: an old shim measured its authority with some bytes too many, and logged one more than it measured. They are ignored.
 	QuirkShimByte Quirk = "shim-authority-extra-byte"
 )
 

@@ -44,8 +44,8 @@ func (p *prover) secureBoot(e *Event) *Failure {
 	case EventEFIAction:
 		return p.action(e)
 	}
-	name, guid, data, ok := efiVariable(e.Data)
-	if !ok {
+	name, guid, data, rest, ok := efiVariable(e.Data)
+	if !ok || rest > 0 && !p.shim {
 		return p.fail(KindContent, "not a UEFI variable")
 	}
 	if e.Type == EventVariable {
@@ -123,18 +123,20 @@ func (p *prover) variablesComplete() *Failure {
 }
 
 // efiVariable reads UEFI_VARIABLE_DATA (PFP 10.4.3): GUID, length of the name in characters, length of the contents, both u64, then both.
-func efiVariable(b []byte) (name, guid string, data []byte, ok bool) {
+// rest counts the bytes after them.
+func efiVariable(b []byte) (name, guid string, data []byte, rest int, ok bool) {
 	if len(b) < 32 {
-		return "", "", nil, false
+		return "", "", nil, 0, false
 	}
 	chars, size := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
-	if chars > 128 || size > MaxLog || uint64(len(b)) != 32+2*chars+size {
-		return "", "", nil, false
+	if chars > 128 || size > MaxLog || uint64(len(b)) < 32+2*chars+size {
+		return "", "", nil, 0, false
 	}
-	return utf16String(b[32 : 32+2*chars]), guidString(b), b[32+2*chars:], true
+	end := 32 + 2*chars + size
+	return utf16String(b[32 : 32+2*chars]), guidString(b), b[32+2*chars : end], len(b) - int(end), true
 }
 
-// knownGUIDs spares the formatting of the two that every log has.
+// guidString formats the 16 bytes of a GUID, whose first three groups are little-endian.
 func guidString(b []byte) string {
 	le := binary.LittleEndian
 	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(b), le.Uint16(b[4:]), le.Uint16(b[6:]), b[8:10], b[10:16])
