@@ -12,7 +12,7 @@ export GOFLAGS += -buildvcs=false
 .PHONY: help demo run test check image deps bench fuzz clean verify
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 
 demo: ## boot a node and let a guarded host get its key (CHAPTER=foundation|all)
 	@board/lab/deps.sh demo
@@ -21,6 +21,10 @@ demo: ## boot a node and let a guarded host get its key (CHAPTER=foundation|all)
 run: ## boot one node with its serial line in this terminal (NODE=blank|demo)
 	@board/lab/deps.sh run
 	@$(GO) build -o $(BUILD)/bin/run ./board/lab/run && exec $(BUILD)/bin/run -build $(BUILD) -hsm $(HSM) -node $(NODE)
+
+.PHONY: secrets
+secrets: ## what setup of a node in make run asks for second: make secrets KEY=age1...
+	@$(GO) run ./board/lab/run -build $(BUILD) -node $(NODE) -encrypt $(KEY)
 
 image: ## build the signed boot image into .build/image
 	@board/lab/deps.sh image
@@ -32,7 +36,7 @@ verify: image ## predict the PCRs of the image, as the TPM will show them
 test: ## install what is missing, then run every test, the QEMU ones included
 	@board/lab/deps.sh test
 	@$(MAKE) --no-print-directory lint
-	@$(GO) run ./board/lab/testrun -budget .ci/budget -tags qemu -timeout 40m
+	@GUARDHOUSE_CUTS=200 $(GO) run ./board/lab/testrun -budget .ci/budget -tags qemu -timeout 40m
 
 check: lint ## the fast tests: gofmt, vet, staticcheck, layers, unit tests, race; no QEMU
 	@$(GO) run ./board/lab/testrun -budget .ci/budget -race -timeout 10m

@@ -108,7 +108,9 @@ func verifyRSA(pub crypto.PublicKey, sig Signature, message []byte) error {
 	return nil
 }
 
-// signRSA signs with RSASHA256, the only algorithm written.
+// signRSA signs with RSASHA256, the only algorithm written. What the key
+// returned is verified: a token that computes wrongly must not leak its key by
+// a faulty signature, nor a tenant get a protector that nobody can open.
 func signRSA(signer crypto.Signer, random io.Reader, message []byte) (Signature, error) {
 	if _, err := checkRSA(signer.Public()); err != nil {
 		return Signature{}, err
@@ -119,7 +121,11 @@ func signRSA(signer crypto.Signer, random io.Reader, message []byte) (Signature,
 	if err != nil {
 		return Signature{}, fmt.Errorf("sign: %w", err)
 	}
-	return Signature{Algorithm: RSASHA256, Value: value}, nil
+	sig := Signature{Algorithm: RSASHA256, Value: value}
+	if err := verifyRSA(signer.Public(), sig, message); err != nil {
+		return Signature{}, fmt.Errorf("sign: the key returned a wrong signature: %w", err)
+	}
+	return sig, nil
 }
 
 // OAEP names the two hashes of RSA-OAEP; the label is always empty.

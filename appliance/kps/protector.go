@@ -185,14 +185,14 @@ func parseWrapping(el *etree.Element) (w Wrapping, err error) {
 		return w, err
 	}
 	if w.ID, err = number(id); err != nil {
-		return w, fmt.Errorf("Id: %w", err)
+		return w, fmt.Errorf("element Id: %w", err)
 	}
 	if w.SigningCertificate, err = parseCertificate(kids[1]); err != nil {
 		return w, err
 	}
 	parent, ok := attribute(kids[2], "ParentWrappingId")
 	if !ok {
-		return w, errors.New("SigningCertificateSignature lacks ParentWrappingId")
+		return w, errors.New("element SigningCertificateSignature lacks ParentWrappingId")
 	}
 	if w.ParentID, err = number(parent); err != nil {
 		return w, fmt.Errorf("ParentWrappingId: %w", err)

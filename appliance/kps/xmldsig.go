@@ -160,7 +160,7 @@ func parseSignedInfo(el, root *etree.Element) (info signedInfo, err error) {
 	uri, ok := attribute(kids[2], "URI")
 	id, hasID := attribute(root, "ID")
 	if !ok || (uri != "" && (!hasID || uri != "#"+id)) {
-		return info, errors.New("Reference does not name the document")
+		return info, errors.New("element Reference does not name the document")
 	}
 	ref, err := children(kids[2])
 	if err != nil {

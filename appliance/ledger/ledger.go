@@ -137,14 +137,19 @@ func auditQuota(dir string) (int64, error) {
 func (l *Ledger) openSecrets() {
 	var err error
 	if l.tpm, err = tpm.Open(l.cfg.TPM); err != nil {
-		l.setProblem(policy.Problem{Kind: tpm.KindNoTPM, What: err.Error(), Remedy: "enable the TPM 2.0 in the firmware's settings and reboot"})
+		l.secretsProblem(err, "enable the TPM 2.0 in the firmware's settings and reboot")
 		return
 	}
 	l.secrets, err = tpm.OpenSecrets(filepath.Join(l.cfg.Dir, "secrets"), l.tpm, l.cfg.Policy, l.cfg.Rand)
 	if err == nil {
 		return
 	}
-	p := policy.Problem{Kind: tpm.KindNoTPM, What: "the node's secrets can't be opened: " + err.Error(), Remedy: "reboot the node; if it comes again, the TPM is failing"}
+	l.secretsProblem(fmt.Errorf("the node's secrets can't be opened: %w", err), "reboot the node; if it comes again, the TPM is failing")
+}
+
+// secretsProblem notes why the secrets are not open; remedy is for errors that bring none.
+func (l *Ledger) secretsProblem(err error, remedy string) {
+	p := policy.Problem{Kind: tpm.KindNoTPM, What: err.Error(), Remedy: remedy}
 	var e *tpm.Error
 	if errors.As(err, &e) {
 		p = policy.Problem{Kind: e.Kind, What: e.What, Remedy: e.Remedy}
@@ -205,7 +210,7 @@ func (l *Ledger) ready() error {
 // secret opens one of the node's secrets; the caller wipes it.
 func (l *Ledger) secret(name string) ([]byte, error) {
 	if l.secrets == nil {
-		return nil, rpc.ErrUnavailable.With("the node's secrets are sealed: %s", l.sealing())
+		return nil, rpc.ErrUnavailable.With("the node's secrets are sealed: %s", l.whySealed().What)
 	}
 	b, err := l.secrets.Get(name)
 	if errors.Is(err, tpm.ErrNoSecret) {
@@ -219,15 +224,20 @@ func (l *Ledger) sealing() string {
 	if l.secrets != nil {
 		return l.secrets.Describe()
 	}
+	return "not open: " + l.whySealed().What
+}
+
+// whySealed is why the secrets are not open.
+func (l *Ledger) whySealed() policy.Problem {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.problems {
 		switch p.Kind {
 		case tpm.KindImageChanged, tpm.KindOtherTPM, tpm.KindNoTPM, tpm.KindDamaged:
-			return p.What
+			return p
 		}
 	}
-	return "the secrets are not open"
+	return policy.Problem{Kind: tpm.KindDamaged, What: "the secrets are not open", Remedy: "see log show ledger"}
 }
 
 // Snapshot is the newest state and a channel that is closed when there is a newer one.

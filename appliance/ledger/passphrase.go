@@ -118,7 +118,7 @@ func (l *Ledger) CheckPassphrase(ctx context.Context, req rpc.PassphraseRequest)
 // passphraseRecord gives the administrator's record, or the stand-in and false.
 func (l *Ledger) passphraseRecord(admin policy.Admin, standIn hashed) (hashed, bool, error) {
 	if l.secrets == nil {
-		return standIn, false, rpc.ErrUnavailable.With("the node's secrets are sealed: %s; log in with your SSH key", l.sealing())
+		return standIn, false, rpc.ErrUnavailable.With("the node's secrets are sealed: %s; log in with your SSH key", l.whySealed().What)
 	}
 	b, err := l.secrets.Get(passphraseName(admin.Name))
 	if errors.Is(err, tpm.ErrNoSecret) {

@@ -166,7 +166,7 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 // Measure reads PCR 0 to 15 from the TPM now.
 func (l *Ledger) Measure() (rpc.MeasureReply, error) {
 	if l.tpm == nil {
-		return rpc.MeasureReply{}, rpc.ErrUnavailable.With("%s", l.sealing())
+		return rpc.MeasureReply{}, rpc.ErrUnavailable.With("%s", l.whySealed().What)
 	}
 	var r rpc.MeasureReply
 	var err error

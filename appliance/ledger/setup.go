@@ -43,7 +43,8 @@ func (l *Ledger) setupReady() error {
 		return err
 	}
 	if l.secrets == nil {
-		return rpc.ErrUnavailable.With("the node can't keep secrets: %s", l.sealing())
+		why := l.whySealed()
+		return rpc.ErrUnavailable.With("the node can't keep secrets: %s; %s", why.What, why.Remedy)
 	}
 	return nil
 }

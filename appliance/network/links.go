@@ -1,8 +1,11 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -44,9 +47,49 @@ func (m *Manager) Links() []Link {
 		if used[l.Attrs().Name] || !slices.Contains(m.o.Kinds, l.Type()) || len(l.Attrs().HardwareAddr) != 6 {
 			continue
 		}
-		list = append(list, Link{Name: "(unused)", Device: l.Attrs().Name, MAC: l.Attrs().HardwareAddr.String(), Link: carrier(l)})
+		list = append(list, Link{Name: "(unused)", Device: l.Attrs().Name, MAC: permanent(l).String(), Link: carrier(l)})
 	}
 	return list
+}
+
+// Sense brings every NIC up while no network was applied, without an address and without IPv6, so that Links can tell which cable is in
+// before anybody has said what the cables are for. Afterwards it does nothing: what a network does not name stays down.
+func (m *Manager) Sense() {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.mu.Lock()
+	applied := len(m.bound) > 0
+	m.mu.Unlock()
+	if applied {
+		return
+	}
+	all, err := m.h.LinkList()
+	if err != nil {
+		m.o.Logf("list network devices: %v", err)
+		return
+	}
+	for _, l := range all {
+		if !slices.Contains(m.o.Kinds, l.Type()) || len(l.Attrs().HardwareAddr) != 6 {
+			continue
+		}
+		m.speakIPv6(l.Attrs().Name, false)
+		if err := m.h.LinkSetUp(l); err != nil {
+			m.o.Logf("bring %s up: %v", l.Attrs().Name, err)
+		}
+	}
+}
+
+// speakIPv6 lets the kernel give the device IPv6 addresses or keeps it from it, its link-local one included.
+func (m *Manager) speakIPv6(device string, on bool) {
+	m.sysctl(device, "disable_ipv6", map[bool]string{true: "0", false: "1"}[on])
+}
+
+// sysctl sets an IPv6 setting of a device, where the kernel has it.
+func (m *Manager) sysctl(device, name, value string) {
+	path := filepath.Join(m.o.Sysctl, "net/ipv6/conf", device, name)
+	if err := os.WriteFile(path, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.o.Logf("%s: %v", path, err)
+	}
 }
 
 // markUsed notes the NICs below a VLAN or bond.
@@ -74,7 +117,7 @@ func (m *Manager) judge(all []netlink.Link, b *bound, l netlink.Link) (problem, 
 	if b.Bond != "" {
 		for _, o := range all {
 			if o.Attrs().MasterIndex == l.Attrs().Index && !carrier(o) {
-				return fmt.Sprintf("bond %s runs without %s (%s): no link", b.Name, o.Attrs().Name, o.Attrs().PermHWAddr), "connect the cable, or switch the port on the other side on"
+				return fmt.Sprintf("bond %s runs without %s (%s): no link", b.Name, o.Attrs().Name, permanent(o)), "connect the cable, or switch the port on the other side on"
 			}
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -225,10 +224,7 @@ func (m *Manager) nic(links []netlink.Link, mac string) (netlink.Link, error) {
 		if !slices.Contains(m.o.Kinds, l.Type()) || l.Attrs().Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		hw := l.Attrs().HardwareAddr
-		if len(l.Attrs().PermHWAddr) == 6 {
-			hw = l.Attrs().PermHWAddr
-		}
+		hw := permanent(l)
 		if len(hw) == 6 && (mac == Any || strings.EqualFold(hw.String(), normal(mac))) {
 			found = append(found, l)
 		}
@@ -244,6 +240,17 @@ func (m *Manager) nic(links []netlink.Link, mac string) (netlink.Link, error) {
 		return nil, errors.New("the machine has no NIC that the image has a driver for")
 	}
 	return nil, fmt.Errorf("no NIC has the MAC address %s", mac)
+}
+
+// permanent is the address that a NIC was made with, as the bond remembers it or the NIC itself does.
+func permanent(l netlink.Link) net.HardwareAddr {
+	if member, ok := l.Attrs().Slave.(*netlink.BondSlave); ok && len(member.PermHardwareAddr) == 6 {
+		return member.PermHardwareAddr
+	}
+	if len(l.Attrs().PermHWAddr) == 6 {
+		return l.Attrs().PermHWAddr
+	}
+	return l.Attrs().HardwareAddr
 }
 
 func normal(mac string) string {
@@ -325,6 +332,7 @@ func (m *Manager) bring(b *bound, old []bound) error {
 		}
 	}
 	m.acceptAdvertisements(b.device, b.DHCP)
+	m.speakIPv6(b.device, true)
 	if b.MTU != 0 && l.Attrs().MTU != b.MTU {
 		if b.VLAN != 0 { // a VLAN can't be wider than what carries it
 			if base, err := m.h.LinkByIndex(l.Attrs().ParentIndex); err == nil && base.Attrs().MTU < b.MTU {
@@ -348,10 +356,7 @@ func (m *Manager) acceptAdvertisements(device string, on bool) {
 		value = "1"
 	}
 	for _, name := range []string{"accept_ra", "autoconf"} {
-		path := filepath.Join(m.o.Sysctl, "net/ipv6/conf", device, name)
-		if err := os.WriteFile(path, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-			m.o.Logf("%s: %v", path, err)
-		}
+		m.sysctl(device, name, value)
 	}
 }
 
@@ -413,7 +418,7 @@ func (m *Manager) removeStale(wanted map[string]bool) {
 		switch {
 		case wanted[name] || l.Attrs().Flags&net.FlagLoopback != 0:
 		case strings.HasPrefix(name, "ghbond") || strings.HasPrefix(name, "ghvlan"):
-			if err := m.h.LinkDel(l); err != nil {
+			if err := m.h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) { // gone with what carried it
 				m.o.Logf("remove %s: %v", name, err)
 			}
 		case slices.Contains(m.o.Kinds, l.Type()):

@@ -16,6 +16,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/policy"
 )
@@ -41,7 +42,7 @@ func newSpace(t *testing.T) *space {
 	if s.near, err = netns.New(); err != nil { // and stay in it
 		t.Fatal(err)
 	}
-	if s.there, err = netlink.NewHandleAt(s.far); err != nil {
+	if s.there, err = netlink.NewHandleAt(s.far, unix.NETLINK_ROUTE); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -431,4 +432,46 @@ func FuzzReadLeases(f *testing.F) {
 			}
 		})
 	})
+}
+
+func TestSenseTellsCablesBeforeThereIsANetwork(t *testing.T) {
+	s := newSpace(t)
+	s.cable("a", mac1)
+	s.cable("b", mac2)
+	s.plug("b", false)
+	m := s.manager(nil)
+	m.Sense()
+	links := func() map[string]bool {
+		out := map[string]bool{}
+		for _, l := range m.Links() {
+			out[l.Device] = l.Link
+			if len(l.Addresses) > 0 || l.Name != "(unused)" {
+				t.Errorf("%+v", l)
+			}
+		}
+		return out
+	}
+	if got := links(); len(got) != 2 || !got["a"] || got["b"] {
+		t.Errorf("a is plugged in, b is not: %v", got)
+	}
+	nic, err := netlink.LinkByName("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, _ := netlink.AddrList(nic, netlink.FAMILY_ALL); len(have) != 0 {
+		t.Errorf("addresses before a network was applied: %v", have)
+	}
+	n := policy.Network{Interfaces: []policy.Interface{{Name: "front", MAC: []string{mac1}, Addresses: []string{"192.0.2.5/24", "2001:db8::5/64"}, Roles: everything}}}
+	if err := m.Apply(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	m.Sense() // must not wake b
+	for _, l := range m.Links() {
+		if l.Name == "front" && (len(l.Addresses) != 2 || l.Problem != "") {
+			t.Errorf("%+v", l)
+		}
+	}
+	if idle, err := netlink.LinkByName("b"); err != nil || idle.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("a NIC that the network does not name is up (%v)", err)
+	}
 }

@@ -8,11 +8,12 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// KeyFingerprint is the "SHA256:..." fingerprint of an authorized_keys line, as ssh-keygen -l prints it.
+// KeyFingerprint is the "SHA256:..." fingerprint of an authorized_keys line, as ssh-keygen -l prints it. A key that is too weak or of a
+// type that nobody may log in with is an error.
 func KeyFingerprint(line string) (string, error) {
-	key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
-	if err != nil || len(options) > 0 || len(strings.TrimSpace(string(rest))) > 0 {
-		return "", fmt.Errorf("an SSH public key is one line of type and base64, as in id_ed25519.pub")
+	key, err := parseSSHKey(line)
+	if err != nil {
+		return "", err
 	}
 	return ssh.FingerprintSHA256(key), nil
 }
@@ -25,7 +26,13 @@ func applySetup(s *State, c Command) (Result, error) {
 	if err := checkService(b.Service); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), "correct the answer file"}
 	}
-	if b.Node.ID == "" || !ValidName(b.Node.Name) || len(b.Node.AuditKey) == 0 {
+	if b.Service.DenyIssuedBefore != 0 {
+		return Result{}, &Refused{c.Kind, "a new service has no deny date", ""}
+	}
+	if err := checkNode(b.Node); err != nil {
+		return Result{}, &Refused{c.Kind, err.Error(), "correct the answer file"}
+	}
+	if !ValidName(b.Node.ID) || !ValidName(b.Node.Name) || len(b.Node.AuditKey) == 0 {
 		return Result{}, &Refused{c.Kind, "the node has no valid name, id or audit key", "give node.name in letters, digits, dots and dashes"}
 	}
 	s.Service = &b.Service
@@ -44,7 +51,7 @@ func applySetup(s *State, c Command) (Result, error) {
 }
 
 func checkService(v Service) error {
-	if v.Name == "" || len(v.Name) > 253 || strings.ContainsAny(v.Name, " /:\\\"'") {
+	if v.Name == "" || !validText(v.Name, 253) || strings.ContainsAny(v.Name, " /:\\\"'") {
 		return fmt.Errorf("service.name is not a host name")
 	}
 	if v.Mode < ModeTPM || v.Mode > ModeHostKey {
@@ -81,6 +88,13 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
 			return Result{}, &Refused{c.Kind, "the deny date may only move forward", ""}
 		}
+		// It can't be taken back: one that lies in the future would refuse every host until then.
+		if c.At.Latest == 0 {
+			return Result{}, &Refused{c.Kind, "without a trusted time it can't be told whether the deny date lies in the future", "wait until time status says trusted"}
+		}
+		if *b.DenyIssuedBefore > c.At.Latest/1000+1 {
+			return Result{}, &Refused{c.Kind, "the deny date lies in the future, and it could not be taken back", "use the present time"}
+		}
 		v.DenyIssuedBefore = *b.DenyIssuedBefore
 	}
 	if err := checkService(v); err != nil {
@@ -97,7 +111,7 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 	}
 	n, ok := s.Nodes[b.Node]
 	if !ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no node %q", b.Node), "see node list"}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no node %.64q", b.Node), "see node list"}
 	}
 	if b.Network != nil {
 		n.Network = *b.Network
@@ -110,6 +124,9 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 	}
 	if b.Certificate != nil {
 		n.Certificate = b.Certificate
+	}
+	if err := checkNode(n); err != nil {
+		return Result{}, &Refused{c.Kind, err.Error(), ""}
 	}
 	s.Nodes[b.Node] = n
 	return Result{Message: "settings of node " + n.Name + " changed", Subject: n.ID}, nil
@@ -126,12 +143,14 @@ func owners(s State) (n int) {
 
 func addAdmin(s *State, c Command, a Admin) error {
 	if !ValidName(a.Name) || !a.Role.Valid() {
-		return &Refused{c.Kind, fmt.Sprintf("administrator %q needs a valid name and a role of owner, operator or reviewer", a.Name), ""}
+		return &Refused{c.Kind, fmt.Sprintf("administrator %.64q needs a valid name and a role of owner, operator or reviewer", a.Name), ""}
 	}
-	fp, err := KeyFingerprint(a.Key)
+	key, err := parseSSHKey(a.Key)
 	if err != nil {
 		return &Refused{c.Kind, err.Error(), "paste the content of the .pub file"}
 	}
+	fp := ssh.FingerprintSHA256(key)
+	a.Key = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) // without the comment, which is anybody's text
 	for _, other := range s.Admins {
 		if other.Name == a.Name {
 			return &Refused{c.Kind, fmt.Sprintf("administrator %q exists", a.Name), "remove it first, or choose another name"}
@@ -152,7 +171,7 @@ func applyAdminAdd(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := addAdmin(s, c, Admin{Name: b.Name, Role: b.Role, Key: strings.TrimSpace(b.Key), Added: c.At}); err != nil {
+	if err := addAdmin(s, c, Admin{Name: b.Name, Role: b.Role, Key: b.Key, Added: c.At}); err != nil {
 		return Result{}, err
 	}
 	return Result{Message: fmt.Sprintf("administrator %s (%s) enrolled", b.Name, b.Role), Subject: b.Name}, nil
@@ -164,7 +183,7 @@ func applyAdminRemove(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	if _, ok := s.Admins[b.Name]; !ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no administrator %q", b.Name), "see admin list"}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no administrator %.64q", b.Name), "see admin list"}
 	}
 	delete(s.Admins, b.Name)
 	if owners(*s) == 0 {
@@ -179,13 +198,13 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	if !ValidName(b.Name) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a valid host name", b.Name), "use letters, digits, dots, dashes; at most 64"}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a valid host name", b.Name), "use letters, digits, dots, dashes; at most 64"}
 	}
 	if b.Class == "" {
 		b.Class = "default"
 	}
-	if !ValidName(b.Class) || len(b.Note) > 256 {
-		return Result{}, &Refused{c.Kind, "the host class is not a valid name, or the note is longer than 256 bytes", ""}
+	if !ValidName(b.Class) || !validText(b.Note, MaxNote) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("the host class is not a valid name, or the note is no printable text of at most %d bytes", MaxNote), ""}
 	}
 	pub, err := x509.ParsePKIXPublicKey(b.HostKey)
 	if err == nil {
@@ -204,12 +223,18 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("this host key is registered as %q", h.Name), "nothing to do, or remove that host first"}
 	}
 	if _, ok := s.HostByName(b.Name); ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %q is registered with another key", b.Name), "remove it first, or choose another name"}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %.64q is registered with another key", b.Name), "remove it first, or choose another name"}
 	}
 	if len(s.Hosts) >= MaxHosts {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
 	}
-	s.Hosts[id] = Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note, Added: c.At}
+	h := Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note, Added: c.At}
+	if c.At.Earliest > 0 {
+		// The same key may have been registered before, revoked and removed: what it got then stays refused. Unlike in a restore the earliest
+		// moment counts, less a second for a clock whose bound grows, so that a host may attest right after it was added.
+		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1-int64(HealthBackdate.Seconds()))
+	}
+	s.Hosts[id] = h
 	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
 }
 
@@ -217,7 +242,7 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 func changeHost(s *State, c Command, name string, edit func(Host) Host) (Host, error) {
 	h, ok := s.HostByName(name)
 	if !ok {
-		return Host{}, &Refused{c.Kind, fmt.Sprintf("there is no host %q", name), "see host list"}
+		return Host{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", name), "see host list"}
 	}
 	h = edit(h)
 	s.Hosts[h.ID] = h
@@ -229,8 +254,8 @@ func applyHostRevoke(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if len(b.Reason) > 256 {
-		return Result{}, &Refused{c.Kind, "the reason is longer than 256 bytes", ""}
+	if !validText(b.Reason, MaxNote) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("the reason is no printable text of at most %d bytes", MaxNote), ""}
 	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
 		h.Revoked = true
@@ -272,7 +297,7 @@ func applyHostRemove(s *State, c Command) (Result, error) {
 	}
 	h, ok := s.HostByName(b.Name)
 	if !ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %q", b.Name), "see host list"}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", b.Name), "see host list"}
 	}
 	delete(s.Hosts, h.ID)
 	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
@@ -293,7 +318,10 @@ func applyKeyAdd(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	if !b.Role.valid() {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a key role", b.Role), ""}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a key role", b.Role), ""}
+	}
+	if !validText(b.Label, MaxLabel) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("the label is no printable text of at most %d bytes", MaxLabel), ""}
 	}
 	cert, err := parseCertificate(c, b.Certificate)
 	if err != nil {
@@ -390,7 +418,7 @@ func applySignerTrust(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	if !ValidName(b.Name) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%q is not a valid name", b.Name), ""}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a valid name", b.Name), ""}
 	}
 	if _, err := parseCertificate(c, b.Certificate); err != nil {
 		return Result{}, err
@@ -417,5 +445,5 @@ func applySignerDistrust(s *State, c Command) (Result, error) {
 			return Result{Message: "attestation signer " + signer.Name + " is no longer trusted", Subject: tp}, nil
 		}
 	}
-	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted attestation signer %q", b.Name), "see signer list"}
+	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted attestation signer %.64q", b.Name), "see signer list"}
 }

@@ -158,10 +158,13 @@ func Kinds() []Kind {
 func Apply(s State, c Command) (State, Result, error) {
 	h, ok := handlers[c.Kind]
 	if !ok {
-		return s, Result{}, fmt.Errorf("%w %q", ErrUnknownKind, c.Kind)
+		return s, Result{}, fmt.Errorf("%w %.64q", ErrUnknownKind, c.Kind)
 	}
 	if len(c.Body) > MaxCommandSize {
 		return s, Result{}, &Refused{c.Kind, "the command is larger than 1 MiB", ""}
+	}
+	if err := checkEnvelope(c); err != nil {
+		return s, Result{}, err
 	}
 	if err := authorize(s, c, h.role, h.node); err != nil {
 		return s, Result{}, err
@@ -285,6 +288,9 @@ func usableRSA(pub any) error {
 }
 
 func parseCertificate(c Command, der []byte) (*x509.Certificate, error) {
+	if len(der) > MaxCertificate {
+		return nil, &Refused{c.Kind, fmt.Sprintf("the certificate has %d bytes, %d are accepted", len(der), MaxCertificate), ""}
+	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, &Refused{c.Kind, "the certificate does not parse: " + err.Error(), "give one DER or PEM certificate"}

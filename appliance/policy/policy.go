@@ -76,7 +76,8 @@ type Host struct {
 	HostKey []byte `json:"hostKey"` // SubjectPublicKeyInfo DER
 	Class   string `json:"class"`   // host class; "default" where none was named
 	Revoked bool   `json:"revoked"`
-	// DenyIssuedBefore refuses this host's health certificates whose notBefore lies before it (D20, B25 for one host). Unix seconds; 0 = none.
+	// DenyIssuedBefore refuses this host's health certificates whose notBefore lies before it (D20, B25 for one host): those from before
+	// it was added or restored. Unix seconds; 0 = none.
 	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
 	Note             string `json:"note,omitempty"`
 	Added            Stamp  `json:"added"`

@@ -11,10 +11,12 @@ import (
 	"time"
 )
 
-// Client calls one process. It is safe for concurrent use; each call in flight has a connection of its own.
+// Client calls one process. It is safe for concurrent use; each call in flight has a connection of its own, and beyond maxCalls a call
+// waits until another ends: a flood of requests from the network must not become a flood of connections.
 type Client struct {
 	path      string
-	serverUID int64 // -1: not checked
+	serverUID int64         // -1: not checked
+	calls     chan struct{} // one element for each call in flight
 
 	mu   sync.Mutex
 	idle []*clientConn
@@ -25,14 +27,22 @@ type clientConn struct {
 	r *bufio.Reader
 }
 
-const maxIdle = 8
+// Bounds of a Client. maxCalls stays below MaxConnections, so that streams and a second client of the same process have room.
+const (
+	maxIdle  = 8
+	maxCalls = 128
+)
 
 // NewClient calls the process that listens on the socket path. Nothing is dialled until the first call.
-func NewClient(path string) *Client { return &Client{path: path, serverUID: -1} }
+func NewClient(path string) *Client {
+	return &Client{path: path, serverUID: -1, calls: make(chan struct{}, maxCalls)}
+}
 
 // NewProvedClient is NewClient that talks only to a server whose uid is uid, as the kernel reports the listening process.
 func NewProvedClient(path string, uid uint32) *Client {
-	return &Client{path: path, serverUID: int64(uid)}
+	c := NewClient(path)
+	c.serverUID = int64(uid)
+	return c
 }
 
 func (c *Client) get(ctx context.Context) (conn *clientConn, reused bool, err error) {
@@ -85,8 +95,8 @@ func (c *Client) Close() {
 	c.idle = nil
 }
 
-// Call makes the call. Errors of the other side are *Error. A connection that had died while idle is replaced once, which is safe
-// because the request had then not been read; every other transport failure is ErrLost and the outcome unknown.
+// Call makes the call. Errors of the other side are *Error. A connection that had died while idle is replaced, which is safe because
+// the request had then not been read; every other transport failure is ErrLost and the outcome unknown.
 func (m Method[Req, Resp]) Call(ctx context.Context, c *Client, req Req) (Resp, error) {
 	var resp Resp
 	body, err := json.Marshal(req)
@@ -94,6 +104,12 @@ func (m Method[Req, Resp]) Call(ctx context.Context, c *Client, req Req) (Resp, 
 		return resp, fmt.Errorf("%s: encode request: %w", m.Name, err)
 	}
 	defer clear(body)
+	select {
+	case c.calls <- struct{}{}:
+		defer func() { <-c.calls }()
+	case <-ctx.Done():
+		return resp, fmt.Errorf("%s: waiting for an earlier call: %w", m.Name, ctx.Err())
+	}
 	for {
 		conn, reused, err := c.get(ctx)
 		if err != nil {
@@ -101,16 +117,19 @@ func (m Method[Req, Resp]) Call(ctx context.Context, c *Client, req Req) (Resp, 
 		}
 		var rep reply
 		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-		werr := writeFrame(conn, request{m.Name, body})
+		werr := writeFrame(conn, request{m.Name, body}, MaxRequest)
 		var rerr error
 		if werr == nil {
-			rerr = readFrame(conn.r, &rep)
+			rerr = readFrame(conn.r, &rep, MaxFrame)
 		}
 		ours := stop()
 		if werr != nil || rerr != nil || !ours {
 			conn.Close()
 			if ctx.Err() != nil {
 				return resp, fmt.Errorf("%s: %w", m.Name, ctx.Err())
+			}
+			if errors.Is(werr, errTooLarge) {
+				return resp, ErrRefused.With("%s: %v", m.Name, werr)
 			}
 			if werr != nil && reused {
 				continue
@@ -148,12 +167,12 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := writeFrame(conn, request{m.Name, body}); err != nil {
+	if err := writeFrame(conn, request{m.Name, body}, MaxRequest); err != nil {
 		return ErrLost.With("%s: %v", m.Name, err)
 	}
 	for {
 		var rep reply
-		if err := readFrame(conn.r, &rep); err != nil {
+		if err := readFrame(conn.r, &rep, MaxFrame); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

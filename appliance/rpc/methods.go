@@ -319,6 +319,9 @@ type LinkStatus struct {
 	Remedy    string   `json:"remedy,omitempty"`
 }
 
+// Unused is true for a NIC that no interface of the network uses.
+func (l LinkStatus) Unused() bool { return l.Name == "(unused)" }
+
 // InitStatusReply is the machine.
 type InitStatusReply struct {
 	Version  string           `json:"version"`

@@ -5,7 +5,8 @@
 // Wire: each side sends frames of a 4-byte big-endian length and that many bytes of JSON. A connection carries one call at a time: one
 // request frame, then one reply frame, or for a stream any number of them. Clients keep a few idle connections.
 //
-// Limits: a frame is at most MaxFrame bytes. Nothing here encrypts: the sockets live in a folder only our processes can enter. JSON
+// Limits: a reply is at most MaxFrame bytes, a request MaxRequest; one process has at most MaxConnections connections to another, and a
+// client at most maxCalls calls in flight: more wait for their turn. Nothing here encrypts: the sockets live in a folder only our processes can enter. JSON
 // copies bytes, so a secret that crosses is in memory a few times until the garbage collector reuses it; that is why only the PIN,
 // the hourly context keys and unwrapped transport keys ever cross.
 package rpc
@@ -31,6 +32,19 @@ import (
 
 // MaxFrame is the size of the largest message, in bytes: a snapshot of 20,000 hosts fits.
 const MaxFrame = 64 << 20
+
+// MaxRequest is the size of the largest request, in bytes: the largest command fits, however its JSON is escaped. Requests come from
+// processes that may have been taken over, replies only from those that were called.
+const MaxRequest = 8 << 20
+
+// MaxConnections is how many connections one process may have open to a server; further ones are closed at once.
+const MaxConnections = 192
+
+// acceptPause is the wait after a failed accept: usually there is no descriptor left, which passes when calls end.
+const acceptPause = 20 * time.Millisecond
+
+// errTooLarge is a message that was not sent because of its size; the connection is as it was.
+var errTooLarge = errors.New("the message is too large")
 
 // Empty is the request or reply of a method that needs none.
 type Empty struct{}
@@ -133,10 +147,16 @@ type handler struct {
 type Server struct {
 	uids     UIDs
 	handlers map[string]handler
+	stall    time.Duration // longest wait for a caller to take part of a reply
+
+	mu   sync.Mutex
+	open map[string]int // connections by process
 }
 
 // NewServer makes a server that names its callers by uids.
-func NewServer(uids UIDs) *Server { return &Server{uids: uids, handlers: map[string]handler{}} }
+func NewServer(uids UIDs) *Server {
+	return &Server{uids: uids, handlers: map[string]handler{}, stall: 30 * time.Second, open: map[string]int{}}
+}
 
 // Handle registers a method for the processes in allow. The handler's ctx ends when the caller goes away.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], fn func(ctx context.Context, c Caller, req Req) (Resp, error), allow ...string) {
@@ -178,7 +198,8 @@ func HandleStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx con
 	}}
 }
 
-// Serve accepts connections until ctx ends or l fails. It closes l and waits for the handlers it started.
+// Serve accepts connections until ctx ends or l is closed. It closes l and waits for the handlers it started. Any other failure to
+// accept passes: a burst of calls that uses up the descriptors must not end the process.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -192,7 +213,14 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("accept: %w", err)
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("accept: %w", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		wg.Add(1)
 		go func() {
@@ -212,13 +240,17 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 	}
 	caller := Caller{Process: s.uids.Name(cred.Uid), UID: cred.Uid, PID: cred.Pid}
 	if caller.Process == "" {
-		writeFrame(conn, reply{Err: ErrNotAllowed})
+		writeFrame(conn, reply{Err: ErrNotAllowed}, MaxFrame)
 		return
 	}
+	if !s.enter(caller.Process) {
+		return
+	}
+	defer s.leave(caller.Process)
 	r := bufio.NewReader(conn)
 	for {
 		var req request
-		if err := readFrame(r, &req); err != nil {
+		if err := readFrame(r, &req, MaxRequest); err != nil {
 			return
 		}
 		if !s.call(ctx, conn, r, caller, req) {
@@ -227,15 +259,31 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 	}
 }
 
+func (s *Server) enter(process string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[process] >= MaxConnections {
+		return false
+	}
+	s.open[process]++
+	return true
+}
+
+func (s *Server) leave(process string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open[process]--
+}
+
 // call runs one request; false means the connection can't be used any more. While the handler runs, a read watches for the caller
 // hanging up; a caller that sends another request early breaks the protocol and is cut off.
 func (s *Server) call(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, caller Caller, req request) bool {
 	h, ok := s.handlers[req.Method]
 	if !ok {
-		return writeFrame(conn, reply{Err: ErrUnknownMethod.With("no method %q", req.Method)}) == nil
+		return writeFrame(conn, reply{Err: ErrUnknownMethod.With("no method %q", req.Method)}, MaxFrame) == nil
 	}
 	if !slices.Contains(h.allow, caller.Process) {
-		writeFrame(conn, reply{Err: ErrNotAllowed.With("%s may not call %s", caller.Process, req.Method)})
+		writeFrame(conn, reply{Err: ErrNotAllowed.With("%s may not call %s", caller.Process, req.Method)}, MaxFrame)
 		return false
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -249,12 +297,15 @@ func (s *Server) call(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, 
 		}
 		watched <- timeout
 	}()
+	broken := false // part of a frame may be out: whatever followed would be read as the rest of it
 	send := func(rep reply) error {
-		conn.SetWriteDeadline(time.Now().Add(30 * time.Second))
-		return writeFrame(conn, rep)
+		conn.SetWriteDeadline(time.Now().Add(s.stall))
+		err := writeReply(conn, rep)
+		broken = broken || err != nil && !errors.Is(err, errTooLarge)
+		return err
 	}
 	err := h.serve(ctx, caller, req.Body, send)
-	if err != nil && send(reply{Err: toWire(err)}) != nil {
+	if broken || err != nil && send(reply{Err: toWire(err)}) != nil {
 		return false
 	}
 	conn.SetReadDeadline(time.Now()) // ends the watching read
@@ -276,13 +327,38 @@ func peer(conn *net.UnixConn) (*unix.Ucred, error) {
 	return cred, cerr
 }
 
-func writeFrame(w io.Writer, v any) error {
+// writeReply is writeFrame for replies. Their bodies are JSON already and may be snapshots of many MB, so they are copied once only.
+func writeReply(w io.Writer, rep reply) error {
+	if rep.Err != nil || len(rep.Body) == 0 {
+		return writeFrame(w, rep, MaxFrame)
+	}
+	const head, more, end = `{"body":`, `,"more":true`, `}`
+	n := len(head) + len(rep.Body) + len(end)
+	if rep.More {
+		n += len(more)
+	}
+	if n > MaxFrame {
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, MaxFrame)
+	}
+	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+n), uint32(n)), head...)
+	frame = append(frame, rep.Body...)
+	if rep.More {
+		frame = append(frame, more...)
+	}
+	frame = append(frame, end...)
+	defer clear(frame)
+	defer clear(rep.Body)
+	_, err := w.Write(frame)
+	return err
+}
+
+func writeFrame(w io.Writer, v any, most int) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if len(b) > MaxFrame {
-		return fmt.Errorf("message of %d bytes is larger than %d", len(b), MaxFrame)
+	if len(b) > most {
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, len(b), most)
 	}
 	frame := make([]byte, 4+len(b))
 	binary.BigEndian.PutUint32(frame, uint32(len(b)))
@@ -293,14 +369,14 @@ func writeFrame(w io.Writer, v any) error {
 	return err
 }
 
-func readFrame(r *bufio.Reader, v any) error {
+func readFrame(r *bufio.Reader, v any, most uint32) error {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return err
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n > MaxFrame {
-		return fmt.Errorf("message of %d bytes is larger than %d", n, MaxFrame)
+	if n > most {
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
 	}
 	// The length is the peer's word: grow with what really arrives.
 	b, err := io.ReadAll(io.LimitReader(r, int64(n)))

@@ -254,6 +254,6 @@ func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte{0xff, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var req request
-		readFrame(bufio.NewReader(bytes.NewReader(b)), &req)
+		readFrame(bufio.NewReader(bytes.NewReader(b)), &req, MaxRequest)
 	})
 }

@@ -57,6 +57,7 @@ func run(t *testing.T, l sandbox.Launch, files ...*os.File) map[string]string {
 func witness(p sandbox.Process) sandbox.Launch {
 	l := sandbox.LaunchOf(p, "MARK=1")
 	l.Program, l.Argv0, l.Args = "/proc/self/exe", "witness", nil
+	l.Limits.Data = 0 // the race detector wants more than a service
 	return l
 }
 

@@ -19,6 +19,9 @@ import (
 
 // The test binary is also the services that the tests run: ROLE says which.
 func TestMain(m *testing.M) {
+	if os.Getpid() == 1 {
+		guestMain()
+	}
 	sandbox.Shim()
 	if role := os.Getenv("ROLE"); role != "" {
 		roles[role]()

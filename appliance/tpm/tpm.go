@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"strings"
 	"sync"
@@ -38,6 +39,9 @@ func Open(path string) (*TPM, error) {
 	addr, emulated := strings.CutPrefix(path, "swtpm:")
 	if !emulated {
 		t, err := linuxtpm.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &Error{KindNoTPM, "this machine has no TPM 2.0, or it is off: there is no " + path, "enable the TPM 2.0 in the firmware's settings and reboot"}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open TPM: %w; enable TPM 2.0 in the firmware's settings", err)
 		}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -163,7 +164,11 @@ func (l *Lab) shutdown() {
 	l.mu.Lock()
 	hooks := l.close
 	l.close = nil
+	nodes := slices.Collect(maps.Values(l.nodes))
 	l.mu.Unlock()
+	for _, n := range nodes {
+		<-n.done // what belonged to it is gone, too
+	}
 	for i := len(hooks) - 1; i >= 0; i-- {
 		hooks[i]()
 	}

@@ -107,9 +107,9 @@ func (g gate) Accept() (net.Conn, error) {
 	}
 }
 
-// switched is l with the connection limit and the administrator's switch. Before setup the doors are open and say that they can't serve.
+// switched is l with the connection limits and the administrator's switch. Before setup the doors are open and say that they can't serve.
 func (s *server) switched(l net.Listener, on func(*policy.Service) bool) net.Listener {
-	return gate{netutil.LimitListener(l, maxConnections), func() bool {
+	return gate{netutil.LimitListener(newFair(l, maxPerSource), maxConnections), func() bool {
 		v := s.node.snapshot().State.Service
 		return v == nil || on(v)
 	}}
@@ -151,7 +151,11 @@ func (s *server) tlsConfig() *tls.Config {
 func (s *server) check() error {
 	ctx, cancel := context.WithTimeout(context.Background(), selfCheck)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/Attestation/getinfo", nil)
+	path := "/Attestation/getinfo"
+	if !s.node.snapshot().State.SetUp() {
+		path = "/Attestation/none" // before setup getinfo is refused, and refusals are written down
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}

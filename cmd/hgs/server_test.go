@@ -124,6 +124,7 @@ func TestSaysNoDateWithoutATrustedTime(t *testing.T) {
 
 func TestSelfCheckFindsAHang(t *testing.T) {
 	n := &node{clock: &rpc.TimeSource{}}
+	n.snap.Store(&policy.Snapshot{State: policy.NewState()})
 	release := make(chan struct{})
 	defer close(release)
 	hang := newServer(n, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))

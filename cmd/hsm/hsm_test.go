@@ -28,6 +28,7 @@ import (
 	"guardhouse/appliance/hsm/attach"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
+	"guardhouse/board/lab/native"
 )
 
 // This test program is also the program under test: with the argument worker, or
@@ -35,6 +36,7 @@ import (
 const asMain = "GUARDHOUSE_HSM_MAIN"
 
 func TestMain(m *testing.M) {
+	native.Shim()
 	if os.Getenv(asMain) != "" || len(os.Args) == 2 && os.Args[1] == "worker" {
 		main()
 		os.Exit(0)

@@ -49,7 +49,7 @@ func wireError(err error) error {
 	}
 	switch e.Kind {
 	case hsm.KindDecrypt:
-		return rpc.ErrRefused.With("the ciphertext does not open with this key")
+		return rpc.ErrRefused.With("%s", rpc.DecryptRefused)
 	case hsm.KindNoKey, hsm.KindUsage, hsm.KindRequest:
 		return rpc.ErrRefused.With("%s", e.Error())
 	default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -13,6 +14,7 @@ import (
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
+	"guardhouse/appliance/supervise"
 )
 
 // serve answers the other processes until ctx ends.
@@ -41,6 +43,12 @@ func (n *node) serve(ctx context.Context) error {
 
 func (n *node) status() rpc.InitStatusReply {
 	r := rpc.InitStatusReply{Version: n.release.Version, Boot: n.boot, Up: rpc.BootTime(), Services: n.super.Status()}
+	for _, v := range r.Services {
+		if v.State != supervise.StateReady && v.State != supervise.StateWaiting && v.Restarts >= 3 {
+			r.Problems = append(r.Problems, policy.Problem{Kind: "service-" + v.Name, What: fmt.Sprintf("the process %s has ended %d times, the last time with %s", v.Name, v.Restarts, v.LastExit),
+				Remedy: "see log show " + v.Name + "; restart the node if it stays"})
+		}
+	}
 	for _, l := range n.net.Links() {
 		r.Links = append(r.Links, rpc.LinkStatus(l))
 		if l.Problem != "" {
@@ -71,6 +79,9 @@ func (n *node) setNetwork(ctx context.Context, v policy.Network) error {
 	if !n.hasDisk() {
 		return rpc.ErrUnavailable.With("the data disk is not open, so network settings can't be stored")
 	}
+	// The ledger may send the same network twice at once: at setup, and because the records changed.
+	n.storing.Lock()
+	defer n.storing.Unlock()
 	if err := storeNetwork(networkFile, v); err != nil {
 		return err
 	}

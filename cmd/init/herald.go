@@ -26,43 +26,54 @@ func (n *node) say(line string) {
 }
 
 // herald speaks on the serial line while the node can't reach setup: in at most five lines what failed, its code and what to do. Once
-// the console is ready it is silent: the console shows the problems.
-func (n *node) herald(ctx context.Context) {
+// the console is ready the line is the console's: from then on each kind of obstacle is told only once. Kinds are compared, not texts: those
+// of a process that keeps ending change all the time.
+type herald struct {
+	n    *node
+	said string
+	at   time.Time
+}
+
+// run looks every second until ctx ends.
+func (h *herald) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	var said string
-	var at time.Time
 	for {
+		h.look()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if n.super.Ready(rpc.Console) {
-			said = ""
-			continue
-		}
-		text := n.obstacle(rpc.BootTime() - n.started)
-		if text == "" || text == said && time.Since(at) < heraldRepeat {
-			continue
-		}
-		said, at = text, time.Now()
-		os.Stdout.WriteString("\r\n" + strings.ReplaceAll(text, "\n", "\r\n") + "\r\n")
 	}
 }
 
-// obstacle is why the node can't reach setup after so long, "" where it still may.
-func (n *node) obstacle(up time.Duration) string {
+// look speaks if there is something to say that was not said lately.
+func (h *herald) look() {
+	p := h.n.obstacle(rpc.BootTime() - h.n.started)
+	if p.Kind == "" {
+		h.said = ""
+		return
+	}
+	if p.Kind == h.said && (time.Since(h.at) < heraldRepeat || h.n.super.Ready(rpc.Console)) {
+		return
+	}
+	h.said, h.at = p.Kind, time.Now()
+	os.Stdout.WriteString("\r\n" + strings.ReplaceAll(fiveLines(p), "\n", "\r\n") + "\r\n")
+}
+
+// obstacle is why the node can't reach setup after so long; its kind is "" where it still may.
+func (n *node) obstacle(up time.Duration) policy.Problem {
 	n.mu.Lock()
 	problems := maps.Clone(n.problems)
 	n.mu.Unlock()
 	for _, kind := range slices.Sorted(maps.Keys(problems)) {
 		if strings.HasPrefix(kind, "disk-") {
-			return fiveLines(problems[kind])
+			return problems[kind]
 		}
 	}
 	if up < heraldPatience {
-		return ""
+		return policy.Problem{}
 	}
 	for _, s := range n.super.Status() {
 		if s.Name != rpc.Console && s.Name != rpc.Ledger || s.State == supervise.StateReady {
@@ -75,14 +86,12 @@ func (n *node) obstacle(up time.Duration) string {
 		if s.Status != "" {
 			what += ": " + s.Status
 		}
-		return fiveLines(policy.Problem{Kind: "service-" + s.Name, What: what, Remedy: "restart the node; if it stays, start another image and keep the data disk as it is"})
+		return policy.Problem{Kind: "service-" + s.Name, What: what, Remedy: "restart the node; if it stays, start another image and keep the data disk as it is"}
 	}
-	for _, kind := range slices.Sorted(maps.Keys(problems)) {
-		return fiveLines(problems[kind])
-	}
-	return ""
+	return policy.Problem{}
 }
 
+// fiveLines is p for the serial line: bounded, and harmless to a terminal.
 func fiveLines(p policy.Problem) string {
 	cut := func(s string) string {
 		s = supervise.Clean(s)

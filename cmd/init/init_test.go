@@ -53,14 +53,14 @@ func testNode(t *testing.T) *node {
 
 func TestSaysInFiveLinesWhatKeepsANodeFromSetup(t *testing.T) {
 	n := testNode(t)
-	if s := n.obstacle(time.Second); s != "" {
-		t.Errorf("speaks too early: %q", s)
+	if p := n.obstacle(time.Second); p.Kind != "" {
+		t.Errorf("speaks too early: %+v", p)
 	}
-	if s := n.obstacle(2 * heraldPatience); !strings.Contains(s, "[service-ledger]") || !strings.Contains(s, "do:") {
+	if s := fiveLines(n.obstacle(2 * heraldPatience)); !strings.Contains(s, "[service-ledger]") || !strings.Contains(s, "do:") {
 		t.Errorf("%q", s)
 	}
 	n.diskFailed(&disk.Error{Kind: disk.KindForeign, What: "holds \x1b[2J\nsomething " + strings.Repeat("long ", 200), Remedy: "attach another"})
-	s := n.obstacle(time.Second)
+	s := fiveLines(n.obstacle(time.Second))
 	if !strings.Contains(s, "["+disk.KindForeign+"]") || strings.Count(s, "\n") > 4 || strings.Contains(s, "\x1b") || !strings.HasSuffix(s, "attach another") {
 		t.Errorf("%q", s)
 	}

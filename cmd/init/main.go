@@ -82,13 +82,15 @@ func (n *node) run(ctx context.Context) powerRequest {
 			n.problem("init-rpc", err.Error(), "restart the node")
 		}
 	}()
+	h := &herald{n: n}
+	h.look() // before the console takes the line
 	n.startServices(ctx)
 	go func() {
 		<-n.drivers
 		n.startWatchdog()
 		n.watchPowerButton()
 	}()
-	go n.herald(ctx)
+	go h.run(ctx)
 	go n.auditStart(ctx)
 	return <-n.power
 }
@@ -100,12 +102,14 @@ func (n *node) changed(name, state string) {
 	}
 	now := rpc.BootTime()
 	n.logf("%s ready %s after init began", name, (now - n.started).Round(time.Millisecond))
+	var memory int64
 	for _, s := range n.super.Status() {
 		if s.State != supervise.StateReady {
 			return
 		}
+		memory += s.RSS
 	}
-	n.logf("all services ready %s after init began, %s after the kernel", (now - n.started).Round(time.Millisecond), now.Round(time.Millisecond))
+	n.logf("all services ready %s after init began, %s after the kernel; %d MiB resident", (now - n.started).Round(time.Millisecond), now.Round(time.Millisecond), memory>>20)
 }
 
 // startWatchdog ties the hardware watchdog, if there is one, to the services' health for the rest of this boot.

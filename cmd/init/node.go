@@ -48,6 +48,7 @@ type node struct {
 	started time.Duration // CLOCK_BOOTTIME when PID 1 began
 	drivers chan struct{} // closed when all are loaded
 
+	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 
 	mu       sync.Mutex
@@ -238,13 +239,18 @@ func (n *node) diskFailed(err error) {
 	n.mu.Unlock()
 }
 
-// startNetwork applies the stored network. A node that has none yet keeps its interfaces down.
+// startNetwork applies the stored network. A node that has none yet only feels which of its cables are in.
 func (n *node) startNetwork(ctx context.Context) {
 	if err := n.net.Loopback(); err != nil {
 		n.problem("network-failed", err.Error(), "restart the node")
 	}
 	b, err := os.ReadFile(networkFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		n.net.Sense()
+		go func() {
+			<-n.drivers // some NICs come late
+			n.net.Sense()
+		}()
 		return
 	}
 	var stored policy.Network

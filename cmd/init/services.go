@@ -213,7 +213,7 @@ func (n *node) auditStart(ctx context.Context) {
 	defer ledger.Close()
 	e := policy.AuditEntry{Kind: policy.AuditSystem, At: policy.Stamp{Boot: n.boot}, BootTime: n.started.Milliseconds(), Action: "start", Outcome: "ok",
 		Detail: "node started", Facts: map[string]string{"version": n.release.Version, "boot": n.boot, "kernel": kernelRelease()}}
-	for range 120 {
+	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) { // for as long as it takes: a node that is not set up audits nothing
 		if n.super.Ready(rpc.Ledger) {
 			if _, err := rpc.LedgerAudit.Call(ctx, ledger, e); err == nil {
 				return
@@ -222,8 +222,7 @@ func (n *node) auditStart(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Second):
+		case <-time.After(pause):
 		}
 	}
-	n.logf("the start was not audited: the ledger did not take it")
 }

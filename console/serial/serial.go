@@ -189,15 +189,18 @@ func (c *Console) login(ctx context.Context, t *plain.Terminal) error {
 			}
 			continue
 		}
-		return c.prove(ctx, t, name)
+		// After a refusal the page is not drawn again: it would scroll the reason away.
+		if again, err := c.prove(ctx, t, name); err != nil || !again {
+			return err
+		}
 	}
 }
 
-// prove checks who it is and runs the session.
-func (c *Console) prove(ctx context.Context, t *plain.Terminal, name string) error {
+// prove checks who it is and runs the session. again is true where there was none, and why is on the screen.
+func (c *Console) prove(ctx context.Context, t *plain.Terminal, name string) (again bool, err error) {
 	passphrase, err := t.Secret(ctx, "passphrase: ")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer clear(passphrase)
 	var wrong string // the reason's kind
@@ -208,30 +211,30 @@ func (c *Console) prove(ctx context.Context, t *plain.Terminal, name string) err
 		wrong, err = c.checkSignature(ctx, t, name)
 	}
 	if errors.Is(err, plain.ErrGone) || errors.Is(err, plain.ErrBreak) || errors.Is(err, plain.ErrIdle) || errors.Is(err, plain.ErrInterrupted) {
-		return err
+		return false, err
 	}
 	if err != nil {
-		return t.Say(verb.FailurePage(verb.Explain(err)).String())
+		return true, t.Say(verb.FailurePage(verb.Explain(err)).String())
 	}
 	s := c.session(policy.DoorSerial)
 	if wrong != "" {
-		return c.refuse(ctx, t, s, name, wrong, wait)
+		return true, c.refuse(ctx, t, s, name, wrong, wait)
 	}
 	c.failures = 0
 	id, err := c.Node.ID()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if s.Actor, err = c.actor(name, id[:16]); err != nil {
-		return t.Say(verb.FailurePage(verb.Explain(err)).String())
+		return true, t.Say(verb.FailurePage(verb.Explain(err)).String())
 	}
 	if err := s.AuditLogin(ctx, "login", "ok", ""); err != nil {
 		t.Say("this login could not be written to the audit: " + verb.Explain(err).Error() + "\n")
 	}
 	if err := t.Say("You are " + name + ". Type status, help or menu.\n"); err != nil {
-		return err
+		return false, err
 	}
-	return c.logout(t, s, plain.Loop(ctx, t, s))
+	return false, c.logout(t, s, plain.Loop(ctx, t, s))
 }
 
 func (c *Console) logout(t *plain.Terminal, s *verb.Session, reason error) error {

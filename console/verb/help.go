@@ -74,7 +74,11 @@ func helpList(verbs []*Verb) Output {
 }
 
 func (v *Verb) help() *Page {
-	p := new(Page).Line("%s: %s", v.Name, v.Help).Blank().Field("usage", "%s", v.Usage())
+	p := new(Page).Line("%s: %s", v.Name, v.Help)
+	if v.More != "" {
+		p.Blank().Line("%s", v.More)
+	}
+	p.Blank().Field("usage", "%s", v.Usage())
 	for _, param := range v.Params {
 		name := strings.ToUpper(param.Name)
 		if param.Flag {

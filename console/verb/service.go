@@ -127,8 +127,7 @@ func networkShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 	p.Blank().Field("resolvers", "%s", cmp.Or(strings.Join(self.Network.Resolvers, ", "), "none"))
 	for _, l := range st.Links {
 		if !slices.ContainsFunc(self.Network.Interfaces, func(i policy.Interface) bool { return i.Name == l.Name }) {
-			p.Blank().Line("%s: not used", cmp.Or(l.Device, l.Name))
-			linkText(p, l)
+			p.Blank().Line("%s: not used; MAC %s", cmp.Or(l.Device, l.Name), l.MAC)
 		}
 	}
 	if v.Warning != "" {

@@ -64,7 +64,8 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 	}
 	wg.Wait()
 	for i, p := range silent {
-		if p != nil && !(i == 4 && silent[0] != nil) {
+		// Without a setup key the ledger says why in its problems.
+		if p != nil && !(i == 4 && (silent[0] != nil || len(v.Ledger.Problems) > 0)) {
 			v.Problems = append(v.Problems, *p)
 		}
 	}
@@ -143,6 +144,20 @@ func runStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error
 	return Output{Text: v.Page(), Value: v}, nil
 }
 
+// link is one line for an interface. A NIC that nobody uses is named by what an answer file needs, its MAC address; it is down after
+// setup, so that nothing is known of its cable then.
+func (v StatusValue) link(p *Page, l rpc.LinkStatus) {
+	state := map[bool]string{true: "up", false: "no link: is the cable in?"}[l.Link]
+	if l.Unused() {
+		if v.SetUp {
+			state = "not used"
+		}
+		p.Field("link "+l.Device, "%s, %s", l.MAC, state)
+		return
+	}
+	p.Field("link "+cmp.Or(l.Name, l.Device), "%s, %s", state, cmp.Or(strings.Join(l.Addresses, ", "), "no address"))
+}
+
 // Page is the status on one screen: what is wrong, then how things are.
 func (v StatusValue) Page() *Page {
 	p := new(Page)
@@ -172,7 +187,7 @@ func (v StatusValue) Page() *Page {
 	if v.Init != nil {
 		p.Field("version", "%s, up %s", v.Init.Version, span(v.Init.Up)).Field("disk", "%s", v.Init.Disk)
 		for _, l := range v.Init.Links {
-			p.Field("link "+cmp.Or(l.Name, l.Device), "%s, %s", map[bool]string{true: "up", false: "no link"}[l.Link], cmp.Or(strings.Join(l.Addresses, ", "), "no address"))
+			v.link(p, l)
 		}
 	}
 	if v.Clock != nil {
@@ -187,7 +202,11 @@ func (v StatusValue) Page() *Page {
 		p.Field("HSM", "%s, token %s, OAEP by %s", v.HSM.State, cmp.Or(v.HSM.Token, "none"), cmp.Or(v.HSM.OAEP, "nobody yet"))
 	}
 	if v.Ledger != nil {
-		p.Field("records", "index %d; secrets %s", v.Ledger.Index, cmp.Or(v.Ledger.Sealing, "not made yet"))
+		sealing, why, _ := strings.Cut(cmp.Or(v.Ledger.Sealing, "not made yet"), ": ")
+		if why != "" {
+			sealing += ", see above"
+		}
+		p.Field("records", "index %d; secrets %s", v.Ledger.Index, sealing)
 		p.Field("audit", "%d entries, %d of %d KiB", v.Ledger.AuditSeq, v.Ledger.AuditBytes>>10, v.Ledger.AuditLimit>>10)
 	}
 	if v.Init != nil {

@@ -56,6 +56,8 @@ func generalVerbs() []Verb {
 			Help:   "verbs; help VERB for one; help CMDLET for what replaces it", Example: "help Get-HgsServer"},
 		{Name: "setup", Role: anyone, Doors: []policy.Door{policy.DoorSetup}, Risk: Changes, Dialogue: setupDialogue,
 			Help: "set this node up from an answer file", Example: "setup",
+			More: "It asks for the answer file and shows its hash and what it says. Then it asks for the secrets file (HSM PIN, serial passphrases), " +
+				"which you have encrypted on your workstation to the setup key that status shows: age -a -r KEY secrets.toml. Nothing is changed before you type yes.",
 			Replaces: []string{"Install-WindowsFeature", "Install-HgsServer", "Initialize-HgsServer"}},
 		{Name: "logout", Role: anyone, Doors: loggedIn, Risk: Reads, Run: runLogout,
 			Help: "end the session", Example: "logout"},

@@ -34,6 +34,7 @@ type Verb struct {
 	Risk     Risk
 	Stdin    string // what comes on standard input, for people; "" = nothing
 	Help     string // one line
+	More     string // for its help page; "" = the line says it all
 	Example  string
 	Replaces []string // Microsoft cmdlets
 	Run      func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
@@ -71,6 +72,9 @@ func (v *Verb) WantsStdin(a Args) bool {
 // removed or whose role shrank loses the verb in the middle of a session.
 func Permitted(v *Verb, s *Session) error {
 	snapshot, known := s.Node.Snapshot()
+	if s.Actor.Door == policy.DoorSetup && known && !snapshot.State.SetUp() && !slices.Contains(v.Doors, policy.DoorSetup) {
+		return notAllowed("the node is not set up", "run setup first")
+	}
 	if v.Role != "" && !s.LoggedIn() {
 		return notAllowed("this needs a login", "log in first; without it only help and status answer")
 	}

@@ -83,7 +83,7 @@ type story struct {
 }
 
 func (s *story) prepare(ctx context.Context, t *teller) error {
-	return t.step("image", "the image is being built (the log is "+filepath.Join(s.build, "image.log")+")", func() (string, error) {
+	return t.step("image", "the image is being built (the log is "+site.ImageLog(s.build, s.hsm)+")", func() (string, error) {
 		img, err := site.BuildImage(ctx, s.build, s.hsm)
 		if err != nil {
 			return "", err

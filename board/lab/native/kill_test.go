@@ -122,7 +122,7 @@ func TestKilledServicesAreBackWithinTwoSeconds(t *testing.T) {
 				t.Fatal(err)
 			}
 			killed := time.Now()
-			for !(s.Ready(name) && pidOf(t, s, name) != old) {
+			for !s.Ready(name) || pidOf(t, s, name) == old || pidOf(t, s, name) == 0 {
 				if time.Since(killed) > 10*time.Second {
 					t.Fatalf("%s did not come back: %+v", name, s.Status())
 				}

@@ -1,6 +1,7 @@
 // Run boots one node in the lab with its serial line in this terminal.
 //
 //	run -build .build [-hsm attached] [-node blank|demo|NAME]
+//	run -build .build [-node NAME] -encrypt age1...     print what setup of that node asks for second
 //
 // "blank" is a new machine every time; any other name keeps its disk and TPM between runs, "demo" is the demo's node. Ctrl-C ends the
 // machine and everything around it; the state stays in the folder that is printed.
@@ -27,7 +28,17 @@ func main() {
 	build := flag.String("build", ".build", "folder of image, caches and nodes")
 	hsm := flag.String("hsm", "attached", "HSM variant of the image")
 	node := flag.String("node", "blank", "blank, demo, or another name")
+	recipient := flag.String("encrypt", "", "print an example of the secrets file for the node, encrypted to its setup `key`")
 	flag.Parse()
+	if *recipient != "" {
+		text, err := site.ExampleSecrets(filepath.Join(*build, "lab", *node), *recipient)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "run:", err)
+			os.Exit(1)
+		}
+		os.Stdout.Write(text)
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := run(ctx, *build, *hsm, *node); err != nil && ctx.Err() == nil {
@@ -46,10 +57,12 @@ func run(ctx context.Context, build, hsm, node string) error {
 	if _, err := os.Stat(dir); node != "blank" && errors.Is(err, os.ErrNotExist) && node == "demo" {
 		return errors.New("there is no demo node yet: make demo makes it")
 	}
-	fmt.Println("Building the image; the log is", filepath.Join(build, "image.log"))
-	img, err := site.BuildImage(ctx, build, hsm)
-	if err != nil {
-		return err
+	img, kept := site.Kept(build, node)
+	if node == "blank" || !kept {
+		fmt.Println("Building the image; the log is", site.ImageLog(build, hsm))
+		if img, err = site.BuildImage(ctx, build, hsm); err != nil {
+			return err
+		}
 	}
 	s, err := site.Open(ctx, site.Options{Build: build, Name: node, HSM: hsm, Fresh: node == "blank"}, img)
 	if err != nil {

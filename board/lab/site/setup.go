@@ -70,6 +70,9 @@ func RenderAnswers(v AnswerValues) ([]byte, error) {
 func (s *Site) Answers() ([]byte, error) {
 	v := AnswerValues{Name: s.Name, Token: TokenLabel, Module: "/usr/lib/pkcs11/p11-kit-client.so", Attach: "virtio:org.guardhouse.hsm",
 		AdminName: AdminName, AdminKey: s.Admin.Public}
+	if s.HSM == Embedded {
+		v.Module, v.Attach = "/usr/lib/pkcs11/libsofthsm2.so", ""
+	}
 	for _, t := range s.Times {
 		v.Times = append(v.Times, t.GuestAddr())
 	}
@@ -98,15 +101,34 @@ func EncryptSecrets(recipient, pin, passphrase string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// secrets is EncryptSecrets for this site. The passphrase is kept for whoever uses the node afterwards (make run NODE=demo).
+// secrets is EncryptSecrets for this site.
 func (s *Site) secrets(recipient string) ([]byte, error) {
-	pass := make([]byte, 9)
-	rand.Read(pass)
-	s.Admin.Passphrase = hex.EncodeToString(pass)
-	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "serial-passphrase"), []byte(s.Admin.Passphrase+"\n"), 0o600); err != nil {
+	var err error
+	if s.Admin.Passphrase, err = newPassphrase(s.Lab.Dir); err != nil {
 		return nil, err
 	}
 	return EncryptSecrets(recipient, s.Token.PIN(), s.Admin.Passphrase)
+}
+
+// newPassphrase keeps the passphrase for whoever uses the node afterwards (make run NODE=demo).
+func newPassphrase(dir string) (string, error) {
+	random := make([]byte, 9)
+	rand.Read(random)
+	pass := hex.EncodeToString(random)
+	return pass, os.WriteFile(filepath.Join(dir, "serial-passphrase"), []byte(pass+"\n"), 0o600)
+}
+
+// ExampleSecrets is EncryptSecrets for the site in dir, which another process may have open: for a setup by hand.
+func ExampleSecrets(dir, recipient string) ([]byte, error) {
+	pin, err := os.ReadFile(filepath.Join(dir, "tokens", TokenLabel, "pin"))
+	if err != nil {
+		return nil, fmt.Errorf("the PIN of the lab's token: %w; start the node first (make run)", err)
+	}
+	pass, err := newPassphrase(dir)
+	if err != nil {
+		return nil, err
+	}
+	return EncryptSecrets(recipient, string(pin), pass)
 }
 
 // What the serial line says; console/plain's golden files hold the whole dialogue.

@@ -9,6 +9,7 @@ package site
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -51,22 +52,48 @@ type Image struct {
 	PCRs      map[int]string // lower-case hex, SHA-256 bank
 }
 
-// BuildImage runs mkimage. Its output goes to a log file, which an error names.
-func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
-	if hsm == "" {
-		hsm = "attached"
+// Attached is the HSM variant whose token is outside the machine; Embedded has it on the node's disk, for trying out only.
+const (
+	Attached = "attached"
+	Embedded = "embedded"
+)
+
+// imageFolder is where the image of an HSM variant is built, below the build folder.
+func imageFolder(hsm string) string {
+	switch hsm {
+	case "", Attached:
+		return "image"
+	case Embedded:
+		return "image-embedded"
 	}
-	dir := filepath.Join(build, "image")
+	return "image-vendor"
+}
+
+// ImageLog is the file with mkimage's output.
+func ImageLog(build, hsm string) string { return filepath.Join(build, imageFolder(hsm)+".log") }
+
+// BuildImage runs mkimage. Its output goes to ImageLog, which an error names.
+func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
+	return buildImage(ctx, build, imageFolder(hsm), "--hsm", cmp.Or(hsm, Attached))
+}
+
+func buildImage(ctx context.Context, build, folder string, args ...string) (Image, error) {
+	dir := filepath.Join(build, folder)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, err
 	}
-	log := filepath.Join(build, "image.log")
-	cmd := exec.CommandContext(ctx, "go", "run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache"), "--hsm", hsm)
+	log := filepath.Join(build, folder+".log")
+	cmd := exec.CommandContext(ctx, "go", append([]string{"run", "guardhouse/cmd/mkimage", "build", "-o", dir, "--cache", filepath.Join(build, "cache")}, args...)...)
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	cmd.Dir = root
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
+	err = cmd.Run()
 	if werr := os.WriteFile(log, out.Bytes(), 0o644); werr != nil {
 		return Image{}, werr
 	}
@@ -75,6 +102,16 @@ func BuildImage(ctx context.Context, build, hsm string) (Image, error) {
 		return Image{}, fmt.Errorf("build the image: %s (%w); the whole output is in %s", lines[len(lines)-1], err, log)
 	}
 	return OpenImage(dir)
+}
+
+// moduleRoot is the project's folder, which holds the sources of the image.
+func moduleRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	file := strings.TrimSpace(string(out))
+	if err != nil || file == "" || file == os.DevNull {
+		return "", errors.New("not inside the project's folder: run this from a checkout")
+	}
+	return filepath.Dir(file), nil
 }
 
 // OpenImage reads a built image and predicts its PCRs.
@@ -91,6 +128,29 @@ func OpenImage(dir string) (Image, error) {
 	}
 	img.PCRs[measure.BootPCR], img.PCRs[measure.ImagePCR] = hex.EncodeToString(p.PCR4[:]), hex.EncodeToString(p.PCR11[:])
 	return img, nil
+}
+
+// Kept is the image with which the site of this name was made; ok is false where there is none. A node opens its secrets only with the
+// image it was set up with, so a site that is opened again boots that one, whatever was built since.
+func Kept(build, name string) (img Image, ok bool) {
+	img, err := OpenImage(filepath.Join(build, "lab", name, "image"))
+	return img, err == nil
+}
+
+// keep links the image into the site's folder: mkimage replaces its files, it never writes into them.
+func (s *Site) keep() error {
+	dir := filepath.Join(s.Lab.Dir, "image")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, f := range []*string{&s.Image.EFI, &s.Image.Disk} {
+		to := filepath.Join(dir, filepath.Base(*f))
+		if err := os.Link(*f, to); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("keep the image for this node: %w", err)
+		}
+		*f = to
+	}
+	return nil
 }
 
 // Open starts the parts around the node: token, time servers, network. The node itself is off until Boot.
@@ -111,6 +171,11 @@ func Open(ctx context.Context, o Options, img Image) (*Site, error) {
 }
 
 func (s *Site) open(ctx context.Context) (err error) {
+	if kept, ok := Kept(s.Build, s.Name); ok && !s.Fresh {
+		s.Image = kept
+	} else if err := s.keep(); err != nil {
+		return err
+	}
 	if s.Token, err = s.Lab.NewToken(ctx, TokenLabel); err != nil {
 		return err
 	}
@@ -125,8 +190,18 @@ func (s *Site) open(ctx context.Context) (err error) {
 const TokenLabel = "guardhouse"
 
 // Boot powers the node on.
-func (s *Site) Boot(ctx context.Context) error {
-	n, err := s.Lab.StartNode(ctx, lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token})
+func (s *Site) Boot(ctx context.Context) error { return s.BootWith(ctx, nil) }
+
+// BootWith is Boot of a machine that adjust has changed.
+func (s *Site) BootWith(ctx context.Context, adjust func(*lab.NodeOptions)) error {
+	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token}
+	if s.HSM == Embedded {
+		o.Token = nil
+	}
+	if adjust != nil {
+		adjust(&o)
+	}
+	n, err := s.Lab.StartNode(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -150,16 +225,13 @@ func (s *Site) Describe(w io.Writer) error {
 	if err := os.WriteFile(file, text, 0o644); err != nil {
 		return err
 	}
-	pin := filepath.Join(s.Token.Dir, "pin")
 	host, port, _ := strings.Cut(s.Node.Addr(22), ":")
 	_, err = fmt.Fprintf(w, `State:        %s
 Answer file:  %s (an example that fits this machine)
-Secrets:      a file with  hsm-pin = "..."  from %s, encrypted with age to the node's setup key
-SSH:          ssh -i %s -p %s %s@%s help      (after setup)
+Secrets:      make secrets NODE=%s KEY=age1...   in another terminal, with the setup key that the node shows
+SSH:          ssh -i %s -p %s %s@%s help   (after setup)
+Serial login: %s, passphrase in %s (after setup)
 HTTP:         %s
-`, s.Lab.Dir, file, pin, s.Admin.KeyFile, port, AdminName, host, s.URL("/Attestation/Getinfo"))
-	if s.Admin.Passphrase != "" {
-		fmt.Fprintf(w, "Serial login: %s, passphrase in %s\n", AdminName, filepath.Join(s.Lab.Dir, "serial-passphrase"))
-	}
+`, s.Lab.Dir, file, s.Name, s.Admin.KeyFile, port, AdminName, host, AdminName, filepath.Join(s.Lab.Dir, "serial-passphrase"), s.URL("/Attestation/Getinfo"))
 	return err
 }

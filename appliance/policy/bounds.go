@@ -1,0 +1,129 @@
+package policy
+
+import (
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Bounds of what records hold, in bytes where nothing else is said. They keep the largest possible State, as JSON, below what one
+// message between processes may hold (rpc.MaxFrame), and what people gave harmless on their terminals.
+const (
+	MaxNote        = 128 // also of a reason
+	MaxLabel       = 64
+	MaxCertificate = 8 << 10 // DER
+	MaxTimeServers = 16      // of a node
+	maxEntries     = 16      // of each list in a Network
+	maxEntry       = 64
+	maxHost        = 260 // host name and port
+	maxPath        = 256
+	maxSSHKey      = 4 << 10
+)
+
+// validText accepts printable UTF-8 of at most most bytes; empty is fine.
+func validText(s string, most int) bool {
+	return len(s) <= most && utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// checkEnvelope bounds what a command says beside its body, because all of it ends up in records or in the audit.
+func checkEnvelope(c Command) error {
+	a := c.Actor
+	switch {
+	case !validText(a.Name, MaxNameLength) || !validText(a.Key, 2*MaxNameLength) || !validText(string(a.Door), MaxNameLength) || !validText(a.Session, MaxNameLength):
+		return &Refused{c.Kind, "the actor of the command is malformed", ""}
+	case c.At.Earliest < 0 || c.At.Latest < c.At.Earliest || c.At.Boot != "" && !ValidName(c.At.Boot):
+		return &Refused{c.Kind, "the time of the command is malformed", ""}
+	}
+	return nil
+}
+
+// writable are the places where a process of the node could put a file of its own.
+var writable = []string{"/data", "/dev", "/proc", "/run", "/sys", "/tmp"}
+
+// checkHSM refuses a module that is not part of the image: it becomes code in the process that holds the PIN.
+func checkHSM(h HSM) error {
+	if h.Module == "" && h.Token == "" && h.Attach == "" {
+		return nil
+	}
+	if !validText(h.Module, maxPath) || !path.IsAbs(h.Module) || path.Clean(h.Module) != h.Module ||
+		slices.ContainsFunc(writable, func(dir string) bool { return h.Module == dir || strings.HasPrefix(h.Module, dir+"/") }) {
+		return errors.New("hsm.module is not the path of a PKCS#11 module in the image")
+	}
+	if !validText(h.Token, maxEntry) || !validText(h.Attach, maxEntry) {
+		return errors.New("hsm.token or hsm.attach holds characters that can't be shown, or is too long")
+	}
+	return nil
+}
+
+func checkTimeServers(list []string) error {
+	if len(list) > MaxTimeServers {
+		return fmt.Errorf("%d time servers are given, %d are used at most", len(list), MaxTimeServers)
+	}
+	for _, s := range list {
+		if s == "" || !validText(s, maxHost) || strings.ContainsAny(s, " /\\\"'") {
+			return errors.New("a time server is not HOST or HOST:PORT")
+		}
+	}
+	return nil
+}
+
+// checkNetwork bounds a Network. Whether it makes sense is for appliance/network to say.
+func checkNetwork(n Network) error {
+	bad := func(lists ...[]string) bool {
+		return slices.ContainsFunc(lists, func(list []string) bool {
+			return len(list) > maxEntries || slices.ContainsFunc(list, func(s string) bool { return !validText(s, maxEntry) })
+		})
+	}
+	if bad(n.Resolvers) || len(n.Interfaces) > maxEntries {
+		return fmt.Errorf("the network has more than %d interfaces or resolvers, or one that can't be shown", maxEntries)
+	}
+	for _, i := range n.Interfaces {
+		roles := make([]string, len(i.Roles))
+		for k, r := range i.Roles {
+			roles[k] = string(r)
+		}
+		if bad([]string{i.Name, i.Bond}, i.MAC, i.Addresses, i.Gateways, roles) {
+			return fmt.Errorf("an interface of the network has a list of more than %d entries, or an entry that is too long or can't be shown", maxEntries)
+		}
+	}
+	return nil
+}
+
+func checkNode(n Node) error {
+	if len(n.AuditKey) > maxEntry || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
+		return errors.New("a key or certificate of the node is too large")
+	}
+	return errors.Join(checkNetwork(n.Network), checkTimeServers(n.TimeServers), checkHSM(n.HSM))
+}
+
+// adminKeyTypes are the SSH keys that people may have; RSA keys are bounded like all others here.
+var adminKeyTypes = []string{ssh.KeyAlgoED25519, ssh.KeyAlgoSKED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoSKECDSA256, ssh.KeyAlgoRSA}
+
+// parseSSHKey reads one line of authorized_keys.
+func parseSSHKey(line string) (ssh.PublicKey, error) {
+	if len(line) > maxSSHKey {
+		return nil, fmt.Errorf("an SSH public key of more than %d bytes is not accepted", maxSSHKey)
+	}
+	key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil || len(options) > 0 || len(strings.TrimSpace(string(rest))) > 0 {
+		return nil, errors.New("an SSH public key is one line of type and base64, as in id_ed25519.pub")
+	}
+	if !slices.Contains(adminKeyTypes, key.Type()) {
+		return nil, fmt.Errorf("SSH keys of the type %.64q are not accepted; use Ed25519, ECDSA or RSA", key.Type())
+	}
+	if holder, ok := key.(ssh.CryptoPublicKey); ok {
+		if k, isRSA := holder.CryptoPublicKey().(*rsa.PublicKey); isRSA {
+			if err := usableRSA(k); err != nil {
+				return nil, fmt.Errorf("the SSH key can't be used: %w", err)
+			}
+		}
+	}
+	return key, nil
+}

@@ -1,0 +1,197 @@
+package policy
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// message is rpc.MaxFrame, which this level may not import.
+const message = 64 << 20
+
+// wide is n bytes of the character whose JSON is widest.
+func wide(n int) string { return strings.Repeat("<", n) }
+
+func size(t *testing.T, v any) int {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(b)
+}
+
+// TestTheLargestStateFitsOneMessage has Apply accept each kind of record at its largest and counts how much as many as allowed would be.
+func TestTheLargestStateFitsOneMessage(t *testing.T) {
+	s, actors := setUp(t)
+	op := actors[AdminOperator]
+	at := Stamp{Earliest: 1_800_000_000_000, Latest: 1_800_000_001_000, Boot: strings.Repeat("b", MaxNameLength)}
+	send := func(kind Kind, body any) {
+		t.Helper()
+		c := command(t, kind, op, body)
+		c.At = at
+		s, _ = must(t, s, c)
+	}
+	name := strings.Repeat("n", MaxNameLength)
+	// A public key of the largest size costs seconds to make and its value does not matter.
+	largest := &rsa.PublicKey{N: new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 8192), big.NewInt(1)), E: 1<<31 - 1}
+	der, err := x509.MarshalPKIXPublicKey(largest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(CmdHostAdd, HostAdd{Name: name, HostKey: der, Class: name, Note: wide(MaxNote)})
+	send(CmdHostRevoke, HostRevoke{Name: name, Reason: wide(MaxNote)})
+	cert := padded(t, MaxCertificate)
+	send(CmdKeyAdd, KeyAdd{Role: RoleAttestationSigner, Label: wide(MaxLabel), Certificate: cert})
+	send(CmdSignerTrust, SignerTrust{Name: name, Certificate: cert})
+	host, key, signer := 0, 0, 0
+	for _, h := range s.Hosts {
+		host = size(t, h) + len(h.ID) + 4
+	}
+	for _, k := range s.Keys {
+		key = size(t, k) + len(k.Ref) + 4
+	}
+	for _, x := range s.Signers {
+		signer = size(t, x) + len(x.Thumbprint) + 4
+	}
+	const admin = 6*maxSSHKey + 1<<10
+	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 4*MaxCertificate
+	total := host*MaxHosts + key*MaxKeys + signer*MaxSigners + admin*MaxAdmins + 8*node
+	t.Logf("host %d, key %d, attestation signer %d bytes; %d bytes in all", host, key, signer, total)
+	if total > message {
+		t.Fatalf("%d bytes, one message holds %d: the processes would hear of nothing any more", total, message)
+	}
+}
+
+// padded is a certificate of almost size bytes.
+func padded(t *testing.T, size int) []byte {
+	t.Helper()
+	k := rsaKey(t, 2048)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, NotAfter: time.Now().Add(time.Hour),
+		ExtraExtensions: []pkix.Extension{{Id: []int{1, 2, 3, 4}, Value: make([]byte, size-1024)}}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
+	s, actors := setUp(t)
+	owner := actors[AdminOwner]
+	key := spki(t, rsaKey(t, 2048))
+	tooBig := padded(t, MaxCertificate+2048)
+	many := make([]string, MaxTimeServers+1)
+	for i := range many {
+		many[i] = "ntp.example.test"
+	}
+	long := strings.Repeat("a", 300)
+	for name, c := range map[string]Command{
+		"note too long":             command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: strings.Repeat("a", MaxNote+1)}),
+		"note that moves a cursor":  command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "\x1b[2J"}),
+		"note with another line":    command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "a\nb"}),
+		"label too long":            command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Label: long, Certificate: certificate(t, rsaKey(t, 2048))}),
+		"key's certificate too big": command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Certificate: tooBig}),
+		"signer's too big":          command(t, CmdSignerTrust, owner, SignerTrust{Name: "x", Certificate: tooBig}),
+		"too many time servers":     command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: many}),
+		"time server too long":      command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{long}}),
+		"time server with escapes":  command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{"[\x1b[2J]"}}),
+		"too many interfaces":       command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: make([]Interface, maxEntries+1)}}),
+		"interface name too long":   command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: []Interface{{Name: long}}}}),
+		"resolver too long":         command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Resolvers: []string{long}}}),
+		"node certificate too big":  command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Certificate: make([]byte, MaxCertificate+1)}),
+	} {
+		t.Run(name, func(t *testing.T) { refused(t, s, c) })
+	}
+	good := command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key})
+	for name, spoil := range map[string]func(*Command){
+		"endless boot id":     func(c *Command) { c.At.Boot = long },
+		"endless session":     func(c *Command) { c.Actor.Session = long },
+		"session that writes": func(c *Command) { c.Actor.Session = "\x1b]0;x\a" },
+		"time that runs back": func(c *Command) { c.At.Earliest = c.At.Latest + 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := good
+			spoil(&c)
+			refused(t, s, c)
+		})
+	}
+	must(t, s, good)
+}
+
+// TestAModuleComesFromTheImage: it becomes code beside the PIN, so a place where another process could put a file is none.
+func TestAModuleComesFromTheImage(t *testing.T) {
+	s, actors := setUp(t)
+	set := func(module string) Command {
+		return command(t, CmdNodeSet, actors[AdminOwner], NodeSet{Node: "n1", HSM: &HSM{Module: module, Token: "t"}})
+	}
+	for _, module := range []string{"", "lib.so", "/run/guardhouse/console.d/x.so", "/tmp/x.so", "/data/hsm/x.so", "/proc/self/fd/3", "/usr/lib/../../run/x.so",
+		"/dev/shm/x.so", "/usr/lib/x\n.so", "/usr/lib/" + strings.Repeat("a", maxPath)} {
+		refused(t, s, set(module))
+	}
+	must(t, s, set("/usr/lib/pkcs11/vendor.so"))
+	must(t, s, set("/running/x.so"))
+}
+
+// TestAHostThatReturnsLeavesItsOldCertificatesBehind: revoked, removed and added again with the same key, as after a new installation.
+func TestAHostThatReturnsLeavesItsOldCertificatesBehind(t *testing.T) {
+	s, actors := setUp(t)
+	op := actors[AdminOperator]
+	add := command(t, CmdHostAdd, op, HostAdd{Name: "host1", HostKey: spki(t, rsaKey(t, 2048))})
+	s, r := must(t, s, add)
+	issued := add.At.Earliest/1000 + 10 - int64(HealthBackdate.Seconds()) // notBefore of a certificate, ten seconds later
+	if h := s.Hosts[r.Subject]; issued < h.DenyIssuedBefore {
+		t.Fatal("a certificate issued after the host was added is refused")
+	}
+	s, _ = must(t, s, command(t, CmdHostRevoke, op, HostRevoke{Name: "host1"}))
+	s, _ = must(t, s, command(t, CmdHostRemove, op, ByName{"host1"}))
+	again := add
+	again.At.Earliest += 60_000
+	again.At.Latest += 60_000
+	s, _ = must(t, s, again)
+	if h := s.Hosts[r.Subject]; issued >= h.DenyIssuedBefore {
+		t.Fatalf("a certificate from before the revocation is good again: notBefore %d, refused before %d", issued, h.DenyIssuedBefore)
+	}
+}
+
+// TestTheDenyDateLiesNotInTheFuture: it can't be taken back, so one typing mistake would shut every host out until then.
+func TestTheDenyDateLiesNotInTheFuture(t *testing.T) {
+	s, actors := setUp(t)
+	deny := func(at Stamp, seconds int64) Command {
+		c := command(t, CmdServiceSet, actors[AdminOwner], ServiceSet{DenyIssuedBefore: &seconds})
+		c.At = at
+		return c
+	}
+	now := Stamp{Earliest: 1_800_000_000_000, Latest: 1_800_000_001_000}
+	refused(t, s, deny(now, 1_800_000_003))
+	refused(t, s, deny(Stamp{}, 1_700_000_000))
+	must(t, s, deny(now, 1_800_000_001))
+}
+
+func TestAdministratorsKeysAreStrongAndBare(t *testing.T) {
+	s, actors := setUp(t)
+	weak, err := ssh.NewPublicKey(rsaKey(t, 1024).Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsa := "ssh-dss AAAAB3NzaC1kc3MAAACBAL5gAAAA"
+	for _, key := range []string{string(ssh.MarshalAuthorizedKey(weak)), dsa, sshKey(t) + sshKey(t), strings.TrimSpace(sshKey(t)) + " " + strings.Repeat("c", maxSSHKey)} {
+		refused(t, s, command(t, CmdAdminAdd, actors[AdminOwner], AdminAdd{"new", AdminReviewer, key}))
+		if _, err := KeyFingerprint(key); err == nil {
+			t.Errorf("%.30s... has a fingerprint to log in with", key)
+		}
+	}
+	line := strings.TrimSpace(sshKey(t))
+	s, _ = must(t, s, command(t, CmdAdminAdd, actors[AdminOwner], AdminAdd{"new", AdminReviewer, line + " eve\x1b[2J@host\n"}))
+	if got := s.Admins["new"].Key; got != line {
+		t.Fatalf("the record holds %q", got)
+	}
+}

@@ -1,0 +1,187 @@
+package protect
+
+import (
+	"crypto"
+	"crypto/rsa"
+	"crypto/x509"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/kps"
+	"guardhouse/appliance/policy"
+)
+
+// key is a recorded key with its parsed certificate.
+type key struct {
+	policy.Key
+	cert *x509.Certificate
+}
+
+// keyring is what one snapshot says of keys and attestation signers. It is
+// never changed, apart from the memory of signatures.
+type keyring struct {
+	byRef          map[policy.KeyRef]key // signing and encryption keys, enabled or not
+	signing        *key                  // the enabled primary ones, or nil
+	encryption     *key
+	communications *key
+	signers        []health.Signer
+	own            map[string]bool // DER of the cluster's own attestation signers
+	memory         signatureMemory
+}
+
+// keyCache keeps the keyring of the newest snapshot.
+type keyCache struct {
+	mu    sync.Mutex
+	index uint64
+	ring  *keyring
+}
+
+func (c *keyCache) of(snap policy.Snapshot) *keyring {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ring == nil || c.index != snap.Index {
+		c.index, c.ring = snap.Index, newKeyring(snap.State)
+	}
+	return c.ring
+}
+
+func newKeyring(s policy.State) *keyring {
+	ring := &keyring{byRef: map[policy.KeyRef]key{}, own: map[string]bool{}}
+	all := time.Time{}
+	if s.Service != nil && s.Service.DenyIssuedBefore != 0 {
+		all = time.Unix(s.Service.DenyIssuedBefore, 0)
+	}
+	for _, ref := range slices.Sorted(maps.Keys(s.Keys)) {
+		k, ok := parseKey(s.Keys[ref])
+		if !ok {
+			continue
+		}
+		primary := k.Primary && k.Enabled
+		switch k.Role {
+		case policy.RoleSigning:
+			ring.byRef[ref] = k
+			if primary {
+				ring.signing = &k
+			}
+		case policy.RoleEncryption:
+			ring.byRef[ref] = k
+			if primary {
+				ring.encryption = &k
+			}
+		case policy.RoleCommunications:
+			if primary {
+				ring.communications = &k
+			}
+		case policy.RoleAttestationSigner:
+			if k.Enabled {
+				ring.own[string(k.cert.Raw)] = true
+				ring.signers = append(ring.signers, health.Signer{Certificate: k.cert, DenyIssuedBefore: all})
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.Signers)) {
+		t := s.Signers[id]
+		cert, err := x509.ParseCertificate(t.Certificate)
+		if err != nil {
+			continue
+		}
+		deny := all
+		if d := time.Unix(t.DenyIssuedBefore, 0); t.DenyIssuedBefore != 0 && d.After(deny) {
+			deny = d
+		}
+		ring.signers = append(ring.signers, health.Signer{Certificate: cert, DenyIssuedBefore: deny})
+	}
+	return ring
+}
+
+// parseKey gives the record with its certificate. A certificate of another key
+// than the one named cannot be used for anything.
+func parseKey(k policy.Key) (key, bool) {
+	cert, err := x509.ParseCertificate(k.Certificate)
+	if err != nil || policy.RefOf(cert.RawSubjectPublicKeyInfo) != k.Ref {
+		return key{}, false
+	}
+	_, ok := cert.PublicKey.(*rsa.PublicKey)
+	return key{k, cert}, ok
+}
+
+// opener is the wrapping of a protector that this service opens, with its keys.
+type opener struct {
+	wrapping   *kps.Wrapping
+	encryption key
+	signing    key
+}
+
+// find compares by public key, so that a certificate renewed with the same key
+// serves. The pair of primary keys goes first. Where there is none, why tells
+// what is nearest to one.
+func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) {
+	why = "none of its wrappings is for a key of this service"
+	for i := range p.Wrappings {
+		w := &p.Wrappings[i]
+		e, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.EncryptionCertificate))]
+		if !mine || e.Role != policy.RoleEncryption {
+			continue
+		}
+		s, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.SigningCertificate))]
+		switch {
+		case !mine || s.Role != policy.RoleSigning:
+			why = "wrapping " + decimal(w.ID) + " has our encryption key " + short(e.Ref) + " with a signing key that is not ours"
+		case w.IsOwner():
+			why = "this service is the owner in wrapping " + decimal(w.ID) + ", not a guardian"
+		case !e.Enabled:
+			why = "wrapping " + decimal(w.ID) + " is for encryption key " + short(e.Ref) + ", which is disabled"
+		case !s.Enabled:
+			why = "wrapping " + decimal(w.ID) + " is for signing key " + short(s.Ref) + ", which is disabled"
+		case !ok || (e.Primary && s.Primary):
+			found, ok = opener{w, e, s}, true
+		}
+	}
+	return found, why, ok
+}
+
+func short(r policy.KeyRef) string { return string(r[:min(16, len(r))]) }
+
+// signatureMemory remembers the signatures of metadata.xml for one snapshot.
+// RSA PKCS#1 v1.5 gives the same signature for the same bytes, so nobody can
+// tell; and nobody can keep the token busy by asking for the document.
+type signatureMemory struct {
+	mu     sync.Mutex // held while the token signs: others wait for the same answer
+	done   map[string][]byte
+	failed error // of the last try, at this BootTime
+	at     time.Duration
+}
+
+// failureStands is how long those who waited for the token get its last failure
+// instead of a try of their own, one after the other.
+const failureStands = 2 * time.Second
+
+// remembering is a crypto.Signer that asks the token once for each digest.
+type remembering struct {
+	crypto.Signer
+	name   policy.KeyRef
+	memory *signatureMemory
+}
+
+const maxRemembered = 16
+
+// Sign implements crypto.Signer.
+func (r remembering) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	id := string(r.name) + string(digest)
+	if sig, ok := r.memory.done[id]; ok {
+		return sig, nil
+	}
+	sig, err := r.Signer.Sign(random, digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	if r.memory.done == nil || len(r.memory.done) >= maxRemembered {
+		r.memory.done = map[string][]byte{}
+	}
+	r.memory.done[id] = sig
+	return sig, nil
+}

@@ -1,0 +1,394 @@
+package protect
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/kps"
+	"guardhouse/appliance/policy"
+)
+
+func TestHostGetsItsKeyAndTheNextProtector(t *testing.T) {
+	n := newNode(t)
+	protector, tk := n.protector()
+	for round := range 3 {
+		w := n.roll(protector, n.certificate())
+		got, err := opened(t, protector, w)
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if !bytes.Equal(got.IngressKey, tk) || bytes.Equal(got.EgressKey, tk) || bytes.Equal(got.Egress.Bytes(), protector) {
+			t.Fatalf("round %d: wrong keys", round)
+		}
+		mine, err := got.Egress.Open(t.Context(), ownerOf(t, got.Egress), rand.Reader)
+		if err != nil || !bytes.Equal(mine, got.EgressKey) {
+			t.Fatalf("round %d: the owner cannot open the egress protector: %v", round, err)
+		}
+		if got.Egress.MaxOfflineUnwraps != 0 || len(got.Policies) != 0 {
+			t.Errorf("offline unwrapping is on")
+		}
+		e := n.entries[len(n.entries)-1]
+		if e.Kind != policy.AuditGrant || e.Outcome != "ok" || e.Subject != hostID || e.Policy != 7 || e.Facts["protector"] != sum(protector) ||
+			e.Facts["egress"] != sum(got.Egress.Bytes()) || e.Facts["host"] != "host1" || e.Source != "192.0.2.1" || len(e.Facts) > policy.MaxAuditFacts {
+			t.Errorf("audit entry %+v", e)
+		}
+		protector, tk = got.Egress.Bytes(), got.EgressKey
+	}
+	if len(n.entries) != 3 || len(n.seen) != 3 || n.seen[0].Kind != policy.ObservedProtector {
+		t.Errorf("%d audit entries, observations %+v", len(n.entries), n.seen)
+	}
+}
+
+func ownerOf(t testing.TB, p *kps.Protector) kps.Owner {
+	o := owner(t)
+	o.SigningCertificate, o.EncryptionCertificate = p.Owner().SigningCertificate, p.Owner().EncryptionCertificate
+	return o
+}
+
+func TestPayloadHasTheVersionOfThePath(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	body := kps.NewRequest(protector, n.certificate()).Marshal()
+	for _, path := range []string{kps.RollPathV1, strings.ToUpper(kps.RollPathV1), "/keyprotection/service/2014-07/rolltransportkey/"} {
+		w := n.do(http.MethodPost, path, body)
+		if _, err := opened(t, protector, w); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if e := n.entries[len(n.entries)-1]; e.Facts["payload"] != "1" {
+			t.Errorf("%s: payload %s", path, e.Facts["payload"])
+		}
+	}
+}
+
+func TestNothingLeavesBeforeTheAuditIsDurable(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	n.auditErr = errors.New("disk full")
+	w := n.roll(protector, n.certificate())
+	wantRefusal(t, w, http.StatusServiceUnavailable, kps.CodeUnavailable, "audit")
+	if bytes.Contains(w.Body.Bytes(), []byte("EgressProtector")) {
+		t.Error("a key left without an audit entry")
+	}
+	if len(n.seen) != 0 {
+		t.Error("a roll that gave nothing was observed as one")
+	}
+}
+
+func TestHealthCertificateIsJudgedFirst(t *testing.T) {
+	n := newNode(t)
+	k := testKeys()
+	own := n.signerCert()
+	stranger := signerCertificate(t, k[foreign])
+	n.change(func(s *policy.State) { s.Hosts["other"] = policy.Host{ID: "other"} })
+	flipped := n.certificate()
+	flipped[len(flipped)-1] ^= 1
+	expired, err := health.Issue(rand.Reader, health.Between(now.Add(-3*time.Minute), now.Add(-3*time.Minute), true), health.Order{Purpose: health.Encryption, HostID: hostID, Key: &k[vsm].PublicKey, Life: time.Minute}, own, k[attestation])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		cert    []byte
+		outcome string
+	}{
+		"no certificate at all":    {[]byte("not DER"), string(health.Unparsable)},
+		"self-signed":              {certify(t, hostID, k[vsm]).Raw, string(health.UnknownSigner)},
+		"signer not trusted":       {healthy(t, health.Order{}, stranger, k[foreign]), string(health.UnknownSigner)},
+		"one bit flipped":          {flipped, string(health.BadSignature)},
+		"expired":                  {expired, string(health.Expired)},
+		"of the signing kind":      {healthy(t, health.Order{Purpose: health.Signing}, own, k[attestation]), string(health.WrongKeyUsage)},
+		"host that was never here": {healthy(t, health.Order{HostID: strings.Repeat("AB", 32)}, own, k[attestation]), outcomeUnknownHost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n.refused = nil
+			// The protector is garbage: who is judged first shows in the code.
+			wantRefusal(t, n.roll([]byte("garbage"), c.cert), http.StatusBadRequest, kps.CodeHealthCertificate, "")
+			if len(n.refused) != 1 || n.refused[0].Outcome != c.outcome || n.refused[0].Remedy == "" {
+				t.Errorf("refusals %+v, want %s", n.refused, c.outcome)
+			}
+		})
+	}
+	if len(n.entries) != 0 {
+		t.Errorf("unknown callers filled the audit: %+v", n.entries)
+	}
+}
+
+func TestRevokedHostIsRefusedAtOnceWithItsValidCertificate(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	cert := n.certificate()
+	if w := n.roll(protector, cert); w.Code != http.StatusOK {
+		t.Fatal(w.Body)
+	}
+	n.changeHost(func(h *policy.Host) { h.Revoked = true })
+	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "revoked")
+	last := n.entries[len(n.entries)-1]
+	if last.Kind != policy.AuditRefusal || last.Outcome != outcomeRevoked || last.Subject != hostID || last.Remedy == "" {
+		t.Errorf("audit entry %+v", last)
+	}
+	// The flood after it is summed, not written one by one.
+	entries := len(n.entries)
+	for range 20 {
+		n.roll(protector, cert)
+	}
+	if len(n.entries) != entries || len(n.refused) != 20 {
+		t.Errorf("%d entries, %d summed", len(n.entries)-entries, len(n.refused))
+	}
+	n.changeHost(func(h *policy.Host) { h.Revoked, h.DenyIssuedBefore = false, now.Unix() })
+	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "older")
+	n.changeHost(func(h *policy.Host) { h.DenyIssuedBefore = now.Add(-health.Backdate - time.Minute).Unix() })
+	if w := n.roll(protector, cert); w.Code != http.StatusOK {
+		t.Errorf("a certificate issued after the deny date: %s", w.Body)
+	}
+	n.change(func(s *policy.State) { delete(s.Hosts, hostID) })
+	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "registered")
+}
+
+// TestWhatChangesWhileTheTokenWorksCounts: the token may take seconds, and what an administrator took away meanwhile gives nothing.
+func TestWhatChangesWhileTheTokenWorksCounts(t *testing.T) {
+	disable := func(k *policy.Key) { k.Enabled = false }
+	for name, c := range map[string]struct {
+		change func(n *node)
+		code   kps.Code
+		says   string
+	}{
+		"host revoked":   {func(n *node) { n.changeHost(func(h *policy.Host) { h.Revoked = true }) }, kps.CodeHealthCertificate, "revoked"},
+		"host removed":   {func(n *node) { n.change(func(s *policy.State) { delete(s.Hosts, hostID) }) }, kps.CodeHealthCertificate, "registered"},
+		"deny date":      {func(n *node) { n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = now.Unix() }) }, kps.CodeHealthCertificate, string(health.IssuedBeforeDeny)},
+		"signer retired": {func(n *node) { n.changeKey(policy.RoleAttestationSigner, disable) }, kps.CodeHealthCertificate, string(health.UnknownSigner)},
+		"key disabled":   {func(n *node) { n.changeKey(policy.RoleEncryption, disable) }, kps.CodeInvalidProtector, "disabled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			protector, _ := n.protector()
+			cert := n.certificate()
+			n.token = func() error { c.change(n); return nil }
+			wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, c.code, c.says)
+		})
+	}
+	n := newNode(t)
+	protector, _ := n.protector()
+	cert := n.certificate()
+	n.token = func() error { n.change(func(s *policy.State) { s.Service.HTTP = true }); return nil }
+	if w := n.roll(protector, cert); w.Code != http.StatusOK {
+		t.Errorf("a change that has nothing to do with it: %s", w.Body)
+	}
+}
+
+func TestDenyDatesOfServiceAndSigner(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	cert := n.certificate()
+	n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = now.Unix() })
+	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, string(health.IssuedBeforeDeny))
+	n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = 0 })
+
+	k := testKeys()
+	other := signerCertificate(t, k[foreign])
+	anybody := healthy(t, health.Order{HostID: strings.Repeat("CD", 32)}, other, k[foreign])
+	trust := policy.TrustedSigner{Thumbprint: policy.Thumbprint(other.Raw), Certificate: other.Raw}
+	n.change(func(s *policy.State) { s.Signers[trust.Thumbprint] = trust })
+	if w := n.roll(protector, anybody); w.Code != http.StatusOK {
+		t.Errorf("a host of a trusted foreign attestation signer: %s", w.Body)
+	}
+	trust.DenyIssuedBefore = now.Unix()
+	n.change(func(s *policy.State) { s.Signers[trust.Thumbprint] = trust })
+	wantRefusal(t, n.roll(protector, anybody), http.StatusBadRequest, kps.CodeHealthCertificate, string(health.IssuedBeforeDeny))
+	n.changeKey(policy.RoleAttestationSigner, func(k *policy.Key) { k.Enabled = false })
+	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, string(health.UnknownSigner))
+}
+
+func TestForeignHostsAreNotLookedUpAmongOurs(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	k := testKeys()
+	other := signerCertificate(t, k[foreign])
+	n.change(func(s *policy.State) {
+		s.Signers["x"] = policy.TrustedSigner{Thumbprint: "x", Certificate: other.Raw}
+		h := s.Hosts[hostID]
+		h.Revoked = true
+		s.Hosts[hostID] = h
+	})
+	if w := n.roll(protector, healthy(t, health.Order{}, other, k[foreign])); w.Code != http.StatusOK {
+		t.Errorf("%s", w.Body)
+	}
+	e := n.entries[len(n.entries)-1]
+	if want := "foreign " + policy.Thumbprint(other.Raw)[:16] + " " + hostID; e.Subject != want || e.Facts["host"] != "" {
+		t.Errorf("the audit says that %q (%q) got a key, a foreign signer said so of %q", e.Subject, e.Facts["host"], want)
+	}
+}
+
+func TestRefusesProtectorsAndSaysWhich(t *testing.T) {
+	n := newNode(t)
+	good, _ := n.protector()
+	cert := n.certificate()
+	edit := func(old, to string) []byte {
+		if !bytes.Contains(good, []byte(old)) {
+			t.Fatalf("no %q", old)
+		}
+		return bytes.Replace(good, []byte(old), []byte(to), 1)
+	}
+	alone, _, err := kps.New(owner(t), nil, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		protector []byte
+		code      kps.Code
+		message   string
+	}{
+		"garbage":             {[]byte("garbage"), kps.CodeInvalidProtector, ""},
+		"document type":       {edit("<Protector", "<!DOCTYPE x><Protector"), kps.CodeInvalidProtector, "document type"},
+		"dangling guardian":   {edit(`<GuardianSignature WrappingId="1"`, `<GuardianSignature WrappingId="8"`), kps.CodeInvalidProtector, "does not exist"},
+		"wrong guardian":      {edit(`<GuardianSignature WrappingId="1"`, `<GuardianSignature WrappingId="2"`), kps.CodeInvalidProtector, "GuardianSignature"},
+		"dangling parent":     {edit(`ParentWrappingId="1"`, `ParentWrappingId="8"`), kps.CodeInvalidWrapping, "does not exist"},
+		"duplicate ids":       {edit(`<Id>2</Id>`, `<Id>1</Id>`), kps.CodeInvalidWrapping, "twice"},
+		"bad certificate":     {edit(`<SigningCertificate>MII`, `<SigningCertificate>MIA`), kps.CodeInvalidWrapping, "X.509"},
+		"unknown algorithm":   {edit(kps.RSAOAEP, "urn:unheard-of"), kps.CodeInvalidProtector, "urn:unheard-of"},
+		"not for this server": {alone.Bytes(), kps.CodeInvalidProtector, "none of its wrappings"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantRefusal(t, n.roll(c.protector, cert), http.StatusBadRequest, c.code, c.message)
+		})
+	}
+	if !strings.Contains(n.log.String(), "urn:unheard-of") {
+		t.Error("the unknown algorithm is not in the log")
+	}
+}
+
+func TestRefusesAlgorithmsOfTheRequestThatAreUnknown(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	r := kps.NewRequest(protector, n.certificate())
+	r.WrappingKeyEncryptionAlgorithm = "urn:wrap"
+	wantRefusal(t, n.do(http.MethodPost, kps.RollPathV2, r.Marshal()), http.StatusBadRequest, kps.CodeUnsupportedAlgorithm, "urn:wrap")
+	if !strings.Contains(n.log.String(), `"urn:wrap"`) {
+		t.Errorf("log: %s", &n.log)
+	}
+}
+
+// TestSecretsFailAlike compares whole replies: status, headers and body.
+func TestSecretsFailAlike(t *testing.T) {
+	n := newNode(t)
+	protector, tk := n.protector()
+	cert := n.certificate()
+	var want string
+	for name, decrypt := range map[string]func([]byte) ([]byte, error){
+		"padding":   func([]byte) ([]byte, error) { return nil, kps.ErrDecryption },
+		"structure": func([]byte) ([]byte, error) { return []byte{1}, nil },
+		"length":    func([]byte) ([]byte, error) { return make([]byte, 4096), nil },
+		"other key": func([]byte) ([]byte, error) { return make([]byte, 32), nil },
+		"one bit":   func([]byte) ([]byte, error) { b := slices.Clone(tk); b[0] ^= 1; return b, nil },
+	} {
+		n.decrypt, n.entries, n.refused = decrypt, nil, nil
+		n.boot += time.Minute
+		w := n.roll(protector, cert)
+		wantRefusal(t, w, http.StatusBadRequest, kps.CodeInvalidProtector, "TransportKeySignature")
+		got := w.Body.String() + "\n" + n.entries[0].Outcome + n.entries[0].Detail
+		for k, v := range w.Header() {
+			got += k + strings.Join(v, ",")
+		}
+		got = sortedLetters(got)
+		if want == "" {
+			want = got
+		}
+		if got != want {
+			t.Errorf("%s differs from the others", name)
+		}
+	}
+}
+
+func sortedLetters(s string) string {
+	b := []byte(s)
+	slices.Sort(b)
+	return string(b)
+}
+
+func TestNoFlippedByteOfAProtectorGetsAnotherKey(t *testing.T) {
+	n := newNode(t)
+	protector, tk := n.protector()
+	cert := n.certificate()
+	for i := 3; i < len(protector); i += 29 {
+		bad := slices.Clone(protector)
+		bad[i] ^= 4
+		w := n.roll(bad, cert)
+		if w.Code != http.StatusOK {
+			continue
+		}
+		got, err := opened(t, bad, w)
+		if err != nil || !bytes.Equal(got.IngressKey, tk) {
+			t.Errorf("byte %d: accepted with another result: %v", i, err)
+		}
+	}
+}
+
+func TestTokenThatIsGoneIsNotTheProtectorsFault(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	cert := n.certificate()
+	n.token = func() error { return errToken }
+	w := n.roll(protector, cert)
+	wantRefusal(t, w, http.StatusServiceUnavailable, kps.CodeUnavailable, "HSM")
+	if strings.Contains(w.Body.String(), errToken.Error()) {
+		t.Error("the token's error left the node")
+	}
+	calls := 0
+	n.token = func() error { // decrypts, then fails to sign
+		if calls++; calls > 1 {
+			return errToken
+		}
+		return nil
+	}
+	wantRefusal(t, n.roll(protector, cert), http.StatusServiceUnavailable, kps.CodeUnavailable, "HSM")
+	for _, e := range n.entries {
+		if e.Kind == policy.AuditGrant {
+			t.Error("a roll that failed is audited as a grant")
+		}
+	}
+}
+
+func TestDisabledKeyIsNamed(t *testing.T) {
+	for _, role := range []policy.KeyRole{policy.RoleEncryption, policy.RoleSigning} {
+		n := newNode(t)
+		protector, _ := n.protector()
+		cert := n.certificate()
+		var ref policy.KeyRef
+		n.changeKey(role, func(k *policy.Key) { k.Enabled, ref = false, k.Ref })
+		wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeInvalidProtector, string(ref[:16]))
+	}
+}
+
+func TestOldKeyOpensAfterRotationUntilItIsDisabled(t *testing.T) {
+	n := newNode(t)
+	protector, tk := n.protector()
+	cert := n.certificate()
+	k := testKeys()
+	for role, i := range map[policy.KeyRole]int{policy.RoleSigning: spareSigning, policy.RoleEncryption: spareEncryption} {
+		n.changeKey(role, func(k *policy.Key) { k.Primary = false })
+		r := record(role, certify(t, "next "+string(role), k[i]))
+		n.change(func(s *policy.State) { s.Keys[r.Ref] = r })
+	}
+	got, err := opened(t, protector, n.roll(protector, cert))
+	if err != nil || !bytes.Equal(got.IngressKey, tk) {
+		t.Fatalf("old protector: %v", err)
+	}
+	if !kps.SameKey(n.guardian().EncryptionCertificate.PublicKey, k[spareEncryption].Public()) {
+		t.Error("metadata.xml does not name the new primary key")
+	}
+}
+
+func TestRenewedCertificateWithTheSameKeyServes(t *testing.T) {
+	n := newNode(t)
+	protector, tk := n.protector()
+	renewed := certify(t, "renewed", testKeys()[encryption])
+	n.changeKey(policy.RoleEncryption, func(k *policy.Key) { k.Certificate = renewed.Raw })
+	if got, err := opened(t, protector, n.roll(protector, n.certificate())); err != nil || !bytes.Equal(got.IngressKey, tk) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,275 @@
+package protect
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/health"
+	"guardhouse/appliance/kps"
+	"guardhouse/appliance/policy"
+)
+
+// Outcomes of a roll in the audit beside the reasons of package health. Never
+// rename one.
+const (
+	outcomeTooLarge    = "body-too-large"
+	outcomeBusy        = "busy"
+	outcomeIncomplete  = "body-incomplete"
+	outcomeMediaType   = "media-type"
+	outcomeRequest     = "request-malformed"
+	outcomeAlgorithm   = "algorithm-unsupported"
+	outcomeUnknownHost = "host-unknown"
+	outcomeRevoked     = "host-revoked"
+	outcomeHostDenied  = "host-issued-before-deny-date"
+	outcomeTooOften    = "host-too-often"
+	outcomeProtector   = "protector-refused"
+	outcomeNoWrapping  = "protector-not-for-us"
+	outcomeSecret      = "transport-key-refused"
+	outcomeAudit       = "audit-unavailable"
+)
+
+// roll answers RollTransportKey in the practical order of kps.md 9.1. Nothing
+// of the protector is looked at before the health certificate is accepted.
+func (q *request) roll() {
+	req, ok := q.readRequest()
+	if !ok {
+		return
+	}
+	host, ok := q.checkHost(req)
+	if !ok {
+		return
+	}
+	if err := req.CheckAlgorithms(); err != nil {
+		q.refuseError(outcomeAlgorithm, host.id, err)
+		return
+	}
+	p, err := kps.ParseProtector(req.IngressProtector)
+	if err == nil {
+		err = p.Verify()
+	}
+	if err != nil {
+		q.refuseError(outcomeProtector, host.id, err)
+		return
+	}
+	with, why, ok := q.keys.find(p)
+	if !ok {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why,
+			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable"})
+		return
+	}
+	q.unwrap(req, host, p, with)
+}
+
+// readRequest reads and parses the body; where it is not good it has answered.
+func (q *request) readRequest() (*kps.RollTransportKeyRequest, bool) {
+	if t := q.r.Header.Get("Content-Type"); t != "" && !strings.Contains(strings.ToLower(t), "xml") {
+		q.refuse(refusal{code: kps.CodeMediaType, outcome: outcomeMediaType, detail: "the body must be application/xml"})
+		return nil, false
+	}
+	body, err := q.body()
+	switch {
+	case errors.Is(err, errTooLarge):
+		q.refuse(refusal{code: kps.CodeTooLarge, outcome: outcomeTooLarge, detail: fmt.Sprintf("the body is larger than %d bytes", kps.MaxRequest)})
+		return nil, false
+	case errors.Is(err, errBusy):
+		q.unavailable(outcomeBusy, err.Error(), "look at what runs at the source address")
+		return nil, false
+	case err != nil:
+		q.refuse(refusal{code: kps.CodeInvalidRequest, outcome: outcomeIncomplete, detail: err.Error()})
+		return nil, false
+	}
+	defer q.budget.give(held(body)) // what was parsed is smaller
+	req, err := kps.ParseRequest(body)
+	if err != nil {
+		q.refuseError(outcomeRequest, "", err)
+		return nil, false
+	}
+	return req, true
+}
+
+// caller is the host for which the reply will be readable.
+type caller struct {
+	health.Verdict
+	id  string // subject of the health certificate, behind its signer where that is a foreign one
+	own bool   // one of our attestation signers issued it
+}
+
+// checkHost is step 1: the health certificate, then whether its host is still
+// welcome. The second question is asked only of our own certificates: a foreign
+// attestation signer names its hosts as it likes.
+func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
+	c := caller{Verdict: health.Check(req.HealthCertificate, health.Encryption, q.keys.signers, health.Between(q.d.Now()))}
+	switch {
+	case c.Reason == health.NoTrustedTime:
+		q.unavailable(outcomeNoTime, "the node does not know the time", c.Reason.Remedy())
+		return c, false
+	case !c.OK():
+		q.refuse(refusal{code: kps.CodeHealthCertificate, outcome: string(c.Reason), detail: "the health certificate is refused (" + string(c.Reason) + ")",
+			remedy: c.Reason.Remedy(), private: c.Detail})
+		return c, false
+	}
+	if _, err := kps.CheckRSA(c.Key); err != nil {
+		q.refuse(refusal{code: kps.CodeHealthCertificate, outcome: string(health.WeakKey), detail: err.Error(), remedy: health.WeakKey.Remedy()})
+		return c, false
+	}
+	c.id = c.HostID
+	if c.id == "" {
+		c.id = "certificate " + c.Certificate.SerialNumber.Text(16)
+	}
+	c.own = q.keys.own[string(c.Signer.Raw)]
+	if !c.own { // it may name one of our hosts: neither the audit nor the rate of that host may take it for them
+		c.id = "foreign " + thumbprint(c.Signer)[:16] + " " + c.id
+	}
+	if c.own && !q.welcome(c, q.snap.State) {
+		return c, false
+	}
+	if !q.rolls.allow(q.source()+" "+c.id, q.d.RollsPerMinute, q.d.BootTime()) {
+		q.refuse(refusal{code: kps.CodeUnavailable, outcome: outcomeTooOften, detail: "this host asks too often, or somebody repeats its requests",
+			remedy: "see what runs at the source address"})
+		return c, false
+	}
+	return c, true
+}
+
+// welcome is the deny of single hosts. It answers where the host is not.
+func (q *request) welcome(c caller, s policy.State) bool {
+	host, registered := s.Hosts[c.id]
+	why := refusal{code: kps.CodeHealthCertificate}
+	switch {
+	case c.HostID == "" || !registered:
+		why.outcome, why.detail, why.remedy = outcomeUnknownHost, "no host is registered under the id of the health certificate", "host add, then the host must attest again"
+	case host.Revoked:
+		why.outcome, why.detail, why.remedy = outcomeRevoked, "the host is revoked", "host restore, if it may work again; then it must attest again"
+		why.host = host.ID
+	case host.DenyIssuedBefore != 0 && c.Certificate.NotBefore.Before(time.Unix(host.DenyIssuedBefore, 0)):
+		why.outcome, why.detail, why.remedy = outcomeHostDenied, "the health certificate is older than an administrator allows for this host", "the host must attest again"
+		why.host = host.ID
+	default:
+		return true
+	}
+	q.refuse(why)
+	return false
+}
+
+// unwrap is what needs the token: steps 5 to 8, then the audit, then the reply.
+func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.Protector, with opener) {
+	ctx, cancel := context.WithTimeout(q.r.Context(), tokenTimeout)
+	defer cancel()
+	key, err := q.d.Decrypter(with.encryption.Key)
+	if err != nil {
+		q.tokenFailed(err)
+		return
+	}
+	ingress, err := p.OpenTransportKey(ctx, with.wrapping, key, q.d.Random)
+	if err != nil {
+		q.rollFailed(outcomeSecret, host, err)
+		return
+	}
+	defer ingress.Wipe()
+	signer, err := q.d.Signer(with.signing.Key)
+	if err != nil {
+		q.tokenFailed(err)
+		return
+	}
+	next, egress, err := p.NextVersion(kps.Egress{Ingress: ingress, Guardian: with.wrapping, Signer: signer, Random: q.d.Random})
+	if err != nil {
+		q.rollFailed(outcomeProtector, host, err)
+		return
+	}
+	defer egress.Wipe()
+	resp, err := req.SealReply(kps.Reply{Version: q.route.Version, Ingress: ingress, Egress: egress, Protector: next, HostKey: host.Key, Random: q.d.Random})
+	if err != nil {
+		q.rollFailed(outcomeAlgorithm, host, err)
+		return
+	}
+	if !q.stillGood(req, with) {
+		return
+	}
+	if !q.record(host, p, next, with) {
+		return
+	}
+	q.reply(http.StatusOK, resp.Marshal())
+}
+
+// stillGood asks again with the newest records, because the HSM may have taken seconds: is the host still welcome, do its certificate and
+// the keys still count? Where not, it has answered.
+func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool {
+	snap := q.d.Snapshot()
+	if snap.Index == q.snap.Index {
+		return true
+	}
+	q.snap, q.keys = snap, q.Service.keys.of(snap)
+	host, ok := q.checkHost(req)
+	if !ok {
+		return false
+	}
+	if !q.keys.byRef[with.encryption.Ref].Enabled || !q.keys.byRef[with.signing.Ref].Enabled {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: "the key of this service's wrapping was disabled meanwhile",
+			remedy: "key enable, if it may be used again"})
+		return false
+	}
+	return true
+}
+
+// rollFailed tells a protector that is at fault from a token that is.
+func (q *request) rollFailed(outcome string, host caller, err error) {
+	var r *kps.Refusal
+	if errors.As(err, &r) {
+		q.refuseError(outcome, host.id, err)
+		return
+	}
+	q.tokenFailed(err)
+}
+
+func (q *request) tokenFailed(err error) {
+	q.d.Log("key protection: no transport key returned: %v", err)
+	q.unavailable(outcomeToken, "the HSM does not answer at the moment", "see hsm status")
+}
+
+// record makes the grant durable; without that nothing leaves.
+func (q *request) record(host caller, in, out *kps.Protector, with opener) bool {
+	ctx, cancel := q.context(auditTimeout)
+	defer cancel()
+	owner := thumbprint(in.Owner().SigningCertificate)
+	e := q.entry(policy.AuditGrant, host.id, "ok")
+	e.Detail = "transport key returned, readable only with the key of the host's health certificate"
+	e.Facts = map[string]string{
+		"protector": hexSum(in.Bytes()), "egress": hexSum(out.Bytes()), "owner": owner, "wrapping": decimal(with.wrapping.ID),
+		"encryptionKey": string(with.encryption.Ref), "signingKey": string(with.signing.Ref),
+		"certificate": host.Certificate.SerialNumber.Text(16), "attestationSigner": thumbprint(host.Signer), "payload": decimal(uint32(q.route.Version)),
+	}
+	if known, ok := q.snap.State.Hosts[host.id]; ok && host.own {
+		e.Facts["host"] = known.Name
+	}
+	if _, err := q.d.Audit(ctx, e); err != nil {
+		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", host.id, err)
+		q.unavailable(outcomeAudit, "the audit can't be written, so no key is given out", "see audit verify; free the audit's disk with audit export and audit trim")
+		return false
+	}
+	q.d.Observe(ctx, []policy.Observation{{Kind: policy.ObservedProtector, Subject: owner, First: e.At, Last: e.At, Count: 1,
+		Facts: map[string]string{"encryptionKey": string(with.encryption.Ref), "host": host.id, "protector": hexSum(out.Bytes())}}})
+	return true
+}
+
+// note tells the ledger of a failure without answering.
+func (q *request) note(outcome, detail, remedy string) {
+	ctx, cancel := q.context(noteTimeout)
+	defer cancel()
+	if err := q.d.Refuse(ctx, policy.Refusal{Source: q.source(), Action: q.action, Outcome: outcome, Detail: detail, Remedy: remedy}); err != nil {
+		q.d.Log("key protection: %s not noted: %v", outcome, err)
+	}
+}
+
+func hexSum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func decimal(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

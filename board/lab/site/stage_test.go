@@ -1,0 +1,216 @@
+//go:build qemu
+
+package site
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// stage is a site with a tool for the hosts around it. Its tests are steps of one story: a boot under TCG costs 15 s.
+type stage struct {
+	*Site
+	hostsim string
+	people  string // folder of the hosts' and tenants' keys
+}
+
+// openStage builds the image of the variant and opens a fresh site of this name. Nothing runs but what is around the node.
+func openStage(t *testing.T, name, hsm string) *stage {
+	t.Helper()
+	build := buildDir(t)
+	img, err := BuildImage(t.Context(), build, hsm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), Options{Build: build, Name: name, HSM: hsm, Fresh: true, Logf: t.Logf}, img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	st := &stage{Site: s, hostsim: filepath.Join(build, "bin", "hostsim"), people: filepath.Join(s.Lab.Dir, "people")}
+	compile(t, st.hostsim, "guardhouse/cmd/hostsim")
+	return st
+}
+
+// compile builds a program of the project.
+func compile(t *testing.T, file, pkg string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", file, pkg).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", pkg, err, out)
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually repeats do until it works; for what becomes ready by itself.
+func eventually(t *testing.T, limit time.Duration, do func(context.Context) error) {
+	t.Helper()
+	ctx := within(t, limit)
+	start := time.Now()
+	for {
+		err := do(ctx)
+		if err == nil {
+			if took := time.Since(start); took > 5*time.Second {
+				t.Logf("took %v", took.Round(100*time.Millisecond))
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("not within %v: %v", limit, err)
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+}
+
+// ready waits until a person could type. It wants the node set up, or blank.
+func (s *stage) ready(t *testing.T, setUp bool) {
+	t.Helper()
+	got, err := s.WaitReady(within(t, 90*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != setUp {
+		t.Fatalf("set up: %v, want %v; log: %s", got, setUp, s.Node.Serial.LogPath())
+	}
+	t.Logf("a person could type %.1f s after power-on", time.Since(s.Node.Started).Seconds())
+}
+
+// typed types a line on the serial line and waits for want.
+func (s *stage) typed(t *testing.T, text, want string) []string {
+	t.Helper()
+	if err := s.Node.Serial.Send(text); err != nil {
+		t.Fatal(err)
+	}
+	return s.expect(t, want)
+}
+
+func (s *stage) expect(t *testing.T, want string) []string {
+	t.Helper()
+	m, err := s.Node.Serial.Expect(within(t, 40*time.Second), regexp.MustCompile(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// answered types a verb at the prompt and gives its text, in single blanks.
+func (s *stage) answered(t *testing.T, text string) string {
+	t.Helper()
+	return squeeze(s.typed(t, text, `(?s)`+regexp.QuoteMeta(text)+`\r\n(.*?)guardhouse> `)[1])
+}
+
+func squeeze(text string) string { return strings.Join(strings.Fields(text), " ") }
+
+// verb is Verb that must work.
+func (s *stage) verb(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := s.Verb(within(t, 60*time.Second), nil, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// status is what `status --json` says, as far as the tests look.
+type status struct {
+	OK       bool
+	SetUp    bool
+	Problems []problem
+	HSM      struct{ State string }
+	Init     struct {
+		Boot     string
+		Services []struct {
+			Name     string
+			Restarts int
+			RSS      int64
+		}
+	}
+}
+
+type problem struct{ Kind, What, Remedy string }
+
+func (s *stage) status(ctx context.Context) (st status, err error) {
+	err = s.JSON(ctx, nil, &st, "status")
+	return st, err
+}
+
+// wellNow waits until nothing is wrong with the node.
+func (s *stage) wellNow(t *testing.T) status {
+	t.Helper()
+	var st status
+	eventually(t, 40*time.Second, func(ctx context.Context) (err error) {
+		if st, err = s.status(ctx); err == nil && len(st.Problems) > 0 {
+			err = fmt.Errorf("problems: %+v", st.Problems)
+		}
+		return err
+	})
+	return st
+}
+
+// sim runs hostsim and gives what it printed as JSON; err is why it said no.
+func (s *stage) sim(ctx context.Context, args ...string) (map[string]any, error) {
+	cmd := exec.CommandContext(ctx, s.hostsim, append(args, "--json")...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	runErr := cmd.Run()
+	var facts map[string]any
+	if err := json.Unmarshal(out.Bytes(), &facts); err != nil {
+		return nil, fmt.Errorf("hostsim %s: %v: %s", strings.Join(args, " "), runErr, errOut.String())
+	}
+	if text, _ := facts["error"].(string); text != "" {
+		return facts, errors.New(text)
+	}
+	return facts, runErr
+}
+
+func (s *stage) mustSim(t *testing.T, args ...string) map[string]any {
+	t.Helper()
+	facts, err := s.sim(within(t, 60*time.Second), args...)
+	if err != nil {
+		t.Fatalf("hostsim %s: %v", strings.Join(args, " "), err)
+	}
+	return facts
+}
+
+func (s *stage) folder(who string) string { return filepath.Join(s.people, who) }
+
+// guest registers a host, lets it attest, and has a tenant make a key protector for this service.
+func (s *stage) guest(t *testing.T) {
+	t.Helper()
+	s.mustSim(t, "host-key", "new", "--dir", s.folder("host"), "--name", "host")
+	cer, err := os.ReadFile(filepath.Join(s.folder("host"), "host.cer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Verb(within(t, 30*time.Second), cer, "host", "add", "host"); err != nil {
+		t.Fatal(err)
+	}
+	s.mustSim(t, "host-key", "attest", "--dir", s.folder("host"), "--url", s.URL("/Attestation"))
+	s.mustSim(t, "guardian", "new", "--dir", s.folder("tenant"), "--name", "tenant")
+	s.mustSim(t, "protector", "new", "--dir", s.folder("tenant"), "--metadata", s.URL("/KeyProtection"), "--out", s.protector())
+}
+
+func (s *stage) protector() string { return filepath.Join(s.people, "protector.xml") }
+
+// roll sends the tenant's key protector as the host.
+func (s *stage) roll(ctx context.Context) error {
+	_, err := s.sim(ctx, "protector", "roll", "--dir", s.folder("host"), "--url", s.URL("/KeyProtection"), "--in", s.protector())
+	return err
+}
