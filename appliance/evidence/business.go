@@ -17,6 +17,8 @@ var business = map[EventType]int{
 	EventSeparator:     inPlatform | inBoot | inVendor | inSecure | inSystem | inAccess | inWindows,
 	EventVariable:      inPlatform | inBoot | inSecure,
 	EventVariableAuthz: inSecure,
+	EventDevicePolicy:  inSecure,
+	EventDeviceAuthz:   inSecure,
 	EventEFIAction:     inPlatform | inBoot | inVendor | inSecure | inSystem,
 	EventCompactHash:   inPlatform | inBoot | inVendor | inSystem | inAccess,
 	EventTag:           inPlatform | inBoot | inVendor | inSystem | inWindows,

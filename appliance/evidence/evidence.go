@@ -9,8 +9,7 @@
 // Limits: bytes in, values out; no files, sockets, clocks. Nothing here decides: whether a fact is good enough is package appraise's
 // affair. All inputs are bounded (see the Max constants). All functions are safe for concurrent use; the values they return alias their
 // input where a doc comment says so. Logs of other systems than Windows replay, but do not prove: their events in PCR 11 to 14 are
-// refused. PCR 16 to 23 (debug, DRTM, application) give no facts and need not replay. Security Protocol and Data Model events in PCR 7
-// (PFP 1.06) are refused.
+// refused. PCR 16 to 23 (debug, DRTM, application) give no facts and need not replay.
 //
 // Sources: TCG PC Client Platform Firmware Profile ("PFP"), the Windows SDK header wbcl.h, hgsa.md section 9.3.
 package evidence

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -17,7 +18,26 @@ type Facts struct {
 	IDK         []byte      `json:"idk,omitempty"`  // VSM identity key for encryption: payload of hgsa.md 9.3, checked
 	IDKS        []byte      `json:"idks,omitempty"` // the same for signing
 	Policies    []SIPolicy  `json:"policies,omitempty"`
-	DumpKey     []byte      `json:"dumpKey,omitempty"` // digest of the key that crash dumps are encrypted to
+	DumpKey     Hex         `json:"dumpKey,omitempty"` // SHA-256 of the key that crash dumps are encrypted to
+	// Foreign lists the PCRs of 8 to 10 and 15 with events: another boot loader than Windows' ran. Such a one can measure whatever it
+	// likes into PCR 11 to 14 before Windows does, so the other facts are worth as much as the authorities that let it run.
+	Foreign []int `json:"foreign,omitempty"`
+}
+
+// Hex is a byte string that is hexadecimal in JSON, for people to compare.
+type Hex []byte
+
+// MarshalText writes lower-case hexadecimal.
+func (h Hex) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h), nil }
+
+// UnmarshalText reads hexadecimal.
+func (h *Hex) UnmarshalText(b []byte) error {
+	d, err := hex.AppendDecode(nil, b)
+	if err != nil {
+		return fmt.Errorf("hexadecimal: %w", err)
+	}
+	*h = d
+	return nil
 }
 
 // Variable is a UEFI variable measured into PCR 7.
@@ -25,15 +45,16 @@ type Variable struct {
 	Name   string `json:"name"`
 	GUID   string `json:"guid"`
 	Size   int    `json:"size"`
-	SHA256 []byte `json:"sha256"` // of its contents, whatever the bank
+	SHA256 Hex    `json:"sha256"` // of its contents, whatever the bank
 	Event  int    `json:"event"`
 }
 
-// Authority is the entry of a signature database (or, from a shim, a variable) by which an image was allowed to run.
+// Authority is the entry of a signature database (or, from a shim, a variable) by which an image was allowed to run. Whoever has the
+// running system can add authorities to the end of the list, never remove one: compare the whole list.
 type Authority struct {
 	Variable string `json:"variable"` // db, MokList, Shim, ...
 	GUID     string `json:"guid"`
-	SHA256   []byte `json:"sha256"` // of the measured entry: owner and certificate; compare this
+	SHA256   Hex    `json:"sha256"` // of the measured entry: owner and certificate; compare this
 	Event    int    `json:"event"`
 }
 
@@ -42,7 +63,7 @@ type SIPolicy struct {
 	Name    string `json:"name"`
 	Version string `json:"version"` // a.b.c.d
 	Hash    Bank   `json:"hash"`
-	Digest  []byte `json:"digest"` // of the policy without its signature
+	Digest  Hex    `json:"digest"` // of the policy without its signature
 	PCR     int    `json:"pcr"`
 	Event   int    `json:"event"`
 }

@@ -24,6 +24,13 @@ func FuzzParseLog(f *testing.F) {
 			}
 		}
 		_, _ = ParseBaseline(raw)
+		if l, failure := ParseLog(raw); failure == nil {
+			for i := range l.Events {
+				if len(l.Describe(i)) > 4096 {
+					t.Fatal("a long description")
+				}
+			}
+		}
 	})
 }
 

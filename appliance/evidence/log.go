@@ -23,6 +23,8 @@ const (
 	EventGPT           EventType = 0x80000006
 	EventEFIAction     EventType = 0x80000007
 	EventVariableAuthz EventType = 0x800000e0 // EV_EFI_VARIABLE_AUTHORITY
+	EventDevicePolicy  EventType = 0x800000e3 // EV_EFI_SPDM_DEVICE_POLICY
+	EventDeviceAuthz   EventType = 0x800000e4 // EV_EFI_SPDM_DEVICE_AUTHORITY
 )
 
 // Event is one entry of a log. Its slices are parts of the log.

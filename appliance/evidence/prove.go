@@ -3,6 +3,7 @@ package evidence
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 )
 
 // Prove checks a boot log against the PCR values of a bank, which must come from an authenticated reading, and gives the facts it proves.
@@ -95,12 +96,9 @@ func (p *prover) fail(kind Kind, format string, args ...any) *Failure {
 }
 
 func (p *prover) quirk(q Quirk) {
-	for _, have := range p.facts.Quirks {
-		if have == q {
-			return
-		}
+	if !slices.Contains(p.facts.Quirks, q) {
+		p.facts.Quirks = append(p.facts.Quirks, q)
 	}
-	p.facts.Quirks = append(p.facts.Quirks, q)
 }
 
 // event looks into the PCRs that give facts; in the others only a firmware error counts.
@@ -113,7 +111,13 @@ func (p *prover) event(e *Event, digest []byte) *Failure {
 		}
 		return nil
 	}
-	if p.pcr != 7 && (p.pcr < 11 || p.pcr > 14) {
+	if p.pcr >= 8 && p.pcr <= 10 || p.pcr == 15 {
+		if !slices.Contains(p.facts.Foreign, p.pcr) {
+			p.facts.Foreign = append(p.facts.Foreign, p.pcr)
+		}
+		return nil
+	}
+	if p.pcr > 15 {
 		return nil
 	}
 	if !p.covers(digest, e.Data) {

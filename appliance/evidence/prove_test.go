@@ -3,6 +3,7 @@ package evidence
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand"
 	"slices"
 	"testing"
@@ -303,25 +304,84 @@ func TestFirmwareQuirks(t *testing.T) {
 	})
 }
 
-// TestReplaysOtherSystems: logs that are no Windows boot parse and replay to the values their TPMs had.
+// TestReplaysOtherSystems: logs that are no Windows boot replay too. None has a Windows fact.
 func TestReplaysOtherSystems(t *testing.T) {
 	for _, c := range []struct {
-		file string
-		bank Bank
-		pcr0 string
+		file    string
+		bank    Bank
+		failure Kind
+		foreign []int
+		secure  uint64
 	}{
-		{"crypto_agile_eventlog", SHA256, ""}, {"ebs_event_missing_eventlog", SHA1, ""}, {"sb_cert_eventlog", SHA1, ""},
-		{"short_no_action_eventlog", SHA1, "0000000000000000000000000000000000000003"}, {"glinux-alex.bin", SHA1, ""}, {"debian-10.bin", SHA1, ""},
+		{"crypto_agile_eventlog", SHA256, "", nil, 0},
+		{"ebs_event_missing_eventlog", SHA1, "", nil, 0},
+		{"sb_cert_eventlog", SHA256, "", nil, 1},
+		{"short_no_action_eventlog", SHA1, KindVariables, nil, 0},
+		{"glinux-alex.bin", SHA256, "", nil, 0},
+		{"debian-10.bin", SHA1, "", nil, 1},
 	} {
 		pcrs, f := Replay(read(t, c.file), c.bank)
 		if f != nil {
 			t.Errorf("%s: %v", c.file, f)
 			continue
 		}
-		if c.pcr0 != "" && hexOf(pcrs[0]) != c.pcr0 {
-			t.Errorf("%s: PCR 0 is %x", c.file, pcrs[0])
+		facts, f := Prove(read(t, c.file), pcrs, c.bank)
+		if c.failure != "" {
+			if f == nil || f.Kind != c.failure {
+				t.Errorf("%s: %v", c.file, f)
+			}
+			continue
 		}
-		facts, f := ParseBaseline(read(t, c.file))
-		t.Logf("%s: facts %v, failure %v", c.file, facts != nil, f)
+		if f != nil {
+			t.Errorf("%s: %v", c.file, f)
+			continue
+		}
+		if !slices.Equal(facts.Foreign, c.foreign) || !facts.Settings[SecureBoot].Only(c.secure) || facts.Settings[VSMLaunch].Measured() || facts.IDK != nil {
+			t.Errorf("%s: %s", c.file, asJSON(t, facts))
+		}
 	}
+	if pcrs, _ := Replay(read(t, "short_no_action_eventlog"), SHA1); hexOf(pcrs[0]) != "0000000000000000000000000000000000000003" {
+		t.Errorf("started at locality 3, PCR 0 is %x", pcrs[0])
+	}
+}
+
+func TestNamesAnotherBootLoader(t *testing.T) {
+	b := goodBoot(SHA256)
+	b.Event(9, EventIPL, []byte("grub.cfg"))
+	b.Event(8, EventIPL, []byte("linux"))
+	if f := mustProve(t, b.Log(), b.PCRs(SHA256), SHA256); !slices.Equal(f.Foreign, []int{9, 8}) {
+		t.Errorf("foreign PCRs %v", f.Foreign)
+	}
+}
+
+func TestDevicePolicyIsToldFromSecureBoot(t *testing.T) {
+	make := func(policy, authority EventType, name string) *Failure {
+		b := &boot{NewWriter(SHA256)}
+		b.Event(7, policy, UEFIVariable(name, []byte("devices")))
+		b.firmware()
+		b.Event(7, authority, UEFIVariable(name, []byte("a device")))
+		_, f := Prove(b.Log(), b.PCRs(SHA256), SHA256)
+		return f
+	}
+	if f := make(EventDevicePolicy, EventDeviceAuthz, "devdb"); f != nil {
+		t.Error(f)
+	}
+	for _, f := range []*Failure{make(EventVariable, EventDeviceAuthz, "devdb"), make(EventDevicePolicy, EventVariableAuthz, "devdb"), make(EventDevicePolicy, EventDeviceAuthz, "MokList")} {
+		if f == nil || f.Kind != KindType {
+			t.Errorf("relabelled: %v", f)
+		}
+	}
+}
+
+func TestDescribesEvents(t *testing.T) {
+	raw, _ := laptop(t)
+	l, f := ParseLog(raw)
+	if f != nil {
+		t.Fatal(f)
+	}
+	var b bytes.Buffer
+	for i := range l.Events {
+		fmt.Fprintf(&b, "%d %s\n", i, l.Describe(i))
+	}
+	golden(t, "option_rom.events.txt", b.Bytes())
 }

@@ -18,6 +18,9 @@ var required = [...]struct{ name, guid string }{
 	{"SecureBoot", efiGlobal}, {"PK", efiGlobal}, {"KEK", efiGlobal}, {"db", imageSecurity}, {"dbx", imageSecurity},
 }
 
+// deviceVariable holds the certificates that devices are checked with; it has event types of its own (PFP 1.06, SPDM).
+const deviceVariable = "devdb"
+
 // Texts that firmware measures into PCR 7 (PFP 3.3.4.8).
 const (
 	textDebug = "UEFI Debug Mode"
@@ -48,10 +51,14 @@ func (p *prover) secureBoot(e *Event) *Failure {
 	if !ok || rest > 0 && !p.shim {
 		return p.fail(KindContent, "not a UEFI variable")
 	}
-	if e.Type == EventVariable {
+	device := e.Type == EventDevicePolicy || e.Type == EventDeviceAuthz
+	if device != (name == deviceVariable) {
+		return p.fail(KindType, "%q measured by an event of type 0x%08x", name, uint32(e.Type))
+	}
+	if e.Type == EventVariable || e.Type == EventDevicePolicy {
 		return p.variable(name, guid, data)
 	}
-	if !p.capped[7] && (name != "db" || guid != imageSecurity) {
+	if !p.capped[7] && !device && (name != "db" || guid != imageSecurity) {
 		return p.fail(KindType, "authority %q before the separator", name)
 	}
 	if len(p.facts.Authorities) == 64 {

@@ -105,7 +105,7 @@ func (p *prover) tagged1(id uint32, payload []byte, level int) *Failure {
 	case sipaIDKS:
 		return p.once(id, &p.facts.IDKS, payload, identityKey(payload))
 	case sipaDumpKey:
-		return p.once(id, &p.facts.DumpKey, payload, len(payload) == 32)
+		return p.once(id, (*[]byte)(&p.facts.DumpKey), payload, len(payload) == 32)
 	}
 	v, ok := number(payload)
 	if !ok {
