@@ -200,10 +200,7 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 	if !ValidName(b.Name) {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a valid host name", b.Name), "use letters, digits, dots, dashes; at most 64"}
 	}
-	if b.Class == "" {
-		b.Class = "default"
-	}
-	if !ValidName(b.Class) || !validText(b.Note, MaxNote) {
+	if b.Class != "" && !ValidName(b.Class) || !validText(b.Note, MaxNote) {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("the host class is not a valid name, or the note is no printable text of at most %d bytes", MaxNote), ""}
 	}
 	pub, err := x509.ParsePKIXPublicKey(b.HostKey)
@@ -222,31 +219,57 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 	if h, ok := s.Hosts[id]; ok {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("this host key is registered as %q", h.Name), "nothing to do, or remove that host first"}
 	}
-	if _, ok := s.HostByName(b.Name); ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %.64q is registered with another key", b.Name), "remove it first, or choose another name"}
+	return registerHost(s, c, Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note})
+}
+
+// registerHost records a host whose fields were checked. A machine that is known in the other mode lends it its class.
+func registerHost(s *State, c Command, h Host) (Result, error) {
+	h.Added = c.At
+	for _, other := range s.HostsByName(h.Name) {
+		switch {
+		case other.Mode() == h.Mode():
+			return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %.64q is registered with another key", h.Name), "remove it first, or choose another name"}
+		case other.Revoked:
+			return Result{}, &Refused{c.Kind, fmt.Sprintf("host %.64q is revoked", h.Name), "restore it first, or choose another name if it is another machine"}
+		case h.Class == "":
+			h.Class = other.Class
+		case h.Class != other.Class:
+			return Result{}, &Refused{c.Kind, fmt.Sprintf("host %.64q belongs to the host class %s", h.Name, other.Class), "name that class, or none"}
+		}
+	}
+	if h.Class == "" {
+		h.Class = "default"
 	}
 	if len(s.Hosts) >= MaxHosts {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
 	}
-	h := Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note, Added: c.At}
+	total := h.room()
+	for _, other := range s.Hosts {
+		total += other.room()
+	}
+	if total > maxHostBytes {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, and their keys and certificates fill the room for them", len(s.Hosts)), "remove hosts that are gone"}
+	}
 	if c.At.Earliest > 0 {
 		// The same key may have been registered before, revoked and removed: what it got then stays refused. Unlike in a restore the earliest
 		// moment counts, less a second for a clock whose bound grows, so that a host may attest right after it was added.
 		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1-int64(HealthBackdate.Seconds()))
 	}
-	s.Hosts[id] = h
-	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
+	s.Hosts[h.ID] = h
+	return Result{Message: "host " + h.Name + " registered", Subject: h.ID}, nil
 }
 
-// changeHost finds a host by name and replaces it by what edit returns.
+// changeHost finds a machine by name and replaces each of its records by what edit returns; it gives the one for its host key, if any.
 func changeHost(s *State, c Command, name string, edit func(Host) Host) (Host, error) {
-	h, ok := s.HostByName(name)
-	if !ok {
+	hosts := s.HostsByName(name)
+	if len(hosts) == 0 {
 		return Host{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", name), "see host list"}
 	}
-	h = edit(h)
-	s.Hosts[h.ID] = h
-	return h, nil
+	for i := range hosts {
+		hosts[i] = edit(hosts[i])
+		s.Hosts[hosts[i].ID] = hosts[i]
+	}
+	return hosts[0], nil
 }
 
 func applyHostRevoke(s *State, c Command) (Result, error) {
@@ -295,11 +318,14 @@ func applyHostRemove(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	h, ok := s.HostByName(b.Name)
-	if !ok {
+	hosts := s.HostsByName(b.Name)
+	if len(hosts) == 0 {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", b.Name), "see host list"}
 	}
-	delete(s.Hosts, h.ID)
+	for _, h := range hosts {
+		delete(s.Hosts, h.ID)
+	}
+	h := hosts[0]
 	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
 }
 
