@@ -48,7 +48,7 @@ func (l *Log) Describe(event int) string {
 	case EventTag:
 		var parts []string
 		if others := describeTagged(e.Data, 0, &parts); others > 0 {
-			parts = append(parts, fmt.Sprintf("%d others", others))
+			parts = append(parts, fmt.Sprintf("%d more", others))
 		}
 		return s + ": " + strings.Join(parts, ", ")
 	}

@@ -59,7 +59,7 @@ type Turn struct {
 }
 
 // Reading is what an authentic TPM said, and what the host sent along: Device and Log are not authentic by themselves. [Prove] checks the
-// log against PCRs.
+// log against PCRs. Log aliases the answer.
 type Reading struct {
 	Bank    Bank
 	PCRs    PCRs
