@@ -21,6 +21,8 @@ var observedLimits = map[policy.ObservationKind]int{
 	policy.ObservedHost:      policy.MaxHosts,
 	policy.ObservedPending:   1000,
 	policy.ObservedProtector: 50000,
+	policy.ObservedGood:      policy.MaxHosts,
+	policy.ObservedFindings:  4096, // each may have 32 KiB
 }
 
 // Bounds of one observation, in bytes; a base64 public key of 8192 bits fits a fact.
