@@ -91,6 +91,8 @@ type Service struct {
 
 	strangers          counter // unknown TPMs noted, by source
 	answered, finished nonces  // contexts of TPM conversations
+	trust              trustCache
+	good               goodBoots
 }
 
 // New makes the service. It starts nothing.

@@ -268,9 +268,10 @@ type order struct {
 	// begun is when the evidence was asked for: the certificates' life counts
 	// from then. Zero = now.
 	begun time.Time
-	// facts go into the audit entry and, with the verdict, into the host's
-	// observation under the same names where seen says so.
-	facts, seen map[string]string
+	// facts go into the audit entry.
+	facts map[string]string
+	// granted, if not nil, is called when the audit entry is durable.
+	granted func()
 }
 
 // wanted is one certificate.
@@ -331,9 +332,10 @@ func (q *request) grant(host policy.Host, o order) {
 		q.reply(http.StatusServiceUnavailable, hgsa.UnavailableError())
 		return
 	}
-	seen := map[string]string{"verdict": "ok"}
-	maps.Copy(seen, o.seen)
-	q.observeFacts(policy.ObservedHost, host.ID, seen)
+	q.verdict(host, "ok")
+	if o.granted != nil {
+		o.granted()
+	}
 	q.reply(http.StatusOK, reply)
 }
 

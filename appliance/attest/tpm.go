@@ -22,20 +22,18 @@ import (
 // (evidence.SessionLifetime) and leads at most to certificates for the same
 // keys, whose end is counted from the beginning of the first conversation.
 
-// Outcomes of TPM attestation in the audit. Never rename one.
+// Outcomes of TPM attestation in the audit, beside the kinds of findings
+// (appraise.Kind). Never rename one.
 const (
-	outcomeEK          = "endorsement-key-unreadable"
-	outcomeUnknownTPM  = "tpm-unknown"
-	outcomeNoKeys      = "no-context-keys"
-	outcomeContext     = "tpm-context"
-	outcomeExpired     = "tpm-context-expired"
-	outcomeReplayed    = "tpm-context-replayed"
-	outcomeTPM         = "tpm-failed"
-	outcomeOtherEK     = "tpm-other-key"
-	outcomeForged      = "tpm-forged"
-	outcomeLog         = "boot-log"
-	outcomePolicy      = "policy"
-	outcomeVSMKeyInLog = "vsm-key-missing"
+	outcomeEK         = "endorsement-key-unreadable"
+	outcomeUnknownTPM = "tpm-unknown"
+	outcomeNoKeys     = "no-context-keys"
+	outcomeContext    = "tpm-context"
+	outcomeExpired    = "tpm-context-expired"
+	outcomeReplayed   = "tpm-context-replayed"
+	outcomeTPM        = "tpm-failed"
+	outcomeOtherEK    = "tpm-other-key"
+	outcomeForged     = "tpm-forged"
 )
 
 // pendingPerMinute bounds the unknown TPMs that one source may put before the
@@ -117,7 +115,7 @@ func (q *request) next(d *evidence.Dialogue, who evidence.Host, host policy.Host
 		q.reply(http.StatusOK, &hgsa.TpmReplyContinue{RtpmActiveContext: turn.Context})
 		return
 	}
-	q.appraise(host, c, turn.Reading)
+	q.appraise(host, who.EK, c, turn.Reading)
 }
 
 // dialogueFailed answers for a conversation that did not work: RtpmErrorReply,
