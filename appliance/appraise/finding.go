@@ -75,7 +75,11 @@ func about(kind Kind, what, remedy, accept string) Finding {
 
 // of is a finding on a policy.
 func of(b *policy.Builtin, kind Kind, what, remedy string) Finding {
-	return Finding{Kind: kind, Policy: b.Name, GUID: b.GUID, SubStatus: b.SubStatus, EventID: b.Events[0], PCR: -1, Event: -1, What: what, Remedy: remedy}
+	f := Finding{Kind: kind, Policy: b.Name, GUID: b.GUID, SubStatus: b.SubStatus, PCR: -1, Event: -1, What: what, Remedy: remedy}
+	if len(b.Events) > 0 {
+		f.EventID = b.Events[0]
+	}
+	return f
 }
 
 func untrustedFinding(err error) Finding {

@@ -61,7 +61,7 @@ func (j *judge) baselines(b *policy.Builtin) {
 		f.What = fmt.Sprintf("no baseline of policy version %s is registered, and without one every host fails", j.v.Version)
 		f.Remedy = "capture one on a host that you trust (Get-HgsAttestationBaselinePolicy) and register it"
 	default:
-		f.What = fmt.Sprintf("Secure Boot is set up otherwise than in each of the %d baselines of version %s; %s is nearest", candidates, j.v.Version, best.Name)
+		f.What = fmt.Sprintf("Secure Boot is set up otherwise than in every baseline of version %s (%d); %s is nearest", j.v.Version, candidates, best.Name)
 		var diff []string
 		f.Event, diff, f.Expected = j.compare(best)
 		f.Measured = strings.Join(diff, "; ")
@@ -79,6 +79,7 @@ func (j *judge) foreign(b *policy.Builtin) bool {
 	f.PCR = j.in.Facts.Foreign[0]
 	f.Measured = fmt.Sprintf("events in the PCRs %v", j.in.Facts.Foreign)
 	f.Expected = []string{"no event in PCR 8 to 10 and 15 but firmware's own"}
+	f.Changed = j.changedBoot()
 	j.add(f)
 	return true
 }
@@ -133,7 +134,9 @@ func (j *judge) compare(base *policy.Baseline) (event int, diff, expected []stri
 			event = at
 		}
 		diff = append(diff, measured)
-		expected = append(expected, base.Name+": "+want)
+		if want = base.Name + ": " + want; !slices.Contains(expected, want) {
+			expected = append(expected, want)
+		}
 	}
 	facts := j.in.Facts
 	seen := map[string]bool{}
@@ -147,12 +150,12 @@ func (j *judge) compare(base *policy.Baseline) (event int, diff, expected []stri
 		if m == nil {
 			note(v.Event, fmt.Sprintf("variable %s (%d bytes, %s) is new", v.Name, v.Size, short(v.SHA256)), "no variable "+v.Name)
 		} else if !bytes.Equal(m.SHA256, v.SHA256) {
-			note(v.Event, fmt.Sprintf("variable %s is %s (%d bytes)", v.Name, short(v.SHA256), v.Size), v.Name+" "+short(m.SHA256))
+			note(v.Event, fmt.Sprintf("variable %s is %s (%d bytes), not %s", v.Name, short(v.SHA256), v.Size, short(m.SHA256)), "variable "+v.Name+" "+short(m.SHA256))
 		}
 	}
 	for i := range base.Variables {
 		if m := &base.Variables[i]; !seen[m.Name+m.GUID] {
-			note(-1, "variable "+m.Name+" is gone", m.Name+" "+short(m.SHA256))
+			note(-1, "variable "+m.Name+" "+short(m.SHA256)+" is gone", "variable "+m.Name+" "+short(m.SHA256))
 		}
 	}
 	j.compareAuthorities(base, note)

@@ -40,39 +40,39 @@ const (
 
 // rules by policy, in the order of policy.Builtins.
 var rules = []rule{
-	{policy: policy.HgsSecureBootEnabled, setting: evidence.SecureBoot, good: is(1), want: "1", kind: SecureBootOff,
+	{policy: policy.HgsSecureBootEnabled, setting: evidence.SecureBoot, good: is(1), want: "= 1", kind: SecureBootOff,
 		what: "Secure Boot is off", remedy: "switch Secure Boot on in the firmware's setup, and restart"},
-	{policy: policy.HgsUefiDebugDisabled, setting: evidence.UEFIDebug, good: never, want: "nothing", absent: true, kind: DebugOn,
+	{policy: policy.HgsUefiDebugDisabled, setting: evidence.UEFIDebug, good: never, want: "not measured", absent: true, kind: DebugOn,
 		what: "the firmware's debugger is on", remedy: "switch it off in the firmware's setup, or install release firmware"},
-	{policy: policy.HgsUefiDebugDisabled, setting: evidence.BootDebug, good: is(0), want: "0", kind: DebugOn,
+	{policy: policy.HgsUefiDebugDisabled, setting: evidence.BootDebug, good: is(0), want: "= 0", kind: DebugOn,
 		what: "the boot debugger is on", remedy: "bcdedit /bootdebug off, and the same with {bootmgr}; then restart"},
-	{policy: policy.HgsUefiDebugDisabled, setting: evidence.KernelDebug, good: is(0), want: "0", kind: DebugOn,
+	{policy: policy.HgsUefiDebugDisabled, setting: evidence.KernelDebug, good: is(0), want: "= 0", kind: DebugOn,
 		what: "the kernel debugger is on", remedy: "bcdedit /debug off, then restart"},
-	{policy: policy.HgsUefiDebugDisabled, setting: evidence.HypervisorDebug, good: is(0), want: "0", kind: DebugOn,
+	{policy: policy.HgsUefiDebugDisabled, setting: evidence.HypervisorDebug, good: is(0), want: "= 0", kind: DebugOn,
 		what: "the hypervisor's debugger is on", remedy: "bcdedit /set hypervisordebug off, then restart"},
-	{policy: policy.HgsCiPolicy, setting: evidence.CodeIntegrity, good: is(1), want: "1", kind: CodeIntegrityOff,
+	{policy: policy.HgsCiPolicy, setting: evidence.CodeIntegrity, good: is(1), want: "= 1", kind: CodeIntegrityOff,
 		what: "code integrity is off", remedy: "bcdedit /deletevalue nointegritychecks, then restart"},
-	{policy: policy.HgsCiPolicy, setting: evidence.TestSigning, good: is(0), want: "0", kind: TestSigningOn,
+	{policy: policy.HgsCiPolicy, setting: evidence.TestSigning, good: is(0), want: "= 0", kind: TestSigningOn,
 		what: "drivers with test signatures may run", remedy: "bcdedit /set testsigning off, then restart"},
-	{policy: policy.HgsCiPolicy, setting: evidence.SafeMode, good: is(0), want: "0", absent: true, kind: NotNormalBoot,
+	{policy: policy.HgsCiPolicy, setting: evidence.SafeMode, good: is(0), want: "= 0", absent: true, kind: NotNormalBoot,
 		what: "Windows runs in safe mode", remedy: "restart it normally"},
-	{policy: policy.HgsCiPolicy, setting: evidence.WinPE, good: is(0), want: "0", absent: true, kind: NotNormalBoot,
+	{policy: policy.HgsCiPolicy, setting: evidence.WinPE, good: is(0), want: "= 0", absent: true, kind: NotNormalBoot,
 		what: "Windows PE runs, not the installed system", remedy: "restart it normally"},
 	{policy: policy.HgsHypervisorEnforcedCiPolicy, setting: evidence.HVCI, good: nonzero, want: "not 0", kind: HVCIOff,
 		what: "the hypervisor does not enforce code integrity", remedy: "turn on memory integrity (group policy: Turn On Virtualization Based Security, Enabled with UEFI lock), and restart"},
 	{policy: policy.VsmRunning, setting: evidence.VSMLaunch, good: nonzero, want: "not 0", kind: VSMOff,
 		what: "virtual secure mode does not run", remedy: installVSM},
-	{policy: policy.HgsIommuEnabled, setting: evidence.VBSIOMMU, good: is(1), want: "1", kind: IOMMUNotRequired,
+	{policy: policy.HgsIommuEnabled, setting: evidence.VBSIOMMU, good: is(1), want: "= 1", kind: IOMMUNotRequired,
 		what: "virtualization-based security starts without an IOMMU too", remedy: requireIOMMU},
-	{policy: policy.HgsIommuEnabled, setting: evidence.HypervisorIOMMU, good: func(v uint64) bool { return v != 2 }, want: "0 or 1", absent: true, kind: IOMMUNotRequired,
+	{policy: policy.HgsIommuEnabled, setting: evidence.HypervisorIOMMU, good: func(v uint64) bool { return v != 2 }, want: "= 0 or 1", absent: true, kind: IOMMUNotRequired,
 		what: "the hypervisor was told not to use the IOMMU", remedy: "bcdedit /deletevalue hypervisoriommupolicy, then restart"},
-	{policy: policy.HgsPageFileEncryptionEnabled, setting: evidence.PageFileEncryption, good: is(1), want: "1", kind: PageFilePlain,
+	{policy: policy.HgsPageFileEncryptionEnabled, setting: evidence.PageFileEncryption, good: is(1), want: "= 1", kind: PageFilePlain,
 		what: "the page file is not encrypted", remedy: "fsutil behavior set encryptpagingfile 1, then restart"},
 	{policy: policy.HgsBitLockerEnabled, setting: evidence.BitLockerUnlock, good: nonzero, want: "not 0", kind: BitLockerOff,
 		what: "the operating system's volume was not opened by BitLocker", remedy: "protect it: Enable-BitLocker on the system's volume, and restart"},
-	{policy: policy.HgsNoHibernation, setting: evidence.HibernationDisabled, good: is(1), want: "1", kind: HibernationOn,
+	{policy: policy.HgsNoHibernation, setting: evidence.HibernationDisabled, good: is(1), want: "= 1", kind: HibernationOn,
 		what: "hibernation is possible", remedy: "powercfg /h off, then restart"},
-	{policy: policy.HgsNoDumps, setting: evidence.DumpsDisabled, good: is(1), want: "1", kind: DumpsOn,
+	{policy: policy.HgsNoDumps, setting: evidence.DumpsDisabled, good: is(1), want: "= 1", kind: DumpsOn,
 		what: "crash dumps are written", remedy: noDumps, without: DumpEventsMissing, withoutRemedy: updateDumps},
 }
 
@@ -112,15 +112,15 @@ func (j *judge) rule(b *policy.Builtin, r *rule) {
 		return
 	}
 	f := of(b, r.kind, r.what, r.remedy)
-	f.Expected = []string{r.setting.String() + " = " + r.want}
+	f.Expected = []string{r.setting.String() + " " + r.want}
 	j.setting(&f, r.setting)
 	if !s.Measured() {
-		f.Kind, f.What = SettingUnmeasured, "the log does not say whether "+quiet(r.what)
+		f.Kind, f.What = SettingUnmeasured, "it was not measured, which counts as if "+quiet(r.what)
 		if r.without != "" {
 			f.Kind, f.What, f.Remedy = r.without, "this host does not measure how it writes dumps", r.withoutRemedy
 		}
 	} else if len(s.Values()) > 1 && slices.ContainsFunc(s.Values(), r.good) {
-		f.Kind, f.What = SettingContradicts, "one boot program measured otherwise than another whether "+quiet(r.what)
+		f.Kind, f.What = SettingContradicts, "boot programs measured different values, one of which says that "+quiet(r.what)
 	}
 	f.Accept = j.disable(b)
 	j.add(f)
@@ -205,8 +205,9 @@ func (j *judge) identityKeys(b *policy.Builtin) {
 	}
 	f := of(b, NoIdentityKey, missing, installVSM)
 	f.Expected = []string{"events 0x00050020 and 0x00050023 with RSA keys of 2048 bits or more"}
-	if l := j.in.LastGood; l != nil && len(l.IDK) > 0 {
-		f.Changed = "the last boot that passed had measured them"
+	f.Measured = fmt.Sprintf("%d bytes of the key for encryption, %d of the one for signing", len(j.in.Facts.IDK), len(j.in.Facts.IDKS))
+	if l := j.in.LastGood; l != nil {
+		f.Changed = fmt.Sprintf("the last boot that passed had measured %d and %d bytes", len(l.IDK), len(l.IDKS))
 	}
 	j.add(f)
 }

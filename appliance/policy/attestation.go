@@ -133,7 +133,7 @@ type Builtin struct {
 	Name      string `json:"name"`
 	GUID      string `json:"guid"`      // of EvaluationLog.Reason, lower case (hgsa.md 4.6)
 	SubStatus string `json:"subStatus"` // what the host shows as AttestationSubStatus
-	Events    []int  `json:"events"`    // ids of Microsoft's event log; the first is the one we write
+	Events    []int  `json:"events"`    // ids of Microsoft's event log; the first is the one we write; none is known for a full boot
 	Default   bool   `json:"default"`   // on without anybody's doing
 	Locked    bool   `json:"locked"`    // always on
 	Negative  bool   `json:"negative"`  // fails unless something that administrators registered matches (E25)
@@ -150,7 +150,7 @@ var Builtins = []Builtin{
 	{HgsCiPolicy, "81f110ba-53c5-4064-9d64-51029fa24f49", "CodeIntegrityPolicy", []int{1513, 1538}, true, true, true, "a registered code integrity policy is in use"},
 	{HgsHypervisorEnforcedCiPolicy, "5408bd30-3250-4ac1-a150-c410af756699", "HypervisorEnforcedCodeIntegrityPolicy", []int{1537}, true, false, false,
 		"the hypervisor enforces code integrity"},
-	{HgsFullBoot, "75ad09c9-7254-4d00-96f3-3b09d0aaac54", "FullBoot", []int{1534}, true, true, false, "a full boot, no resume from sleep or hibernation"},
+	{HgsFullBoot, "75ad09c9-7254-4d00-96f3-3b09d0aaac54", "FullBoot", nil, true, true, false, "a full boot, no resume from sleep or hibernation"},
 	{HgsVsmIdkPresent, "75d595de-12f5-41e9-a61e-469d3205ecca", "VirtualSecureMode", []int{1534}, true, true, false, "the identity key of virtual secure mode was measured"},
 	{VsmRunning, "6c0a6d29-5bcb-4f28-bafb-f71eb60fdae0", "VirtualSecureMode", []int{1534}, true, true, false, "virtual secure mode runs"},
 	{HgsIommuEnabled, "da0776e5-6570-44b3-9a17-7e95b4fc7779", "Iommu", []int{1533}, true, false, false, "virtualization-based security requires an IOMMU"},
