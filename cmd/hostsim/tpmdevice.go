@@ -144,8 +144,14 @@ func (d *device) extend(x evidence.Extend) error {
 	return nil
 }
 
-// endorsementKey is the RSA 2048 key of the default template, as TPM2B_PUBLIC.
+// persistentEK is where Windows keeps the RSA 2048 key (TCG TPM v2.0 Provisioning Guidance).
+const persistentEK = tpm2.TPMHandle(0x81010001)
+
+// endorsementKey is the RSA 2048 key of the default template, as TPM2B_PUBLIC: the one that is kept in the TPM, or made anew.
 func (d *device) endorsementKey() ([]byte, error) {
+	if r, err := (tpm2.ReadPublic{ObjectHandle: persistentEK}).Execute(d); err == nil {
+		return tpm2.Marshal(r.OutPublic), nil
+	}
 	r, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(tpm2.RSAEKTemplate)}.Execute(d)
 	if err != nil {
 		return nil, fmt.Errorf("endorsement key: %w", err)
