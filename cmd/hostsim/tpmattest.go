@@ -245,7 +245,8 @@ func tpmAttest(o *options) error {
 
 // attestationFailed keeps the status for hostsim status and tells the reply, with the policies that it names.
 func (o *options) attestationFailed(err error) error {
-	_ = os.WriteFile(o.path(fileLastFail), []byte(attestationStatus(err).String()+"\n"), 0o600) // the failure itself is told anyway
+	o.facts["subStatus"] = subStatus(err)
+	_ = os.WriteFile(o.path(fileLastFail), []byte(attestationStatus(err).String()+" "+subStatus(err)+"\n"), 0o600) // the failure itself is told anyway
 	var policies *hgsa.PolicyEvaluationErrorReply
 	if errors.As(err, &policies) {
 		reasons := []string{}
