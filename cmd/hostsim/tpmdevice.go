@@ -120,7 +120,7 @@ func (d *device) restart() error {
 		return err
 	}
 	var answer [4]byte
-	if _, err := c.Write([]byte{0, 0, 0, 2, 0, 0, 0, 0}); err == nil { // CMD_INIT, no flags
+	if _, err = c.Write([]byte{0, 0, 0, 2, 0, 0, 0, 0}); err == nil { // CMD_INIT, no flags
 		_, err = io.ReadFull(c, answer[:])
 	}
 	if err != nil || answer != [4]byte{} {
