@@ -66,12 +66,30 @@ func Judge(in Input) Verdict {
 	if !j.host() {
 		return j.v
 	}
-	if in.Facts == nil {
-		j.add(logFinding(in.Failure))
-		return j.v
+	j.evidence()
+	return j.v
+}
+
+// Review judges evidence alone, as if it came from host: for dry runs over stored facts, and for what somebody wants to register. Who the
+// host is, and whether its TPM is trusted, is not looked at. Of in it takes State, Host (name, class and version), Facts, Failure and LastGood.
+func Review(in Input) Verdict {
+	j := judge{in: &in}
+	j.v.Version = policy.Version2
+	if in.Host.TPM != nil {
+		j.v.Version = in.Host.TPM.Version
+	}
+	j.evidence()
+	return j.v
+}
+
+// evidence judges what the host booted.
+func (j *judge) evidence() {
+	if j.in.Facts == nil {
+		j.add(logFinding(j.in.Failure))
+		return
 	}
 	for i := range policy.Builtins {
-		j.set[i], _ = in.State.Enabled(&policy.Builtins[i], in.Host.Class)
+		j.set[i], _ = j.in.State.Enabled(&policy.Builtins[i], j.in.Host.Class)
 	}
 	for i := range policy.Builtins {
 		if j.set[i] {
@@ -79,7 +97,6 @@ func Judge(in Input) Verdict {
 		}
 	}
 	j.v.Passed = len(j.v.Findings) == 0
-	return j.v
 }
 
 func (j *judge) add(f Finding) { j.v.Findings = append(j.v.Findings, f) }

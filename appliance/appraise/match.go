@@ -233,7 +233,7 @@ func (j *judge) ciPolicies(b *policy.Builtin) {
 	}
 	f := of(b, CIPolicyOther, "none of the registered code integrity policies is in use",
 		"install a registered policy on the host, or register the one that it has (the unsigned .bin: a signature is not measured)")
-	f.Expected, f.Accept = expected, "ci-policy add NAME --policy-version "+string(j.v.Version)+" < SIPolicy.bin"
+	f.Expected, f.Accept = expected, fmt.Sprintf("ci-policy add NAME --host %s --policy-version %s", j.in.Host.Name, j.v.Version)
 	for _, s := range j.in.Facts.Policies {
 		if f.PCR < 0 {
 			f.PCR, f.Event = s.PCR, s.Event

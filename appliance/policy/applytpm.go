@@ -2,6 +2,9 @@ package policy
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -161,6 +164,16 @@ func (t *TPMIdentity) checkKey(c Command) error {
 	pub, err := x509.ParsePKIXPublicKey(t.EK)
 	if len(t.EK) > maxEK || err != nil {
 		return &Refused{c.Kind, "the endorsement key is no public key, or one that is too large", "capture it on the host with Get-PlatformIdentifier"}
+	}
+	usable := false
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		usable = k.N.BitLen() >= 2048 && k.N.BitLen() <= 4096
+	case *ecdsa.PublicKey:
+		usable = k.Curve == elliptic.P256() || k.Curve == elliptic.P384()
+	}
+	if !usable || hashSizes[t.NameAlg] < sha256.Size || t.Symmetric != 128 && t.Symmetric != 192 && t.Symmetric != 256 {
+		return &Refused{c.Kind, "the endorsement key is not RSA of 2048 to 4096 bits or on P-256 or P-384, or has an unknown template", "capture it on the host with Get-PlatformIdentifier"}
 	}
 	if t.EK, err = x509.MarshalPKIXPublicKey(pub); err != nil {
 		return &Refused{c.Kind, "the endorsement key can't be used: " + err.Error(), ""}
