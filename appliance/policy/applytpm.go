@@ -236,12 +236,13 @@ func (s *State) untrusted(t TPMIdentity) (why, remedy string) {
 	return "", ""
 }
 
-func checkMeasured(c Command, list []Measured, what string) error {
-	if len(list) > maxMeasured {
-		return &Refused{c.Kind, fmt.Sprintf("%d %s are measured, %d are accepted", len(list), what, maxMeasured), ""}
+func checkMeasured(c Command, list []Measured, most int, what string) error {
+	if len(list) > most {
+		return &Refused{c.Kind, fmt.Sprintf("%d %s are measured, %d are accepted", len(list), what, most), ""}
 	}
 	for _, m := range list {
-		if !validText(m.Name, maxMeasuredName) || !validText(m.GUID, 36) || len(m.SHA256) != sha256.Size {
+		// What JSON would have to escape is no name of a UEFI variable, and would make a baseline six times as large.
+		if !validText(m.Name, MaxNameLength) || strings.ContainsAny(m.Name, "<>&\"\\") || !validText(m.GUID, 36) || strings.ContainsAny(m.GUID, "<>&\"\\") || len(m.SHA256) != sha256.Size {
 			return &Refused{c.Kind, "one of the measured " + what + " is malformed", ""}
 		}
 	}
@@ -259,10 +260,10 @@ func applyBaselineAdd(s *State, c Command) (Result, error) {
 	if err := newRecord(c, "baseline", b.Name, s.Baselines, MaxBaselines); err != nil {
 		return Result{}, err
 	}
-	if err := checkMeasured(c, b.Variables, "variables"); err != nil {
+	if err := checkMeasured(c, b.Variables, maxVariables, "variables"); err != nil {
 		return Result{}, err
 	}
-	if err := checkMeasured(c, b.Authorities, "authorities"); err != nil {
+	if err := checkMeasured(c, b.Authorities, maxAuthorities, "authorities"); err != nil {
 		return Result{}, err
 	}
 	if digest, err := hex.DecodeString(b.LogDigest); err != nil || len(digest) != sha256.Size || len(b.Variables) == 0 {

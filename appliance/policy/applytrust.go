@@ -85,7 +85,7 @@ func applyTrustImport(s *State, c Command) (Result, error) {
 	}
 	added := 0
 	for _, a := range b.Anchors {
-		if !bytes.HasPrefix(a.Certificate, []byte{0x30}) || len(a.Certificate) > MaxEKCertificate || !validText(a.Name, MaxNote) {
+		if !bytes.HasPrefix(a.Certificate, []byte{0x30}) || len(a.Certificate) > MaxEKCertificate || !validText(a.Name, MaxNameLength) {
 			return Result{}, &Refused{c.Kind, fmt.Sprintf("the certificate %.64q is no DER, or larger than %d bytes", a.Name, MaxEKCertificate), ""}
 		}
 		tp := Thumbprint(a.Certificate)

@@ -16,8 +16,8 @@ const (
 	MaxEKCertificate = 4 << 10
 	maxEK            = 1 << 10 // SubjectPublicKeyInfo of RSA 4096
 	maxChain         = 8
-	maxMeasured      = 64 // variables or authorities of a baseline
-	maxMeasuredName  = 128
+	maxVariables     = 16 // of a baseline
+	maxAuthorities   = 64 // of a baseline
 )
 
 // Version1 and Version2 are the two generations of attestation policies (C20): a host passes with a baseline and a code integrity policy of
