@@ -59,3 +59,11 @@ func (c *counter) allow(key string, max int, now time.Duration) bool {
 	c.seen[key] = m
 	return true
 }
+
+// recent reports whether allow was asked for the key within the last minute.
+func (c *counter) recent(key string, now time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, ok := c.seen[key]
+	return ok && now-m.start < time.Minute
+}

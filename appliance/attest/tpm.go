@@ -279,8 +279,15 @@ func (q *request) knownTPM(c claim) (policy.Host, *evidence.EK, bool) {
 // That it exists is proved only by a conversation, which nobody has with
 // strangers.
 func (q *request) pendingTPM(c claim, id string) {
-	if !q.strangers.allow(q.source(), pendingPerMinute, q.d.BootTime()) {
+	now := q.d.BootTime()
+	if c.certificate == nil && q.strangers.recent(id, now) {
+		return // a host that is refused by v2.0 asks by v1.0 next: the note with its certificate is worth more
+	}
+	if !q.strangers.allow(q.source(), pendingPerMinute, now) {
 		return
+	}
+	if c.certificate != nil {
+		q.strangers.allow(id, 1, now)
 	}
 	spki, err := x509.MarshalPKIXPublicKey(c.ek.Public)
 	if err != nil {

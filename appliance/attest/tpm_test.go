@@ -208,6 +208,22 @@ func TestStrangersFillTheListSlowly(t *testing.T) {
 	}
 }
 
+func TestPendingTPMKeepsItsCertificate(t *testing.T) {
+	n := inTPMMode(t)
+	certificate, ek := ekCertificate(t, n), spki(t, n.hostKey)
+	n.edit(func(s *policy.State) { s.Hosts = nil })
+	n.do("POST", tpmV2, version2(4, certificate))
+	n.do("POST", tpmV1, initial(ek, 1)) // what a host does next
+	if len(n.observed) != 1 || n.observed[0].Facts["certificate"] == "" {
+		t.Errorf("%+v", n.observed)
+	}
+	n.boot += 2 * time.Minute
+	n.do("POST", tpmV1, initial(ek, 1))
+	if len(n.observed) != 2 {
+		t.Error("a host without a certificate is not noted")
+	}
+}
+
 func TestAnsweredContextsAreRememberedAsLongAsTheyAreValid(t *testing.T) {
 	var n nonces
 	at := func(i int) (v [12]byte) {
