@@ -187,7 +187,7 @@ func (q *request) knownHost(p proof) (policy.Host, *rsa.PublicKey, bool) {
 		panic(err) // an RSA key always has this form
 	}
 	id := policy.HostID(spki)
-	if host, ok := q.snap.State.Hosts[id]; ok {
+	if host, ok := q.snap.State.Hosts[id]; ok && host.TPM == nil { // an endorsement key is no host key
 		return host, key.RSA, true
 	}
 	q.pending(p, key, id, spki)

@@ -194,6 +194,15 @@ func TestEveryRefusalOfTPMModeHasItsReply(t *testing.T) {
 	}
 }
 
+func TestEndorsementKeyIsNoHostKey(t *testing.T) {
+	n := inTPMMode(t)
+	n.edit(func(s *policy.State) { v := *s.Service; v.Mode = policy.ModeHostKey; s.Service = &v })
+	w := n.do("POST", attestPath, n.request(t, hgsa.HostKeyRequest{}))
+	if _, err := hgsa.ParseReply(w.Code, w.Body.Bytes()); err == nil || len(n.refusals) != 1 || n.refusals[0].Outcome != outcomeUnknownHost {
+		t.Error(err, n.refusals)
+	}
+}
+
 func TestStrangersFillTheListSlowly(t *testing.T) {
 	n := inTPMMode(t)
 	body := initial(spki(t, testKeys()[3]), 1)

@@ -96,6 +96,10 @@ func identityKey(facts *evidence.Facts, t hgsa.AttestationResultType) (*rsa.Publ
 
 const maxFindingsNoted = 12
 
+// toldPerMinute bounds the audit entries about one host, which may invent ever
+// new ways to fail; what is more is summed.
+const toldPerMinute = 10
+
 // failed refuses a host that proved itself and does not pass: the reply says
 // what the protocol has words for, the audit and the console get everything. A
 // set of findings gets an entry of its own once a minute, before the reply.
@@ -120,7 +124,7 @@ func (q *request) failed(e proved, reply hgsa.Reply) {
 	e.verdict.Passed = false
 	q.keep(policy.ObservedFindings, e)
 	sum := sha256.Sum256([]byte(told))
-	if !q.told.allow(string(sum[:]), 1, q.d.BootTime()) {
+	if now := q.d.BootTime(); !q.told.allow(string(sum[:]), 1, now) || !q.told.allow(e.host.ID+" findings", toldPerMinute, now) {
 		q.refuse(http.StatusOK, reply, refusal{outcome: outcome, subject: e.host.ID, detail: entry.Detail, remedy: entry.Remedy})
 		return
 	}

@@ -96,6 +96,7 @@ type service struct {
 	snap     policy.Snapshot
 	keys     evidence.ContextKeys
 	offset   time.Duration // of the nodes' clock
+	uptime   time.Duration // more than it is
 	nodes    [2]*attest.Service
 	turn     int
 	only     *int     // a request goes to this node
@@ -172,7 +173,7 @@ func (s *service) node() *attest.Service {
 			return now, now.Add(time.Millisecond), true
 		},
 		Stamp:    func() policy.Stamp { return policy.Stamp{Earliest: 1, Latest: 2} },
-		BootTime: func() time.Duration { return time.Since(boot) },
+		BootTime: func() time.Duration { s.mu.Lock(); defer s.mu.Unlock(); return time.Since(boot) + s.uptime },
 		Signer:   func(policy.Key) (crypto.Signer, error) { return s, nil },
 		Audit: func(_ context.Context, e policy.AuditEntry) (policy.AuditReceipt, error) {
 			s.mu.Lock()
@@ -337,6 +338,7 @@ func TestEveryMisbehaviourIsRefusedForItsOwnReason(t *testing.T) {
 	}
 	for _, m := range misbehaviours {
 		s.edit(func(st *policy.State) {
+			s.uptime += time.Minute // entries about one host are bounded
 			st.PolicySets = map[string]policy.PolicySet{}
 			if e, ok := relaxed[m.kind]; ok {
 				st.PolicySets[policy.FabricWide] = policy.PolicySet{Enabled: e}
@@ -367,6 +369,37 @@ func TestEveryMisbehaviourIsRefusedForItsOwnReason(t *testing.T) {
 				t.Errorf("%q: kept %+v: %v", m.kind, v, err)
 			}
 		}
+	}
+}
+
+// TestHostThatFailsInEverNewWaysCantFillTheAudit: each boot has another dump key, so each finding is another one.
+func TestHostThatFailsInEverNewWaysCantFillTheAudit(t *testing.T) {
+	s := startService(t)
+	here := 0
+	s.only = &here
+	o := s.host(t, startTPM(t), true)
+	o.version = "v2.0"
+	s.register(t, o, policy.Version2)
+	h, err := o.tpmHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const times = 14
+	for i := range times {
+		m := misbehaviour{boot: func(b *boot) {
+			b.settings[evidence.DumpsDisabled], b.dumpKey = 0, bytes.Repeat([]byte{byte(i)}, 32)
+		}}
+		c, err := h.converse(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.attestTPM(context.Background(), c); failureOf(err) != "2a796e36 85dac0a4" {
+			t.Error(err)
+		}
+		c.device.Close()
+	}
+	if n := len(s.audit); n == 0 || n >= times || n+len(s.refusals) != times {
+		t.Errorf("%d entries and %d summed refusals for %d", n, len(s.refusals), times)
 	}
 }
 
