@@ -118,3 +118,30 @@ func BenchmarkJudge(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkDryRun is one host's part of a dry run: its stored facts are read and judged under two sets of policies.
+func BenchmarkDryRun(b *testing.B) {
+	facts := goodBoot().facts(b)
+	s := newSite(b)
+	v := Judge(Input{State: s.state, Host: s.host(), EK: s.ek, Facts: facts})
+	m, err := Record(&v, facts, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	size := 0
+	for _, text := range m {
+		size += len(text)
+	}
+	for b.Loop() {
+		_, stored, err := Recorded(m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range 2 {
+			if v := Review(Input{State: s.state, Host: s.host(), Facts: stored}); !v.Passed {
+				b.Fatal(v.Findings)
+			}
+		}
+	}
+	b.ReportMetric(float64(size), "bytes/host")
+}

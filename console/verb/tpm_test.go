@@ -228,6 +228,7 @@ func TestTPMModeByVerbs(t *testing.T) {
 	mustCall(t, s, "baseline add first --host hv7 --policy-version v2", "")
 	waitFor(t, f, func(st policy.State) bool { return len(st.Baselines) == 1 })
 	refusedCall(t, s, "baseline add again", string(good), "says the same")
+	refusedCall(t, s, "baseline add again", base64.StdEncoding.EncodeToString(good), "says the same")
 	text = flat(t, s, "ci-policy add allow --dry-run", ciFile(false))
 	if !strings.Contains(text, "Nothing was changed") || !strings.Contains(text, "1 that fail would pass") {
 		t.Errorf("dry run said %s", text)
@@ -280,6 +281,13 @@ func TestForcedHostsSayWhy(t *testing.T) {
 		t.Errorf("host add said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 })
+	f.Observe(policy.ObservedHost, policy.HostID(spki), map[string]string{"verdict": "ok"})
+	if text := flat(t, s, "mode status", ""); !strings.Contains(text, "0 of 1 machines have passed here, 0 failed, 1 not seen") {
+		t.Errorf("mode status said %s", text)
+	}
+	if text := flat(t, s, "mode status --mode TPM", ""); !strings.Contains(text, "1 of 1 machines have passed here") {
+		t.Errorf("mode status said %s", text)
+	}
 	if text := flat(t, s, "host show hv8", ""); !strings.Contains(text, "host key") || !strings.Contains(text, "TPM v1") {
 		t.Errorf("host show said %s", text)
 	}

@@ -207,7 +207,7 @@ func TestScreens(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status",
 		"node list", "node measure", "admin list", "audit tail", "audit verify", "audit trim 20", "metadata", "signer list", "key list",
-		"baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
+		"mode status", "baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
 		b.WriteString("guardhouse> " + line + "\n" + mustCall(t, s, line, "") + "\n")
 	}
 	golden(t, "screens.txt", b.String())
