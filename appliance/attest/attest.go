@@ -3,15 +3,19 @@
 // SQL drivers get the attestation signers.
 //
 // Promise: a health certificate leaves only for a registered host that is not
-// revoked and proved its host key, in a trusted time, signed by the cluster's
+// revoked and proved its host key or, in TPM mode, that its TPM holds what the
+// policies ask for; in a trusted time, signed by the cluster's
 // primary attestation signer, and after the audit entry that tells of it is
 // durable. Every other request gets the protocol's typed reply; why it was
 // refused and what to do about it goes to the audit, never to the caller.
 //
-// Limits: host key mode only; in the other modes the informational operations
-// and the mode gate work and attestation answers that it is unavailable. No
-// state survives a request but a few counters. Bodies of all requests together
-// take at most 32 MiB; deadlines of the connection are the server's (cmd/hgs).
+// Limits: host key and TPM mode; in Active Directory mode the informational
+// operations and the mode gate work and attestation answers that it is
+// unavailable. No state survives a request but a few counters and the nonces of
+// answered contexts: the rounds of a TPM conversation carry their own. Bodies of
+// all requests together take at most 32 MiB; deadlines of the connection are
+// the server's (cmd/hgs). Genuine Windows hosts can't attest in TPM mode yet:
+// the framing of their contexts is not public (evidence.PrivateCodec is ours).
 package attest
 
 import (
@@ -24,6 +28,7 @@ import (
 	"strconv"
 	"time"
 
+	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/hgsa"
 	"guardhouse/appliance/intake"
 	"guardhouse/appliance/policy"
@@ -50,6 +55,10 @@ type Deps struct {
 	Refuse func(context.Context, policy.Refusal) error
 	// Observe notes what was seen; it may forget.
 	Observe func(context.Context, []policy.Observation)
+	// ContextKeys gives the keys that seal TPM conversations; the service wipes
+	// what it got, so it must be a copy. ok is false while there are none. Only
+	// TPM mode needs it; nil = TPM mode is unavailable.
+	ContextKeys func() (keys evidence.ContextKeys, ok bool)
 	// GrantsPerMinute bounds what one host gets, because anyone who saw a request
 	// on the wire can send it again: such a copy is worth nothing to them, but
 	// each grant costs a signature and an audit entry. 0 means
@@ -80,6 +89,11 @@ type Service struct {
 	signers signerCache
 	told    intake.Counter // refusals of registered hosts that got an entry of their own
 	grants  intake.Counter
+
+	strangers          intake.Counter // unknown TPMs noted, by source
+	answered, finished nonces         // contexts of TPM conversations
+	trust              trustCache
+	good               goodBoots
 }
 
 // New makes the service. It starts nothing.
@@ -153,11 +167,14 @@ func (q *request) serve() {
 			remedy: "none if the host tries again in the right mode; else set its mode, or service set --mode"})
 		return
 	}
-	if mode != hgsa.ModeHostKey {
+	switch {
+	case mode == hgsa.ModeHostKey:
+		q.hostKeyAttest()
+	case mode == hgsa.ModeTPM && q.d.ContextKeys != nil:
+		q.tpmAttest()
+	default:
 		q.unavailable("mode-not-served", "attestation in mode "+mode.String()+" is not served by this version", "service set --mode HostKey")
-		return
 	}
-	q.hostKeyAttest()
 }
 
 // source is the caller's address without its port.

@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"time"
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
@@ -78,7 +80,19 @@ func (q *request) hostKeyAttest() {
 			remedy: "see that virtualization-based security runs on the host"})
 		return
 	}
-	q.grant(host, p, vsm, form)
+	o := order{session: p.request.SessionId, facts: map[string]string{"signature": form, "vsmKey": keyHash(vsm.RSA)}}
+	for _, t := range p.request.RequestedContent {
+		o.wanted = append(o.wanted, wanted{t, vsm.RSA})
+	}
+	q.grant(host, o)
+}
+
+func (q *request) notJSON(err error) {
+	q.refuse(http.StatusBadRequest, hgsa.PayloadError(), refusal{outcome: outcomeNotJSON, detail: err.Error(), remedy: "look at what runs at the source address"})
+}
+
+func (q *request) badPayload(err error) {
+	q.refuse(http.StatusOK, hgsa.PayloadError(), refusal{outcome: outcomePayload, detail: err.Error(), remedy: "the host sends what this service does not know; update one of them"})
 }
 
 // readProof reads and checks the message; where it is not good it has answered.
@@ -91,7 +105,7 @@ func (q *request) readProof() (proof, bool) {
 	defer done() // what was decoded is smaller
 	message, style, err := hgsa.DecodeHostKeyAttest(body)
 	if errors.Is(err, hgsa.ErrSyntax) {
-		q.refuse(http.StatusBadRequest, hgsa.PayloadError(), refusal{outcome: outcomeNotJSON, detail: err.Error(), remedy: "look at what runs at the source address"})
+		q.notJSON(err)
 		return proof{}, false
 	}
 	q.style = style
@@ -100,7 +114,7 @@ func (q *request) readProof() (proof, bool) {
 		err = p.check()
 	}
 	if err != nil {
-		q.refuse(http.StatusOK, hgsa.PayloadError(), refusal{outcome: outcomePayload, detail: err.Error(), remedy: "the host sends what this service does not know; update one of them"})
+		q.badPayload(err)
 		return proof{}, false
 	}
 	return p, true
@@ -169,7 +183,7 @@ func (q *request) knownHost(p proof) (policy.Host, *rsa.PublicKey, bool) {
 		panic(err) // an RSA key always has this form
 	}
 	id := policy.HostID(spki)
-	if host, ok := q.snap.State.Hosts[id]; ok {
+	if host, ok := q.snap.State.Hosts[id]; ok && host.TPM == nil { // an endorsement key is no host key
 		return host, key.RSA, true
 	}
 	q.pending(p, key, id, spki)
@@ -212,8 +226,11 @@ func (q *request) refuseHost(host policy.Host, reply hgsa.Reply, why refusal) {
 
 func (q *request) refuseRevoked(host policy.Host) {
 	q.verdict(host, outcomeRevoked)
-	q.refuseHost(host, hgsa.UnauthorizedError(), refusal{outcome: outcomeRevoked, detail: "host " + host.Name + " is revoked",
-		remedy: "host restore " + host.Name + ", if it may work again"})
+	q.refuseHost(host, hgsa.UnauthorizedError(), revoked(host))
+}
+
+func revoked(host policy.Host) refusal {
+	return refusal{outcome: outcomeRevoked, detail: "host " + host.Name + " is revoked", remedy: "host restore " + host.Name + ", if it may work again"}
 }
 
 // verdict notes the last verdict on a host that proved its key; without proof
@@ -223,11 +240,16 @@ func (q *request) verdict(host policy.Host, verdict string) {
 }
 
 func (q *request) observe(kind policy.ObservationKind, subject, fact, value string) {
+	q.observeFacts(kind, subject, map[string]string{fact: value})
+}
+
+// observeFacts adds the source to the facts.
+func (q *request) observeFacts(kind policy.ObservationKind, subject string, facts map[string]string) {
 	ctx, cancel := q.context(noteTimeout)
 	defer cancel()
 	at := q.d.Stamp()
-	q.d.Observe(ctx, []policy.Observation{{Kind: kind, Subject: subject, First: at, Last: at, Count: 1,
-		Facts: map[string]string{"source": q.source(), fact: value}}})
+	facts["source"] = q.source()
+	q.d.Observe(ctx, []policy.Observation{{Kind: kind, Subject: subject, First: at, Last: at, Count: 1, Facts: facts}})
 }
 
 func (q *request) entry(kind policy.AuditKind, subject, outcome string) policy.AuditEntry {
@@ -235,8 +257,35 @@ func (q *request) entry(kind policy.AuditKind, subject, outcome string) policy.A
 		Subject: subject, Action: string(q.route.Operation), Outcome: outcome, Policy: q.snap.Index}
 }
 
+// order is what a host that passed gets.
+type order struct {
+	session hgsa.GUID
+	wanted  []wanted
+	// begun is when the evidence was asked for: the certificates' life counts
+	// from then. Zero = now.
+	begun time.Time
+	// facts go into the audit entry.
+	facts map[string]string
+	// granted, if not nil, is called when the audit entry is durable.
+	granted func()
+}
+
+// wanted is one certificate.
+type wanted struct {
+	content hgsa.AttestationResultType
+	key     *rsa.PublicKey
+}
+
+// life is how long a certificate made at now is good.
+func (o *order) life(full time.Duration, now time.Time) time.Duration {
+	if o.begun.IsZero() || now.Before(o.begun) {
+		return full
+	}
+	return full - now.Sub(o.begun)
+}
+
 // grant issues the certificates, waits for the audit, and answers.
-func (q *request) grant(host policy.Host, p proof, vsm hgsa.PublicKey, form string) {
+func (q *request) grant(host policy.Host, o order) {
 	if !q.grants.Allow(host.ID, q.d.GrantsPerMinute, q.d.BootTime()) {
 		q.refuse(http.StatusServiceUnavailable, hgsa.UnavailableError(), refusal{outcome: outcomeTooOften, subject: host.ID,
 			detail: "host " + host.Name + " asks too often, or somebody repeats its requests", remedy: "see what runs at the source address"})
@@ -253,18 +302,19 @@ func (q *request) grant(host policy.Host, p proof, vsm hgsa.PublicKey, form stri
 		return
 	}
 	entry := q.entry(policy.AuditGrant, host.ID, "ok")
-	entry.Facts = map[string]string{"host": host.Name, "session": p.request.SessionId.String(), "signature": form,
-		"signer": string(signer.key.Ref), "vsmKey": keyHash(vsm.RSA)}
+	entry.Facts = map[string]string{"host": host.Name, "session": o.session.String(), "signer": string(signer.key.Ref)}
+	maps.Copy(entry.Facts, o.facts)
 	reply := &hgsa.HealthCertificateReply{}
-	for i, t := range p.request.RequestedContent {
-		der, err := health.Issue(q.d.Random, health.Between(q.d.Now()),
-			health.Order{Purpose: health.Purpose(t), Key: vsm.RSA, HostID: host.ID, Life: q.snap.State.Service.HealthLife}, signer.certificate, key)
+	for i, w := range o.wanted {
+		earliest, latest, ok := q.d.Now()
+		der, err := health.Issue(q.d.Random, health.Between(earliest, latest, ok), health.Order{Purpose: health.Purpose(w.content), Key: w.key,
+			HostID: host.ID, Life: o.life(q.snap.State.Service.HealthLife, earliest)}, signer.certificate, key)
 		if err != nil {
 			q.issueFailed(err)
 			return
 		}
-		reply.Content = append(reply.Content, hgsa.TupleOfAttestationResultTypebase64Binary{Item1: t, Item2: der})
-		entry.Facts[fmt.Sprintf("certificate%d", i+1)] = fmt.Sprintf("type %d sha256 %s", t, policy.Thumbprint(der))
+		reply.Content = append(reply.Content, hgsa.TupleOfAttestationResultTypebase64Binary{Item1: w.content, Item2: der})
+		entry.Facts[fmt.Sprintf("certificate%d", i+1)] = fmt.Sprintf("type %d sha256 %s", w.content, policy.Thumbprint(der))
 	}
 	// The HSM may have taken seconds: ask again whether the host is welcome.
 	if now, ok := q.d.Snapshot().State.Hosts[host.ID]; !ok || now.Revoked {
@@ -279,6 +329,9 @@ func (q *request) grant(host policy.Host, p proof, vsm hgsa.PublicKey, form stri
 		return
 	}
 	q.verdict(host, "ok")
+	if o.granted != nil {
+		o.granted()
+	}
 	q.reply(http.StatusOK, reply)
 }
 

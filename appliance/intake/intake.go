@@ -106,3 +106,11 @@ func (c *Counter) Allow(key string, most int, now time.Duration) bool {
 	c.seen[key] = m
 	return true
 }
+
+// Recent reports whether Allow counted an event of the key within the last minute.
+func (c *Counter) Recent(key string, now time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, ok := c.seen[key]
+	return ok && now-m.start < time.Minute
+}

@@ -104,7 +104,7 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 	for _, l := range observedLimits {
 		total += l.count * (l.facts + 2*maxObservedSubject)
 	}
-	if total > 90<<20 {
+	if total > 150<<20 {
 		t.Errorf("%d bytes of observations may lie in memory", total)
 	}
 	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long}}})

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"crypto/x509"
 	"fmt"
 	"strings"
 
@@ -190,117 +189,6 @@ func applyAdminRemove(s *State, c Command) (Result, error) {
 		return Result{}, &Refused{c.Kind, "nobody with the role owner would be left", "enrol another owner first"}
 	}
 	return Result{Message: "administrator " + b.Name + " removed", Subject: b.Name}, nil
-}
-
-func applyHostAdd(s *State, c Command) (Result, error) {
-	b, err := decode[HostAdd](c)
-	if err != nil {
-		return Result{}, err
-	}
-	if !ValidName(b.Name) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a valid host name", b.Name), "use letters, digits, dots, dashes; at most 64"}
-	}
-	if b.Class == "" {
-		b.Class = "default"
-	}
-	if !ValidName(b.Class) || !validText(b.Note, MaxNote) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("the host class is not a valid name, or the note is no printable text of at most %d bytes", MaxNote), ""}
-	}
-	pub, err := x509.ParsePKIXPublicKey(b.HostKey)
-	if err == nil {
-		err = usableRSA(pub)
-	}
-	if err != nil {
-		return Result{}, &Refused{c.Kind, "the host key can't be used: " + err.Error(), "export it on the host with Get-HgsClientHostKey"}
-	}
-	// One key has one name, however its owner's tool wrote it: the id is taken over Go's own encoding.
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return Result{}, &Refused{c.Kind, "the host key can't be used: " + err.Error(), ""}
-	}
-	id := HostID(spki)
-	if h, ok := s.Hosts[id]; ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("this host key is registered as %q", h.Name), "nothing to do, or remove that host first"}
-	}
-	if _, ok := s.HostByName(b.Name); ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("a host %.64q is registered with another key", b.Name), "remove it first, or choose another name"}
-	}
-	if len(s.Hosts) >= MaxHosts {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
-	}
-	h := Host{ID: id, Name: b.Name, HostKey: spki, Class: b.Class, Note: b.Note, Added: c.At}
-	if c.At.Earliest > 0 {
-		// The same key may have been registered before, revoked and removed: what it got then stays refused. Unlike in a restore the earliest
-		// moment counts, less a second for a clock whose bound grows, so that a host may attest right after it was added.
-		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1-int64(HealthBackdate.Seconds()))
-	}
-	s.Hosts[id] = h
-	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
-}
-
-// changeHost finds a host by name and replaces it by what edit returns.
-func changeHost(s *State, c Command, name string, edit func(Host) Host) (Host, error) {
-	h, ok := s.HostByName(name)
-	if !ok {
-		return Host{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", name), "see host list"}
-	}
-	h = edit(h)
-	s.Hosts[h.ID] = h
-	return h, nil
-}
-
-func applyHostRevoke(s *State, c Command) (Result, error) {
-	b, err := decode[HostRevoke](c)
-	if err != nil {
-		return Result{}, err
-	}
-	if !validText(b.Reason, MaxNote) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("the reason is no printable text of at most %d bytes", MaxNote), ""}
-	}
-	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		h.Revoked = true
-		if b.Reason != "" {
-			h.Note = b.Reason
-		}
-		return h
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: "host " + h.Name + " revoked: it gets no health certificate, and those it has are refused", Subject: h.ID}, nil
-}
-
-func applyHostRestore(s *State, c Command) (Result, error) {
-	b, err := decode[ByName](c)
-	if err != nil {
-		return Result{}, err
-	}
-	if c.At.Latest == 0 {
-		return Result{}, &Refused{c.Kind, "without a trusted time the certificates from before the revocation can't be told from later ones", "wait until time status says trusted"}
-	}
-	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		// Health certificates are back-dated when issued, so one issued right after this moment begins a little before it.
-		h.Revoked = false
-		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000-int64(HealthBackdate.Seconds()))
-		return h
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: "host " + h.Name + " restored: it must attest again", Subject: h.ID}, nil
-}
-
-func applyHostRemove(s *State, c Command) (Result, error) {
-	b, err := decode[ByName](c)
-	if err != nil {
-		return Result{}, err
-	}
-	h, ok := s.HostByName(b.Name)
-	if !ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", b.Name), "see host list"}
-	}
-	delete(s.Hosts, h.ID)
-	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
 }
 
 func (r KeyRole) valid() bool {

@@ -71,6 +71,9 @@ const (
 	ObservedHost      ObservationKind = "host"      // subject: host id; last attestation and its verdict
 	ObservedPending   ObservationKind = "pending"   // subject: host id of an unknown host; facts: source, spki (base64)
 	ObservedProtector ObservationKind = "protector" // subject: SHA-256 of the owner's signing certificate; facts: key ref used
+	// TPM mode; facts as appraise.Record makes them.
+	ObservedGood     ObservationKind = "tpm-good"     // subject: host id; what its last boot that passed proved
+	ObservedFindings ObservationKind = "tpm-findings" // subject: host id; why it last failed, and what that boot proved
 )
 
 // Problem is something an administrator should know: a stable kind, what is wrong, and what to do.

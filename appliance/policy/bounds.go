@@ -27,6 +27,18 @@ const (
 	maxSSHKey      = 4 << 10
 )
 
+// maxHostBytes bounds what all hosts together take as JSON: 10,000 hosts with 4 KB each fit, and so do MaxHosts with an RSA key of 2048 bits.
+const maxHostBytes = 44 << 20
+
+// room is at least what the host takes as JSON in a State. Notes and reasons may need six bytes for one.
+func (h Host) room() int {
+	n := 640 + len(h.ID)*2 + len(h.Name) + len(h.Class) + 6*len(h.Note) + 4*len(h.HostKey)/3
+	if t := h.TPM; t != nil {
+		n += 256 + 4*(len(t.EK)+len(t.EKCert))/3 + 67*len(t.Chain) + 6*(len(t.Forced)+len(t.Inventory))
+	}
+	return n
+}
+
 // validText accepts printable UTF-8 of at most most bytes; empty is fine.
 func validText(s string, most int) bool {
 	return len(s) <= most && utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0

@@ -1,12 +1,14 @@
 package policy
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,20 +54,55 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	cert := padded(t, MaxCertificate)
 	send(CmdKeyAdd, KeyAdd{Role: RoleAttestationSigner, Label: wide(MaxLabel), Certificate: cert})
 	send(CmdSignerTrust, SignerTrust{Name: name, Certificate: cert})
-	host, key, signer := 0, 0, 0
-	for _, h := range s.Hosts {
-		host = size(t, h) + len(h.ID) + 4
+	send(CmdTrustImport, TrustImport{Vendor: name, Anchors: []TrustAnchor{{Root: true, Name: wide(MaxNameLength), Certificate: padded(t, MaxEKCertificate)}}})
+	var anchors []string
+	for tp := range s.Anchors {
+		anchors = append(anchors, tp)
 	}
+	ek := new(big.Int).Rsh(largest.N, 8192-4096)
+	spki4096, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: ek, E: 1<<31 - 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Repeat("o", MaxNameLength)
+	send(CmdHostAddTPM, TPMHostAdd{Name: other, EK: spki4096, NameAlg: 13, Symmetric: 256, EKCert: bytes.Repeat([]byte{0x30}, MaxEKCertificate),
+		Chain: append(anchors, anchors[0]), Version: Version1, Class: name, Note: wide(MaxNote), Inventory: wide(MaxNameLength)})
+	measured := func(n int) []Measured {
+		return slices.Repeat([]Measured{{Name: strings.Repeat("v", MaxNameLength), GUID: strings.Repeat("g", 36), SHA256: make([]byte, 32)}}, n)
+	}
+	send(CmdBaselineAdd, BaselineAdd{Name: name, LogDigest: strings.Repeat("ab", 32), Variables: measured(maxVariables), Authorities: measured(maxAuthorities), NoDMA: true})
+	var digests []HashValue
+	for alg, n := range hashSizes {
+		digests = append(digests, HashValue{alg, make([]byte, n)})
+	}
+	send(CmdCIPolicyAdd, CIPolicyAdd{Name: name, Digests: digests, Audit: true, PolicyID: wide(36), Title: wide(MaxNote), Revision: wide(32)})
+	send(CmdDumpKeyAdd, DumpKeyAdd{Name: name, SHA256: make([]byte, 32)})
+	for _, b := range Builtins {
+		if !b.Locked {
+			send(CmdPolicySet, PolicySwitch{Policy: b.Name, Class: name, Enabled: new(bool)})
+		}
+	}
+	entry := func(k string, v any) int { return size(t, k) + size(t, v) + 2 }
+	for _, h := range s.Hosts {
+		if got := entry(h.ID, h); got > h.room() {
+			t.Errorf("a host of %d bytes counts as one of %d", got, h.room())
+		}
+	}
+	key, signer := 0, 0
 	for _, k := range s.Keys {
-		key = size(t, k) + len(k.Ref) + 4
+		key = entry(string(k.Ref), k)
 	}
 	for _, x := range s.Signers {
-		signer = size(t, x) + len(x.Thumbprint) + 4
+		signer = entry(x.Thumbprint, x)
 	}
+	anchor := s.Anchors[anchors[0]]
+	anchor.Certificate = nil
 	const admin = 6*maxSSHKey + 1<<10
 	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 4*MaxCertificate
-	total := host*MaxHosts + key*MaxKeys + signer*MaxSigners + admin*MaxAdmins + 8*node
-	t.Logf("host %d, key %d, attestation signer %d bytes; %d bytes in all", host, key, signer, total)
+	attestation := MaxBaselines*entry(name, s.Baselines[name]) + MaxCIPolicies*entry(name, s.CIPolicies[name]) + MaxDumpKeys*entry(name, s.DumpKeys[name]) +
+		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4
+	total := maxHostBytes + key*MaxKeys + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
+	t.Logf("hosts %d, key %d, attestation signer %d, attestation policies %d bytes; %d bytes in all", maxHostBytes, key, signer, attestation, total)
 	if total > message {
 		t.Fatalf("%d bytes, one message holds %d: the processes would hear of nothing any more", total, message)
 	}

@@ -32,6 +32,18 @@ const (
 	CmdKeyRemove      Kind = "key.remove"      // KeyChange
 	CmdSignerTrust    Kind = "signer.trust"    // SignerTrust
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
+
+	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
+	CmdBaselineAdd    Kind = "baseline.add"     // BaselineAdd
+	CmdBaselineRemove Kind = "baseline.remove"  // ByName
+	CmdCIPolicyAdd    Kind = "ci-policy.add"    // CIPolicyAdd
+	CmdCIPolicyRemove Kind = "ci-policy.remove" // ByName
+	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
+	CmdDumpKeyRemove  Kind = "dump-key.remove"  // ByName
+	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
+	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
+	CmdTrustRemove    Kind = "tpm-trust.remove" // ByName (thumbprint)
+	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
 )
 
 // Setup is the body of the first command: it makes the service, its first node and its first administrators.
@@ -142,6 +154,17 @@ var handlers = map[Kind]struct {
 	CmdKeyRemove:      {AdminOperator, false, applyKeyRemove},
 	CmdSignerTrust:    {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust: {AdminOperator, false, applySignerDistrust},
+	CmdHostAddTPM:     {AdminOperator, false, applyHostAddTPM},
+	CmdBaselineAdd:    {AdminOperator, false, applyBaselineAdd},
+	CmdBaselineRemove: {AdminOperator, false, applyBaselineRemove},
+	CmdCIPolicyAdd:    {AdminOperator, false, applyCIPolicyAdd},
+	CmdCIPolicyRemove: {AdminOperator, false, applyCIPolicyRemove},
+	CmdDumpKeyAdd:     {AdminOperator, false, applyDumpKeyAdd},
+	CmdDumpKeyRemove:  {AdminOperator, false, applyDumpKeyRemove},
+	CmdPolicySet:      {AdminOperator, false, applyPolicySet},
+	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
+	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
+	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

@@ -68,14 +68,16 @@ type Key struct {
 	Added       Stamp   `json:"added"`
 }
 
-// Host is a machine that may get health certificates. In host-key mode ID is the upper-case hex SHA-256 of the host key's
-// SubjectPublicKeyInfo DER, which is also the subject CN of its health certificates (hgsa.md 13.16).
+// Host is a machine that may get health certificates in one mode. ID is the upper-case hex SHA-256 of the SubjectPublicKeyInfo DER of its
+// host key or, in TPM mode, of its TPM's endorsement key; it is also the subject CN of its health certificates (hgsa.md 13.16). A machine
+// that is known in both modes has two records with one name, which are revoked, restored and removed together.
 type Host struct {
-	ID      string `json:"id"`
-	Name    string `json:"name"`
-	HostKey []byte `json:"hostKey"` // SubjectPublicKeyInfo DER
-	Class   string `json:"class"`   // host class; "default" where none was named
-	Revoked bool   `json:"revoked"`
+	ID      string       `json:"id"`
+	Name    string       `json:"name"`
+	HostKey []byte       `json:"hostKey,omitempty"` // SubjectPublicKeyInfo DER; nil for a host of TPM mode
+	TPM     *TPMIdentity `json:"tpm,omitempty"`     // nil for a host of host-key mode
+	Class   string       `json:"class"`             // host class; "default" where none was named
+	Revoked bool         `json:"revoked"`
 	// DenyIssuedBefore refuses this host's health certificates whose notBefore lies before it (D20, B25 for one host): those from before
 	// it was added or restored. Unix seconds; 0 = none.
 	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
@@ -158,6 +160,13 @@ type State struct {
 	Hosts   map[string]Host          `json:"hosts"`   // by ID
 	Keys    map[KeyRef]Key           `json:"keys"`    // by ref
 	Signers map[string]TrustedSigner `json:"signers"` // by thumbprint
+	// TPM mode; each map may be nil.
+	Baselines  map[string]Baseline  `json:"baselines,omitempty"`  // by name
+	CIPolicies map[string]CIPolicy  `json:"ciPolicies,omitempty"` // by name
+	DumpKeys   map[string]DumpKey   `json:"dumpKeys,omitempty"`   // by name
+	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
+	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
+	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
@@ -178,6 +187,8 @@ func NewState() State {
 func (s State) clone() State {
 	s.Nodes, s.Admins, s.Hosts = maps.Clone(s.Nodes), maps.Clone(s.Admins), maps.Clone(s.Hosts)
 	s.Keys, s.Signers = maps.Clone(s.Keys), maps.Clone(s.Signers)
+	s.Baselines, s.CIPolicies, s.DumpKeys = maps.Clone(s.Baselines), maps.Clone(s.CIPolicies), maps.Clone(s.DumpKeys)
+	s.PolicySets, s.Anchors, s.VendorsOff = maps.Clone(s.PolicySets), maps.Clone(s.Anchors), maps.Clone(s.VendorsOff)
 	return s
 }
 
@@ -194,12 +205,10 @@ func (s State) PrimaryKey(role KeyRole) (k Key, ok bool) {
 	return Key{}, false
 }
 
-// HostByName finds a host by its name; names are unique.
+// HostByName finds a machine by its name; of two records it gives the one of host-key mode.
 func (s State) HostByName(name string) (Host, bool) {
-	for _, h := range s.Hosts {
-		if h.Name == name {
-			return h, true
-		}
+	if hosts := s.HostsByName(name); len(hosts) > 0 {
+		return hosts[0], true
 	}
 	return Host{}, false
 }

@@ -61,9 +61,8 @@ func run(child *supervise.Child, plain, secure string, grants, rolls int) error 
 	n := &node{child: child, ledger: child.Client(rpc.Ledger), hsm: child.Client(rpc.HSM), clock: rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock]), grants: grants, rolls: rolls}
 	n.snap.Store(&policy.Snapshot{State: policy.NewState()})
 	go rpc.LedgerWatch.Follow(ctx, n.ledger, rpc.Empty{}, func(s policy.Snapshot) error { n.snap.Store(&s); return nil }, nil)
-	keys := &contextKeys{}
-	defer keys.wipe()
-	go rpc.LedgerContextKeys.Follow(ctx, n.ledger, rpc.Empty{}, keys.replace, nil)
+	defer n.keys.wipe()
+	go rpc.LedgerContextKeys.Follow(ctx, n.ledger, rpc.Empty{}, n.keys.replace, nil)
 
 	srv := newServer(n, n.mux())
 	go supervise.Ready(ctx, "answering hosts", srv.check)
@@ -78,6 +77,7 @@ type node struct {
 	// grants and rolls bound what one host gets in a minute; 0 = the services' own bounds.
 	grants, rolls int
 	snap          atomic.Pointer[policy.Snapshot]
+	keys          contextKeys
 }
 
 func (n *node) snapshot() policy.Snapshot { return *n.snap.Load() }
@@ -105,7 +105,8 @@ func (n *node) decrypter(k policy.Key) (kps.Decrypter, error) {
 // mux sends a request to its service by the first path segment, whatever its case: the original runs under IIS.
 func (n *node) mux() http.Handler {
 	a := attest.New(attest.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
-		Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf, GrantsPerMinute: n.grants})
+		Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf, GrantsPerMinute: n.grants,
+		ContextKeys: n.keys.get})
 	p := protect.New(protect.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
 		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf,
 		RollsPerMinute: n.rolls})

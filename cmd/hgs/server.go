@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -207,6 +209,13 @@ func (k *contextKeys) replace(next rpc.ContextKeys) error {
 	clear(k.keys.Previous)
 	k.keys = next
 	return nil
+}
+
+// get gives a copy, which the caller wipes.
+func (k *contextKeys) get() (evidence.ContextKeys, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return evidence.ContextKeys{Epoch: k.keys.Epoch, Current: bytes.Clone(k.keys.Current), Previous: bytes.Clone(k.keys.Previous)}, len(k.keys.Current) > 0
 }
 
 func (k *contextKeys) wipe() { k.replace(rpc.ContextKeys{}) }

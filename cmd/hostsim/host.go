@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/policy"
 )
 
 // Files of a host in --dir.
@@ -155,13 +158,7 @@ func hostKeyAttest(o *options) error {
 	a, err := o.attest(context.Background(), c, host, vsm)
 	o.facts["status"] = int(attestationStatus(err))
 	if err != nil {
-		os.WriteFile(o.path(fileLastFail), []byte(attestationStatus(err).String()+"\n"), 0o600)
-		var f hgsa.Failure
-		if errors.As(err, &f) {
-			o.facts["reply"] = f.Type()
-			return fmt.Errorf("%s: %w", f.Type(), err)
-		}
-		return err
+		return o.attestationFailed(err)
 	}
 	os.Remove(o.path(fileLastFail))
 	cert, err := x509.ParseCertificate(a.certificate)
@@ -226,6 +223,32 @@ func attestationStatus(err error) clientStatus {
 	return 300
 }
 
+// subStatus names what the failure is about, in the words of a Windows host (hgs-features.md F02).
+func subStatus(err error) string {
+	var (
+		policies *hgsa.PolicyEvaluationErrorReply
+		tcg      *hgsa.TcgLogValidationErrorReply
+		vsm      *hgsa.VirtualSecureModeErrorReply
+		names    []string
+	)
+	switch {
+	case errors.As(err, &policies):
+		for _, r := range policies.Reasons {
+			if b, ok := policy.BuiltinByName(r.Reason.String()); ok && !slices.Contains(names, b.SubStatus) {
+				names = append(names, b.SubStatus)
+			}
+		}
+	case errors.As(err, &tcg):
+		return "TcgLogVerification"
+	case errors.As(err, &vsm):
+		return "VirtualSecureMode"
+	}
+	if len(names) == 0 {
+		return "NoInformation"
+	}
+	return strings.Join(names, ", ")
+}
+
 // status prints Get-HgsClientConfiguration's fields in its words and order.
 func status(o *options) error {
 	st := clientStatus(0)
@@ -252,10 +275,14 @@ func status(o *options) error {
 		}
 	}
 	if b, err := os.ReadFile(o.path(fileLastFail)); err == nil {
+		name, rest, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
 		for _, s := range []clientStatus{300, 301, 302, 303} {
-			if string(b) == s.String()+"\n" {
+			if name == s.String() {
 				st = s
 			}
+		}
+		if rest != "" {
+			sub = rest
 		}
 	}
 	o.say("IsHostGuarded", st == 100, "IsHostGuarded            : %t", st == 100)

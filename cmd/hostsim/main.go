@@ -31,6 +31,10 @@ func table() []verb {
 	return []verb{
 		{"host-key new", "--dir D", "make a host key, its certificate and a VSM identity key", hostKeyNew},
 		{"host-key attest", "--dir D --url BASE/Attestation", "attest with the host key, keep the health certificate", hostKeyAttest},
+		{"tpm new", "--dir D --name N --tpm T", "make a host whose TPM attests: VSM keys, code integrity policy, and the TPM's endorsement key", tpmNew},
+		{"tpm identifier", "--dir D --name N --out F", "write its platform identifier, as Get-PlatformIdentifier does", tpmIdentifier},
+		{"tpm baseline", "--dir D --out F [--misbehave K]", "write its boot log, as Get-HgsAttestationBaselinePolicy does", tpmBaseline},
+		{"tpm attest", "--dir D --tpm T --url BASE/Attestation [--misbehave K] [--version v1.0|v2.0] [--log F]", "start the host (not with --log) and attest with its TPM; T is swtpm:HOST:PORT or /dev/tpmrm0", tpmAttest},
 		{"guardian new", "--dir D --name N", "make an owner: signing and encryption certificate with private keys", guardianNew},
 		{"protector new", "--dir OWNER --metadata FILE|URL --out F", "make a key protector for the guardian in metadata.xml", protectorNew},
 		{"protector roll", "--dir HOST --url BASE/KeyProtection --in F --out F", "send a key protector to rolltransportkey, open the answer", protectorRoll},
@@ -47,6 +51,7 @@ func table() []verb {
 // options are the flags of all verbs; each verb says in its help which it reads.
 type options struct {
 	dir, url, kps, in, out, metadata, name, kind, health, key, ca string
+	tpm, misbehave, version, log                                  string
 	result, n, c, flip                                            int
 	json                                                          bool
 	facts                                                         map[string]any
@@ -119,6 +124,10 @@ func (o *options) parse(args []string) error {
 	fs.StringVar(&o.health, "health", "", "health certificate file to send instead of the host's own; \"none\" sends an empty one")
 	fs.StringVar(&o.key, "key", "", "hex of the node's Ed25519 audit key; without it the export's own key is shown, to be compared by hand")
 	fs.StringVar(&o.ca, "ca", "", "PEM file of the service's HTTPS certificate")
+	fs.StringVar(&o.tpm, "tpm", "", "the host's TPM: swtpm:HOST:PORT (control channel on the next port) or /dev/tpmrm0")
+	fs.StringVar(&o.misbehave, "misbehave", "", "what to do wrong")
+	fs.StringVar(&o.version, "version", "", "v1.0 or v2.0 only; without it as a host does")
+	fs.StringVar(&o.log, "log", "", "boot log that belongs to the TPM's PCRs; without it a start is simulated")
 	fs.IntVar(&o.result, "result", 1, "wanted certificate: 1 = VSM encryption key, 2 = VSM signing key")
 	fs.IntVar(&o.n, "n", 100, "how many")
 	fs.IntVar(&o.c, "c", 4, "how many at once")
@@ -137,5 +146,9 @@ func usage() {
 	fmt.Fprintln(os.Stderr, "usage: hostsim VERB [flags]")
 	for _, v := range verbs {
 		fmt.Fprintf(os.Stderr, "  %-18s %s\n  %-18s   %s\n", v.name, v.help, "", v.args)
+	}
+	fmt.Fprintln(os.Stderr, "kinds of --misbehave:")
+	for _, m := range misbehaviours[1:] {
+		fmt.Fprintf(os.Stderr, "  %-20s %s\n", m.kind, m.help)
 	}
 }

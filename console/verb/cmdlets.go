@@ -15,9 +15,7 @@ const (
 	hostSide   = "Runs on the guarded host, unchanged: this service answers it as Microsoft's does."
 	tenantSide = "Runs at the tenant or virtual machine's owner, unchanged: it needs only the guardian that `metadata` names."
 	fabricSide = "Belongs to the fabric's and template tools, which this service does not change."
-	tpmMode    = "Belongs to TPM mode, which this version does not evaluate: register hosts by their host key with `host add`."
 	adMode     = "Belongs to Active Directory mode, which this version does not evaluate: register hosts by their host key with `host add`."
-	policies   = "Attestation policies belong to TPM mode, which this version does not evaluate; in host key mode the only rule is the list of hosts (`host list`)."
 	backup     = "This version has no backup verb yet: keep the answer file, the HSM's own backup and `audit export`."
 	traceSide  = "Not needed: no trace target is contacted, because the node itself says in `status` and `log show` what is wrong."
 )
@@ -47,22 +45,11 @@ var without = map[string]string{
 	"Get-Tpm":                     hostSide,
 	"Initialize-Tpm":              hostSide,
 
-	"Get-PlatformIdentifier":           tpmMode,
-	"Add-HgsAttestationTpmHost":        tpmMode,
-	"Get-HgsAttestationTpmHost":        tpmMode,
-	"Remove-HgsAttestationTpmHost":     tpmMode,
-	"Get-HgsAttestationBaselinePolicy": tpmMode,
-	"Add-HgsAttestationTpmPolicy":      tpmMode,
-	"Get-HgsAttestationTpmPolicy":      tpmMode,
-	"Add-HgsAttestationCIPolicy":       tpmMode,
-	"Add-HgsAttestationDumpPolicy":     tpmMode,
-	"New-CIPolicy":                     hostSide + " Code integrity policies count in TPM mode, which this version does not evaluate.",
-	"ConvertFrom-CIPolicy":             hostSide + " Code integrity policies count in TPM mode, which this version does not evaluate.",
-	"Set-RuleOption":                   hostSide + " Code integrity policies count in TPM mode, which this version does not evaluate.",
-	"Get-HgsAttestationPolicy":         policies,
-	"Enable-HgsAttestationPolicy":      policies,
-	"Disable-HgsAttestationPolicy":     policies,
-	"Remove-HgsAttestationPolicy":      policies,
+	"Get-PlatformIdentifier":           hostSide + " It writes the file that `host add-tpm` takes; run it elevated, else the certificate is missing.",
+	"Get-HgsAttestationBaselinePolicy": hostSide + " It writes the boot log that `baseline add` takes.",
+	"New-CIPolicy":                     hostSide + " `ci-policy add` takes the binary policy.",
+	"ConvertFrom-CIPolicy":             hostSide + " `ci-policy add` takes the binary policy.",
+	"Set-RuleOption":                   hostSide + " `ci-policy add` takes the binary policy.",
 	"Add-HgsAttestationHostGroup":      adMode,
 	"Get-HgsAttestationHostGroup":      adMode,
 	"Remove-HgsAttestationHostGroup":   adMode,

@@ -16,12 +16,16 @@ import (
 type HostValue struct {
 	Name    string         `json:"name"`
 	ID      string         `json:"id"`
+	Kind    string         `json:"kind"` // "host key", "TPM v2", "TPM v1, forced"
 	Class   string         `json:"class"`
 	Revoked bool           `json:"revoked"`
 	Note    string         `json:"note,omitempty"`
 	Added   policy.Stamp   `json:"added"`
 	Seen    *ObservedValue `json:"seen,omitempty"`
-	HostKey []byte         `json:"hostKey,omitempty"` // SubjectPublicKeyInfo DER; only in host show
+	// Only in host show: SubjectPublicKeyInfo DER, or what is known of the TPM; and the machine's other record.
+	HostKey []byte              `json:"hostKey,omitempty"`
+	TPM     *policy.TPMIdentity `json:"tpm,omitempty"`
+	Also    *HostValue          `json:"also,omitempty"`
 }
 
 // ObservedValue is what this node saw of a host.
@@ -87,12 +91,14 @@ func sortedHosts(state policy.State) []policy.Host {
 	for _, h := range state.Hosts {
 		hosts = append(hosts, h)
 	}
-	slices.SortFunc(hosts, func(a, b policy.Host) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(hosts, func(a, b policy.Host) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(b.Mode(), a.Mode()))
+	})
 	return hosts
 }
 
 func hostValue(h policy.Host, seen map[string]policy.Observation) HostValue {
-	v := HostValue{Name: h.Name, ID: h.ID, Class: h.Class, Revoked: h.Revoked, Note: h.Note, Added: h.Added}
+	v := HostValue{Name: h.Name, ID: h.ID, Kind: kindText(h), Class: h.Class, Revoked: h.Revoked, Note: h.Note, Added: h.Added}
 	if o, ok := seen[h.ID]; ok {
 		v.Seen = &ObservedValue{o.First, o.Last, o.Count, o.Facts}
 	}
@@ -118,6 +124,7 @@ func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	seen, err := observed(ctx, s, policy.ObservedHost)
 	value := struct {
 		Hosts   []HostValue `json:"hosts"`
+		Mixed   []string    `json:"mixed,omitempty"` // policy versions under which all hosts fail
 		Warning string      `json:"warning,omitempty"`
 	}{Hosts: []HostValue{}}
 	p := new(Page)
@@ -125,12 +132,16 @@ func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	for _, h := range sortedHosts(snap.State) {
 		v := hostValue(h, seen)
 		value.Hosts = append(value.Hosts, v)
-		rows = append(rows, []string{v.Name, v.state(), v.Class, v.ID[:min(16, len(v.ID))], v.seen()})
+		rows = append(rows, []string{v.Name, v.state(), v.Kind, v.Class, v.ID[:min(8, len(v.ID))], v.seen()})
 	}
 	if len(rows) == 0 {
-		p.Line("No host is registered.").Line("Register one: host add NAME < its-certificate.cer, or see host pending.")
+		p.Line("No host is registered.").Line("Register one: host add NAME < its-certificate.cer or, in TPM mode, host add-tpm NAME < its-identifier.xml, or see host pending.")
 	} else {
-		p.Table([]string{"HOST", "STATE", "CLASS", "ID", "LAST ATTESTED HERE"}, rows)
+		p.Table([]string{"HOST", "STATE", "KIND", "CLASS", "ID", "LAST ATTESTED HERE"}, rows)
+	}
+	value.Mixed = mixed(snap.State)
+	for _, w := range value.Mixed {
+		p.Blank().Line("! %s", w)
 	}
 	if err != nil {
 		value.Warning = "when hosts attested is not known: " + Explain(err).Error()
@@ -141,18 +152,38 @@ func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error)
 
 func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
-	h, ok := snap.State.HostByName(a.Get("name"))
-	if !ok {
+	hosts := snap.State.HostsByName(a.Get("name"))
+	if len(hosts) == 0 {
 		return Output{}, failed(fmt.Sprintf("there is no host %q", a.Get("name")), "see host list")
 	}
 	seen, err := observed(ctx, s, policy.ObservedHost)
 	if err != nil {
 		return Output{}, err
 	}
-	v := hostValue(h, seen)
-	v.HostKey = h.HostKey
-	p := new(Page).Field("host", "%s", v.Name).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID).
-		Field("host key", "%s", keyText(h.HostKey)).Field("added", "%s", when(h.Added)).Field("note", "%s", h.Note)
+	p := new(Page)
+	var values []HostValue
+	for _, h := range hosts {
+		v := hostValue(h, seen)
+		v.HostKey, v.TPM = h.HostKey, h.TPM
+		values = append(values, v)
+		p.Blank()
+		v.page(p, h)
+	}
+	if len(values) > 1 {
+		values[0].Also = &values[1]
+	}
+	return Output{Text: p, Value: values[0]}, nil
+}
+
+// page shows everything that is known of one record.
+func (v HostValue) page(p *Page, h policy.Host) {
+	p.Field("host", "%s", v.Name).Field("kind", "%s", v.Kind).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID)
+	if h.TPM != nil {
+		tpmFields(p, h)
+	} else {
+		p.Field("host key", "%s", keyText(h.HostKey))
+	}
+	p.Field("added", "%s", when(h.Added)).Field("note", "%s", h.Note)
 	if h.DenyIssuedBefore > 0 {
 		p.Field("refused", "health certificates valid from before %s", unixTime(h.DenyIssuedBefore))
 	}
@@ -161,7 +192,6 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 		p.Field("times", "%d since %s", v.Seen.Count, when(v.Seen.First))
 		facts(p, v.Seen.Facts)
 	}
-	return Output{Text: p, Value: v}, nil
 }
 
 func facts(p *Page, facts map[string]string) {
@@ -185,7 +215,12 @@ type PendingValue struct {
 	Last   policy.Stamp `json:"last"`
 	Count  uint64       `json:"count"`
 	SPKI   string       `json:"spki,omitempty"` // base64
+	Mode   string       `json:"mode,omitempty"` // "TPM" for one that asked with its TPM
+	TPM    string       `json:"tpm,omitempty"`  // what its certificate says of the TPM
+	Issuer string       `json:"issuer,omitempty"`
 	Accept string       `json:"accept"`
+
+	facts map[string]string
 }
 
 func pending(ctx context.Context, s *Session) ([]PendingValue, error) {
@@ -199,8 +234,13 @@ func pending(ctx context.Context, s *Session) ([]PendingValue, error) {
 		if _, known := snap.State.Hosts[o.Subject]; known {
 			continue
 		}
-		waiting = append(waiting, PendingValue{ID: o.Subject, Source: o.Facts["source"], First: o.First, Last: o.Last, Count: o.Count,
-			SPKI: o.Facts["spki"], Accept: "host add NAME --pending " + o.Subject[:min(16, len(o.Subject))]})
+		v := PendingValue{ID: o.Subject, Source: o.Facts["source"], First: o.First, Last: o.Last, Count: o.Count, SPKI: o.Facts["spki"],
+			Mode: o.Facts["mode"], TPM: o.Facts["tpm"], Issuer: o.Facts["issuer"], Accept: "host add NAME --pending ", facts: o.Facts}
+		if v.Mode == "TPM" {
+			v.Accept = "host add-tpm NAME --pending "
+		}
+		v.Accept += o.Subject[:min(16, len(o.Subject))]
+		waiting = append(waiting, v)
 	}
 	return waiting, nil
 }
@@ -213,7 +253,7 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	p := new(Page)
 	for _, v := range waiting {
 		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
-			Field("to accept", "%s", v.Accept)
+			Field("TPM", "%s", strings.TrimSpace(v.TPM)).Field("issuer", "%s", v.Issuer).Field("to accept", "%s", v.Accept)
 	}
 	if len(waiting) == 0 {
 		p.Line("No unknown host has asked since this node last forgot its observations.")
@@ -228,24 +268,12 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 
 // pendingKey is the public key of the one unknown host whose id begins with prefix. The id is recomputed from the key.
 func pendingKey(ctx context.Context, s *Session, prefix string) ([]byte, error) {
-	if len(prefix) < 8 {
-		return nil, usage("give 8 characters of the id or more", "see host pending")
-	}
-	waiting, err := pending(ctx, s)
+	found, err := pendingHost(ctx, s, prefix)
 	if err != nil {
 		return nil, err
 	}
-	var found *PendingValue
-	for i := range waiting {
-		if strings.HasPrefix(waiting[i].ID, strings.ToUpper(prefix)) {
-			if found != nil {
-				return nil, failed("several unknown hosts have an id that begins so", "give more characters of it")
-			}
-			found = &waiting[i]
-		}
-	}
-	if found == nil {
-		return nil, failed("no unknown host has an id that begins so", "see host pending")
+	if found.Mode == "TPM" {
+		return nil, failed("that host asked with its TPM, not with a host key", "use host add-tpm NAME --pending "+prefix)
 	}
 	spki, err := base64.StdEncoding.DecodeString(found.SPKI)
 	if err != nil || policy.HostID(spki) != found.ID {

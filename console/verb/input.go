@@ -2,6 +2,7 @@ package verb
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/x509"
@@ -115,8 +116,11 @@ func keyText(spki []byte) string {
 	if err != nil {
 		return "does not parse"
 	}
-	if k, ok := pub.(*rsa.PublicKey); ok {
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
 		return fmt.Sprintf("RSA %d bits", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ECC " + k.Curve.Params().Name
 	}
 	return fmt.Sprintf("%T", pub)
 }

@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), tpmVerbs(), policyVerbs(), trustVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -75,9 +75,10 @@ func hostVerbs() []Verb {
 			Replaces: []string{"Add-HgsAttestationHostKey"}},
 		{Name: "host list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostList,
 			Help: "registered hosts and when each last attested", Example: "host list --json",
-			Replaces: []string{"Get-HgsAttestationReport"}},
+			Replaces: []string{"Get-HgsAttestationReport", "Get-HgsAttestationTpmHost"}},
 		{Name: "host show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostShow, Params: []Param{name},
-			Help: "one host: key, class, last attestation", Example: "host show hv7"},
+			Help: "one host: key or TPM, class, last attestation", Example: "host show hv7",
+			Replaces: []string{"Get-HgsAttestationTpmHost"}},
 		{Name: "host pending", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostPending,
 			Help: "unknown hosts that asked, with the verb that accepts each", Example: "host pending"},
 		{Name: "host revoke", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRevoke,
@@ -86,7 +87,105 @@ func hostVerbs() []Verb {
 		{Name: "host restore", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostRestore, Params: []Param{name},
 			Help: "let a revoked host attest again", Example: "host restore hv7"},
 		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove, Params: []Param{name},
-			Help: "forget a host; its certificates are refused", Example: "host remove hv7"},
+			Help: "forget a host; its certificates are refused", Example: "host remove hv7",
+			Replaces: []string{"Remove-HgsAttestationTpmHost"}},
+		{Name: "host add-tpm", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostAddTPM,
+			Params: []Param{name, flag("policy-version", Choice, "default v2, which needs a trusted certificate", "v1", "v2"),
+				flag("force", Switch, "v1 only: without a trusted certificate"), flag("reason", Text, "of --force, kept with the host"),
+				flag("class", Word, "host class, default: default"), flag("note", Text, "for people"), flag("inventory", Text, "your own number for the machine"),
+				flag("pending", Text, "take the TPM of this unknown host (host pending) instead of a file")},
+			Stdin: "its platform identifier (XML), or its endorsement key's certificate",
+			Help:  "register a host by its TPM", Example: "host add-tpm hv7 < hv7.xml",
+			More: "Version v2 wants an endorsement key certificate that leads to a root in tpm-trust list. Version v1 can do without (--force --reason). " +
+				"A host passes with a baseline and a code integrity policy of its own version only.",
+			Replaces: []string{"Add-HgsAttestationTpmHost"}},
+		{Name: "host findings", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFindings, Params: []Param{name},
+			Help: "why a host's TPM evidence failed, and what to do", Example: "host findings hv7",
+			Replaces: []string{"Get-HgsTrace"}},
+	}
+}
+
+var (
+	policyVersion = flag("policy-version", Choice, "default v2", "v1", "v2")
+	fromHost      = flag("host", Word, "take what this host last showed instead of a file")
+	dryRun        = flag("dry-run", Switch, "only say what it would do to hosts")
+)
+
+func tpmVerbs() []Verb {
+	name := place("name", Word, "a name for it")
+	existing := []Param{place("name", Word, "its name"), dryRun}
+	return []Verb{
+		{Name: "baseline add", Role: operator, Doors: loggedIn, Risk: Changes, Run: baselineAdd, Params: []Param{name, policyVersion, fromHost, dryRun},
+			Stdin: "the boot log of one host of this hardware (.tcglog)",
+			Help:  "accept hosts whose Secure Boot is set up like this", Example: "baseline add r740-2024 < r740.tcglog",
+			Replaces: []string{"Add-HgsAttestationTpmPolicy"}},
+		{Name: "baseline list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: baselineList,
+			Help: "baselines of firmware and Secure Boot", Example: "baseline list",
+			Replaces: []string{"Get-HgsAttestationTpmPolicy", "Get-HgsAttestationPolicy"}},
+		{Name: "baseline remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdBaselineRemove), Params: existing,
+			Help: "refuse hosts that match only this baseline", Example: "baseline remove r740-2024 --dry-run",
+			Replaces: []string{"Remove-HgsAttestationPolicy"}},
+		{Name: "ci-policy add", Role: operator, Doors: loggedIn, Risk: Changes, Run: ciPolicyAdd,
+			Params: []Param{name, policyVersion, fromHost, flag("title", Text, "with --host: which of its policies"), dryRun},
+			Stdin:  "the binary code integrity policy (.bin, .cip, .p7b)",
+			Help:   "accept hosts that run under this policy", Example: "ci-policy add allow-ms < SIPolicy.bin",
+			Replaces: []string{"Add-HgsAttestationCIPolicy"}},
+		{Name: "ci-policy list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: ciPolicyList,
+			Help: "code integrity policies that hosts may run under", Example: "ci-policy list",
+			Replaces: []string{"Get-HgsAttestationPolicy"}},
+		{Name: "ci-policy remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdCIPolicyRemove), Params: existing,
+			Help: "refuse hosts that run under this policy only", Example: "ci-policy remove allow-ms",
+			Replaces: []string{"Remove-HgsAttestationPolicy"}},
+		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
+			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
+			Stdin:  "the boot log of a host that encrypts dumps to it (.tcglog)",
+			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < hv7.tcglog",
+			Replaces: []string{"Add-HgsAttestationDumpPolicy"}},
+		{Name: "dump-key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: dumpKeyList,
+			Help: "keys that crash dumps may be encrypted to", Example: "dump-key list",
+			Replaces: []string{"Get-HgsAttestationPolicy"}},
+		{Name: "dump-key remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdDumpKeyRemove), Params: existing,
+			Help: "refuse hosts that encrypt crash dumps to this key", Example: "dump-key remove ops",
+			Replaces: []string{"Remove-HgsAttestationPolicy"}},
+	}
+}
+
+func policyVerbs() []Verb {
+	on, off := true, false
+	params := []Param{place("policy", Word, "a name as in policy list"), flag("class", Word, "only for hosts of this class; default: all hosts"), dryRun}
+	return []Verb{
+		{Name: "policy list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: policyList, Params: []Param{flag("class", Word, "as they hold for this host class")},
+			Help: "attestation policies of TPM mode, and which hold", Example: "policy list --class edge",
+			Replaces: []string{"Get-HgsAttestationPolicy"}},
+		{Name: "policy enable", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: params, Run: policySwitch(&on),
+			Help: "ask hosts for more: those that don't meet it fail", Example: "policy enable Hgs_BitLockerEnabled --dry-run",
+			Replaces: []string{"Enable-HgsAttestationPolicy"}},
+		{Name: "policy disable", Role: operator, Doors: loggedIn, Risk: Changes, Params: params, Run: policySwitch(&off),
+			Help: "ask hosts for less; locked policies stay on", Example: "policy disable Hgs_IommuEnabled --class edge",
+			Replaces: []string{"Disable-HgsAttestationPolicy"}},
+		{Name: "policy inherit", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: params, Run: policySwitch(nil),
+			Help: "take a switch back: what is wider, or the default, holds", Example: "policy inherit Hgs_IommuEnabled --class edge"},
+	}
+}
+
+func trustVerbs() []Verb {
+	vendor := place("vendor", Word, "a label for the vendor")
+	return []Verb{
+		{Name: "tpm-trust import", Role: operator, Doors: loggedIn, Risk: Changes, Run: trustImport,
+			Params: []Param{vendor, flag("virtual", Switch, "virtual TPMs: off until switched on")},
+			Stdin:  "certificates: PEM, DER or PKCS#7",
+			Help:   "trust a TPM vendor's root and intermediate certificates", Example: "tpm-trust import infineon < infineon.pem",
+			More: "Of Microsoft's TrustedTpm.cab give the folders of the vendors whose TPMs you have, expanded on a workstation: expand -F:* TrustedTpm.cab DIR. " +
+				"What is self-signed becomes a root, the rest intermediates."},
+		{Name: "tpm-trust list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: trustList,
+			Params: []Param{{Name: "vendor", Kind: Word, Optional: true, Help: "only this vendor, with each certificate"}},
+			Help:   "TPM vendors that are trusted", Example: "tpm-trust list infineon"},
+		{Name: "tpm-trust remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustRemove,
+			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint")},
+			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon"},
+		{Name: "tpm-trust vendor", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustVendor,
+			Params: []Param{vendor, {Name: "state", Kind: Choice, Choices: []string{"on", "off"}}},
+			Help:   "switch a TPM vendor on or off", Example: "tpm-trust vendor infineon off"},
 	}
 }
 
@@ -148,6 +247,11 @@ func serviceVerbs() []Verb {
 				flag("health-life", Duration, "life of health certificates, 15m to 24h")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
+		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
+			Params: []Param{flag("mode", Choice, "default: the one that is served", modeNames...)},
+			Help:   "which hosts have passed in an attestation mode, which not", Example: "mode status --mode TPM",
+			More: "Switch with service set --mode, back with the same verb: registrations of the other mode are kept. A host that is registered in one mode only " +
+				"fails in the other."},
 		{Name: "network show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: networkShow,
 			Params: []Param{flag("toml", Switch, "as the file that network set takes")},
 			Help:   "settings and state of the network interfaces", Example: "network show --toml > net.toml"},

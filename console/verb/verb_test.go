@@ -176,7 +176,12 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"key primary": policy.CmdKeyPrimary, "key enable": policy.CmdKeyEnable, "key disable": policy.CmdKeyDisable, "key remove": policy.CmdKeyRemove,
 		"signer trust": policy.CmdSignerTrust, "signer distrust": policy.CmdSignerDistrust, "signer deny-before": policy.CmdServiceSet,
 		"service set": policy.CmdServiceSet, "network set": policy.CmdNodeSet, "time set": policy.CmdNodeSet,
-		"admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
+		"host add-tpm": policy.CmdHostAddTPM, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
+		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
+		"dump-key remove": policy.CmdDumpKeyRemove, "policy enable": policy.CmdPolicySet, "policy disable": policy.CmdPolicySet,
+		"policy inherit": policy.CmdPolicySet, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
+		"tpm-trust vendor": policy.CmdTrustVendor,
+		"admin add":        policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
 	} {
 		v, ok := verb.Lookup(name)
 		if !ok {
@@ -201,7 +206,8 @@ func TestScreens(t *testing.T) {
 	s := f.Session(policy.DoorSSH)
 	var b strings.Builder
 	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status",
-		"node list", "node measure", "admin list", "audit tail", "audit verify", "audit trim 20", "metadata", "signer list", "key list", "logout"} {
+		"node list", "node measure", "admin list", "audit tail", "audit verify", "audit trim 20", "metadata", "signer list", "key list",
+		"mode status", "baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
 		b.WriteString("guardhouse> " + line + "\n" + mustCall(t, s, line, "") + "\n")
 	}
 	golden(t, "screens.txt", b.String())

@@ -1,7 +1,7 @@
 // Demo tells one story with a real node: real firmware, a real TPM, a real PKCS#11 token outside the machine, real HTTP. Each line has a
 // control that could fail; the exit code is 0 only if every line and every control held.
 //
-//	demo -build .build [-hsm attached] [-chapter foundation|all]
+//	demo -build .build [-hsm attached] [-chapter foundation|tpm|all]
 //
 // The chapter's node keeps its state below BUILD/lab/demo: `make run NODE=demo` returns to it.
 package main
@@ -25,6 +25,7 @@ var chapters = []struct {
 	tell func(context.Context, *teller, *story) error
 }{
 	{"foundation", foundation},
+	{"tpm", tpm},
 }
 
 const chapterLimit = 4 * time.Minute

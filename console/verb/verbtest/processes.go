@@ -42,7 +42,15 @@ func (f *Fake) ledger(s *rpc.Server) {
 		if r.Kind == policy.ObservedPending {
 			return f.pending, nil
 		}
-		return nil, nil
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		var list []policy.Observation
+		for _, o := range f.observed {
+			if o.Kind == r.Kind {
+				list = append(list, o)
+			}
+		}
+		return list, nil
 	})
 	on(f, s, rpc.LedgerAuditTail, func(r rpc.AuditTailRequest) ([]rpc.AuditRecord, error) {
 		var records []rpc.AuditRecord

@@ -42,19 +42,20 @@ type Fake struct {
 	Admin ssh.Signer // key of ada, owner
 	Dir   string     // where the sockets are, as --run-dir
 
-	mu      sync.Mutex
-	state   policy.State
-	index   uint64
-	nodeID  string
-	done    map[string]policy.Result
-	changed chan struct{}
-	audit   []policy.AuditEntry
-	power   []string
-	pending []policy.Observation
-	hostKey ed25519.PrivateKey
-	ca      *rsa.PrivateKey
-	fail    map[string]error
-	boot    time.Duration
+	mu       sync.Mutex
+	state    policy.State
+	index    uint64
+	nodeID   string
+	done     map[string]policy.Result
+	changed  chan struct{}
+	audit    []policy.AuditEntry
+	power    []string
+	pending  []policy.Observation
+	observed []policy.Observation
+	hostKey  ed25519.PrivateKey
+	ca       *rsa.PrivateKey
+	fail     map[string]error
+	boot     time.Duration
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
@@ -155,6 +156,20 @@ func (f *Fake) Pending(spki []byte) {
 	defer f.mu.Unlock()
 	f.pending = append(f.pending, policy.Observation{Kind: policy.ObservedPending, Subject: policy.HostID(spki), First: At, Last: At, Count: 3,
 		Facts: map[string]string{"source": "10.0.2.77", "spki": base64.StdEncoding.EncodeToString(spki)}})
+}
+
+// PendingTPM makes an unknown host ask with its TPM; facts as the attestation service keeps them.
+func (f *Fake) PendingTPM(id string, facts map[string]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(f.pending, policy.Observation{Kind: policy.ObservedPending, Subject: id, First: At, Last: At, Count: 1, Facts: facts})
+}
+
+// Observe notes what a node saw.
+func (f *Fake) Observe(kind policy.ObservationKind, subject string, facts map[string]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.observed = append(f.observed, policy.Observation{Kind: kind, Subject: subject, First: At, Last: At, Count: 1, Facts: facts})
 }
 
 // HostKey is the node's SSH host key.

@@ -1,0 +1,222 @@
+package attest
+
+import (
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/evidence"
+	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/policy"
+)
+
+// appraise decides over an authentic reading: the host, its log, the policies,
+// and at last whether there are keys to certify.
+func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *evidence.Reading) {
+	digest := sha256.Sum256(reading.Log)
+	e := proved{host: host, log: hex.EncodeToString(digest[:])}
+	var failure *evidence.Failure
+	e.facts, failure = evidence.Prove(reading.Log, reading.PCRs, reading.Bank)
+	e.verdict = appraise.Judge(appraise.Input{State: q.snap.State, Trust: q.trust.of(q.snap), Host: host, EK: ek, Facts: e.facts, Failure: failure,
+		LastGood: q.good.get(host.ID)})
+	switch {
+	case e.verdict.Passed:
+	case e.verdict.Unauthorized():
+		q.failed(e, hgsa.UnauthorizedError())
+		return
+	case e.verdict.LogRefused():
+		q.failed(e, hgsa.TcgLogValidationError())
+		return
+	default:
+		q.failed(e, hgsa.PolicyEvaluationError(reasons(&e.verdict)...))
+		return
+	}
+	o := order{session: c.session, begun: reading.Started, facts: map[string]string{"log": e.log, "baseline": e.verdict.Matched.Baseline,
+		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d", reading.Device.Version, reading.Device.Interface)}}
+	for _, t := range c.requested {
+		key, err := identityKey(e.facts, t)
+		if err != nil {
+			e.verdict.Findings = append(e.verdict.Findings, appraise.Finding{Kind: appraise.NoIdentityKey, SubStatus: "VirtualSecureMode", PCR: -1, Event: -1,
+				What: err.Error(), Remedy: "run a version of Windows that measures this key, or ask for the other certificate only"})
+			q.failed(e, hgsa.VirtualSecureModeError())
+			return
+		}
+		o.wanted = append(o.wanted, wanted{t, key})
+		o.facts[fmt.Sprintf("vsmKey%d", t)] = keyHash(key)
+	}
+	o.granted = func() {
+		q.good.put(host.ID, e.facts)
+		q.keep(policy.ObservedGood, e)
+	}
+	q.grant(host, o)
+}
+
+// proved is what one conversation with a host's TPM gave.
+type proved struct {
+	host    policy.Host
+	log     string          // SHA-256
+	facts   *evidence.Facts // nil if the log proved nothing
+	verdict appraise.Verdict
+}
+
+// reasons are the GUIDs of the failed policies.
+func reasons(v *appraise.Verdict) (ids []hgsa.GUID) {
+	for _, text := range v.Reasons() {
+		for _, p := range hgsa.PolicyIDs {
+			if strings.EqualFold(p.ID.String(), text) {
+				ids = append(ids, p.ID)
+			}
+		}
+	}
+	return ids
+}
+
+// identityKey is the key that the boot log shows for a type of certificate.
+func identityKey(facts *evidence.Facts, t hgsa.AttestationResultType) (*rsa.PublicKey, error) {
+	payload := facts.IDK
+	if t == hgsa.VSMIdentitySigningKeyCertificate {
+		payload = facts.IDKS
+	}
+	if payload == nil {
+		return nil, fmt.Errorf("the boot log holds no VSM identity key for %s", t)
+	}
+	key, err := hgsa.ParsePublicKey(payload)
+	if err != nil {
+		return nil, fmt.Errorf("the boot log's VSM identity key for %s: %w", t, err)
+	}
+	return key.RSA, nil
+}
+
+const maxFindingsNoted = 12
+
+// toldPerMinute bounds the audit entries about one host, which may invent ever
+// new ways to fail; what is more is summed.
+const toldPerMinute = 10
+
+// failed refuses a host that proved itself and does not pass: the reply says
+// what the protocol has words for, the audit and the console get everything. A
+// set of findings gets an entry of its own once a minute, before the reply.
+func (q *request) failed(e proved, reply hgsa.Reply) {
+	findings := e.verdict.Findings
+	outcome := e.verdict.Outcome()
+	if e.verdict.Passed { // by the policies
+		outcome = string(findings[0].Kind)
+	}
+	entry := q.entry(policy.AuditRefusal, e.host.ID, outcome)
+	entry.Detail, entry.Remedy = findings[0].What, findings[0].Remedy
+	entry.Facts = map[string]string{"host": e.host.Name, "log": e.log, "reply": reply.Type()}
+	told := e.host.ID
+	for i := range findings {
+		line := line(&findings[i])
+		told += "\n" + line
+		if i < maxFindingsNoted {
+			entry.Facts[fmt.Sprintf("finding%02d", i+1)] = line
+		}
+	}
+	q.observeFacts(policy.ObservedHost, e.host.ID, map[string]string{"verdict": outcome, "mode": "TPM", "finding": line(&findings[0])})
+	e.verdict.Passed = false
+	q.keep(policy.ObservedFindings, e)
+	sum := sha256.Sum256([]byte(told))
+	if now := q.d.BootTime(); !q.told.Allow(string(sum[:]), 1, now) || !q.told.Allow(e.host.ID+" findings", toldPerMinute, now) {
+		q.refuse(http.StatusOK, reply, refusal{outcome: outcome, subject: e.host.ID, detail: entry.Detail, remedy: entry.Remedy})
+		return
+	}
+	ctx, cancel := q.context(noteTimeout)
+	defer cancel()
+	if _, err := q.d.Audit(ctx, entry); err != nil {
+		q.d.Log("attestation: refusal %s of host %s not noted: %v", outcome, e.host.Name, err)
+	}
+	q.reply(http.StatusOK, reply)
+}
+
+// line is a finding in one line, for the audit.
+func line(f *appraise.Finding) string {
+	text := string(f.Kind)
+	if f.Policy != "" {
+		text += " " + f.Policy
+	}
+	if f.PCR >= 0 {
+		text += fmt.Sprintf(" PCR %d", f.PCR)
+	}
+	if f.Event >= 0 {
+		text += fmt.Sprintf(" event %d", f.Event)
+	}
+	if f.Measured != "" {
+		text += " measured " + f.Measured
+	}
+	return clip(text + ": " + f.What + "; " + f.Remedy)
+}
+
+// keep notes evidence with its verdict, for diffs, adoption and dry runs on the
+// console. Nothing here decides by it.
+func (q *request) keep(kind policy.ObservationKind, e proved) {
+	facts, err := appraise.Record(&e.verdict, e.facts, map[string]string{"log": e.log, "source": q.source()})
+	if err != nil {
+		q.d.Log("attestation: evidence of host %s is not kept: %v", e.host.Name, err)
+		return
+	}
+	q.observeFacts(kind, e.host.ID, facts)
+}
+
+// trustCache keeps the TPM vendors' certificates of one snapshot as long as they
+// stay the same: reading them takes longer than an attestation.
+type trustCache struct {
+	mu      sync.Mutex
+	index   uint64
+	anchors map[string]policy.Anchor
+	off     map[string]bool
+	trust   *appraise.Trust
+}
+
+func (c *trustCache) of(snap policy.Snapshot) *appraise.Trust {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &snap.State
+	same := c.trust != nil && (c.index == snap.Index ||
+		maps.Equal(c.off, s.VendorsOff) && maps.EqualFunc(c.anchors, s.Anchors, func(a, b policy.Anchor) bool { return a.Vendor == b.Vendor && a.Root == b.Root }))
+	if !same {
+		c.trust, _ = appraise.NewTrust(snap.State) // what can't be read was told when it was imported
+	}
+	c.index, c.anchors, c.off = snap.Index, s.Anchors, s.VendorsOff
+	return c.trust
+}
+
+// goodBoots remembers what the last boots that passed proved, as JSON, to say
+// what has changed. It forgets everything when there are too many.
+type goodBoots struct {
+	mu    sync.Mutex
+	facts map[string][]byte // by host id
+}
+
+const maxGoodBoots = 8 << 10 // of about 3 KB
+
+func (g *goodBoots) put(id string, f *evidence.Facts) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return // no facts that came out of a log
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.facts[id]; g.facts == nil || !ok && len(g.facts) >= maxGoodBoots {
+		g.facts = map[string][]byte{}
+	}
+	g.facts[id] = b
+}
+
+func (g *goodBoots) get(id string) *evidence.Facts {
+	g.mu.Lock()
+	b := g.facts[id]
+	g.mu.Unlock()
+	f := &evidence.Facts{}
+	if b == nil || json.Unmarshal(b, f) != nil {
+		return nil
+	}
+	return f
+}

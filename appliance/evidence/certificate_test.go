@@ -1,0 +1,183 @@
+package evidence
+
+import (
+	"bytes"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+func TestForgivesWhatVendorsDo(t *testing.T) {
+	root, middle := hierarchy(t)
+	key := &rsaKeys()[2].PublicKey
+	trust := NewTrust([]*Certificate{mustParse(t, root.cert.Raw)}, []*Certificate{mustParse(t, middle.cert.Raw)})
+	plain := middle.issue(t, issue{name: "ek", key: key})
+	header := append([]byte(nvHeader), binary.BigEndian.AppendUint16(nil, uint16(len(plain)+2))...)
+	oaep, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oaep = bytes.Replace(oaep, []byte("\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01"), []byte("\x2a\x86\x48\x86\xf7\x0d\x01\x01\x07"), 1)
+	for _, c := range []struct {
+		want []Workaround
+		der  []byte
+	}{
+		{nil, plain},
+		{[]Workaround{WorkaroundPadding}, append(bytes.Clone(plain), bytes.Repeat([]byte{0xff}, 300)...)},
+		{[]Workaround{WorkaroundNVHeader, WorkaroundPadding}, slices.Concat(header, []byte{0x10, 0x02}, plain, make([]byte, 5))},
+		{[]Workaround{WorkaroundSAN}, middle.issue(t, issue{name: "ek", key: key, extra: []pkix.Extension{sanTPM(t)}})},
+		{[]Workaround{WorkaroundSHA1}, middle.issue(t, issue{name: "ek", key: key, sha1: true})},
+		{[]Workaround{WorkaroundSerial}, middle.issue(t, issue{name: "ek", key: key, serial: []byte{0, 0, 1}})},
+		{[]Workaround{WorkaroundSerial}, middle.issue(t, issue{name: "ek", key: key, serial: []byte{0x80, 1}})},
+		{[]Workaround{WorkaroundOAEP}, middle.issue(t, issue{name: "ek", key: key, spki: oaep})},
+	} {
+		cert, err := ParseCertificate(c.der)
+		if err != nil {
+			t.Errorf("%v: %v", c.want, err)
+			continue
+		}
+		if !slices.Equal(cert.Forgiven, c.want) {
+			t.Errorf("forgave %v, want %v", cert.Forgiven, c.want)
+		}
+		chain, err := trust.Chain(cert, noon)
+		if err != nil || len(chain) != 3 {
+			t.Errorf("%v: chain %d, %v", c.want, len(chain), err)
+		}
+		ek, err := cert.EK()
+		if err != nil || !key.Equal(ek.Public) {
+			t.Errorf("%v: key %v", c.want, err)
+		}
+		if m, model, v := cert.TPM(); slices.Contains(c.want, WorkaroundSAN) && (m != "id:494E5443" || model != "SLB 9670" || v != "id:0763") {
+			t.Errorf("TPM is %q %q %q", m, model, v)
+		}
+		if _, err := ParseEK(c.der); err != nil {
+			t.Errorf("%v: %v", c.want, err)
+		}
+	}
+}
+
+func TestDoesNotForgive(t *testing.T) {
+	_, middle := hierarchy(t)
+	key := &rsaKeys()[2].PublicKey
+	plain := middle.issue(t, issue{name: "ek", key: key})
+	for name, der := range map[string][]byte{
+		"something after the certificate": append(bytes.Clone(plain), 0xff, 0xff, 1),
+		"unknown critical extension":      middle.issue(t, issue{name: "ek", key: key, extra: []pkix.Extension{{Id: oidNote, Critical: true, Value: []byte{5, 0}}}}),
+		"serial number of zero":           middle.issue(t, issue{name: "ek", key: key, serial: []byte{0, 0}}),
+		"header longer than the data":     slices.Concat([]byte(nvHeader), []byte{0xff, 0xff, 0x10, 0x02}, plain),
+		"cut short":                       plain[:len(plain)-1],
+	} {
+		if _, err := ParseCertificate(der); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestChainErrorNamesTheMissingIssuer(t *testing.T) {
+	root, middle := hierarchy(t)
+	leaf := mustParse(t, middle.issue(t, issue{name: "ek", key: &rsaKeys()[2].PublicKey, url: "http://vendor.example/i.crt"}))
+	r, m := mustParse(t, root.cert.Raw), mustParse(t, middle.cert.Raw)
+	var missing *MissingIssuer
+	_, err := NewTrust([]*Certificate{r}, nil).Chain(leaf, noon)
+	if !errors.As(err, &missing) || missing.Issuer != "Vendor Intermediate" || missing.KeyID != upperHex(m.SubjectKeyId) || missing.URLs[0] != "http://vendor.example/i.crt" || missing.Root {
+		t.Errorf("without intermediate: %v", err)
+	}
+	_, err = NewTrust(nil, []*Certificate{m}).Chain(leaf, noon)
+	if !errors.As(err, &missing) || missing.Issuer != "Vendor Root" || missing.Certificate != "Vendor Intermediate" {
+		t.Errorf("without root: %v", err)
+	}
+	_, err = NewTrust(nil, []*Certificate{m, r}).Chain(leaf, noon)
+	if !errors.As(err, &missing) || !missing.Root || missing.Issuer != "Vendor Root" {
+		t.Errorf("root among the intermediates: %v", err)
+	}
+}
+
+func TestRefusesChains(t *testing.T) {
+	root, middle := hierarchy(t)
+	keys := rsaKeys()
+	trust := NewTrust([]*Certificate{mustParse(t, root.cert.Raw)}, []*Certificate{mustParse(t, middle.cert.Raw)})
+	forged := &authority{cert: middle.cert, key: keys[2]}
+	der := middle.issue(t, issue{name: "ek", key: &keys[2].PublicKey, sha1: true})
+	der = bytes.Clone(der)
+	der[len(der)-1] ^= 1
+	server := &authority{cert: mustParse(t, root.issue(t, issue{name: "Vendor Server", key: &keys[1].PublicKey})).Certificate, key: keys[1]}
+	withServer := NewTrust([]*Certificate{mustParse(t, root.cert.Raw)}, []*Certificate{{Certificate: server.cert, Original: server.cert.Raw, tbs: server.cert.RawTBSCertificate}})
+	notCA := &authority{cert: &x509.Certificate{Subject: server.cert.Subject, RawSubject: server.cert.RawSubject, SubjectKeyId: []byte{1}}, key: keys[1]}
+	old := mustParse(t, middle.issue(t, issue{name: "ek", key: &keys[2].PublicKey, until: noon.AddDate(0, -1, 0)}))
+	for _, c := range []struct {
+		name   string
+		trust  *Trust
+		leaf   *Certificate
+		reason string
+	}{
+		{"altered SHA-1 signature", trust, mustParse(t, der), "verif"},
+		{"signed by somebody else under the same name", trust, mustParse(t, func() []byte {
+			f := *forged.cert
+			f.PublicKey = &keys[2].PublicKey
+			return (&authority{cert: &f, key: keys[2]}).issue(t, issue{name: "ek", key: &keys[2].PublicKey})
+		}()), "verif"},
+		{"issued by a certificate that is no CA", withServer, mustParse(t, func() []byte {
+			return notCA.issue(t, issue{name: "ek", key: &keys[2].PublicKey})
+		}()), "certification authority"},
+		{"expired", trust, old, "valid from"},
+	} {
+		_, err := c.trust.Chain(c.leaf, noon)
+		var problem *ChainProblem
+		if !errors.As(err, &problem) || !strings.Contains(problem.Reason, c.reason) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if _, err := trust.Chain(old, time.Time{}); err != nil {
+		t.Errorf("expired, but time was not asked for: %v", err)
+	}
+}
+
+func TestReadsBundles(t *testing.T) {
+	root, middle := hierarchy(t)
+	a, b := root.cert.Raw, middle.cert.Raw
+	p := func(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
+	var p7 cryptobyte.Builder
+	zero := cbasn1.Tag(0).Constructed().ContextSpecific()
+	p7.AddASN1(cbasn1.SEQUENCE, func(o *cryptobyte.Builder) {
+		o.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2})
+		o.AddASN1(zero, func(o *cryptobyte.Builder) {
+			o.AddASN1(cbasn1.SEQUENCE, func(o *cryptobyte.Builder) {
+				o.AddASN1Int64(1)
+				o.AddASN1(cbasn1.SET, func(*cryptobyte.Builder) {})
+				o.AddASN1(cbasn1.SEQUENCE, func(o *cryptobyte.Builder) {
+					o.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1})
+				})
+				o.AddASN1(zero, func(o *cryptobyte.Builder) { o.AddBytes(a); o.AddBytes(b) })
+				o.AddASN1(cbasn1.SET, func(*cryptobyte.Builder) {})
+			})
+		})
+	})
+	for name, raw := range map[string][]byte{
+		"PEM": slices.Concat([]byte("vendor\n"), p(a), p(b)), "DER": slices.Concat(a, b), "PKCS#7": p7.BytesOrPanic(),
+		"PKCS#7 in PEM": pem.EncodeToMemory(&pem.Block{Type: "PKCS7", Bytes: p7.BytesOrPanic()}),
+	} {
+		good, bad, err := ReadBundle(raw)
+		if err != nil || len(bad) != 0 || len(good) != 2 || good[1].Name() != "Vendor Intermediate" {
+			t.Errorf("%s: %d, %v, %v", name, len(good), bad, err)
+		}
+	}
+	if good, bad, err := ReadBundle(slices.Concat(p(a), p([]byte("junk")), p(b))); err != nil || len(good) != 2 || len(bad) != 1 {
+		t.Errorf("one bad certificate spoils the bundle: %d, %v, %v", len(good), bad, err)
+	}
+	if _, _, err := ReadBundle([]byte("MSCF....")); !errors.Is(err, ErrCabinet) {
+		t.Errorf("cabinet: %v", err)
+	}
+	if _, _, err := ReadBundle([]byte("hello")); err == nil {
+		t.Error("text is a bundle")
+	}
+}

@@ -1,0 +1,211 @@
+package verb
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/policy"
+)
+
+// Effect is what a change of policies would do to the hosts whose last evidence this node keeps.
+type Effect struct {
+	Hosts   int          `json:"hosts"`             // of TPM mode, registered and not revoked
+	Judged  int          `json:"judged"`            // of them, with evidence
+	Fail    []HostEffect `json:"fail"`              // pass now, would fail
+	Pass    []HostEffect `json:"pass"`              // fail now, would pass
+	Failing int          `json:"failing"`           // fail before and after
+	Unknown string       `json:"unknown,omitempty"` // why nothing is known
+}
+
+// HostEffect is one host whose verdict would change.
+type HostEffect struct {
+	Host   string `json:"host"`
+	Reason string `json:"reason"` // the first finding: that of the new verdict, or the one that goes away
+}
+
+// Changed is a change of policies in --json. With --dry-run nothing was changed and Done is empty.
+type Changed struct {
+	Done
+	DryRun bool    `json:"dryRun,omitempty"`
+	Effect *Effect `json:"effect,omitempty"`
+}
+
+// effect applies a command to a copy of the records, as the ledger would, and judges all evidence under both. A command that the records
+// refuse is an error.
+func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effect, error) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode the command: %w", err)
+	}
+	snap, _ := s.Node.Snapshot()
+	next, _, err := policy.Apply(snap.State, policy.Command{ID: "dry-run", Kind: kind, Actor: s.Actor, At: s.Node.Stamp(), Body: raw})
+	if err != nil {
+		return nil, err
+	}
+	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
+	known, err := allEvidence(ctx, s)
+	if err != nil {
+		e.Unknown = "the evidence of hosts is not known: " + Explain(err).Error()
+	}
+	for _, h := range sortedHosts(snap.State) {
+		if h.TPM == nil || h.Revoked {
+			continue
+		}
+		e.Hosts++
+		facts, ok := known[h.ID]
+		if !ok {
+			continue
+		}
+		e.Judged++
+		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
+		after := appraise.Review(appraise.Input{State: next, Host: h, Facts: facts})
+		switch {
+		case before.Passed && !after.Passed:
+			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What})
+		case !before.Passed && after.Passed:
+			e.Pass = append(e.Pass, HostEffect{h.Name, before.Findings[0].What})
+		case !after.Passed:
+			e.Failing++
+		}
+	}
+	return e, nil
+}
+
+func (e *Effect) page(p *Page, done bool) {
+	const most = 8
+	would := "would "
+	if done {
+		would = "will "
+	}
+	switch {
+	case e.Unknown != "":
+		p.Line("%s", e.Unknown)
+		return
+	case e.Hosts == 0:
+		return
+	}
+	p.Field("effect", "of %d hosts with a TPM, %d have shown evidence here: %d that pass %sfail, %d that fail %spass, %d fail as before",
+		e.Hosts, e.Judged, len(e.Fail), would, len(e.Pass), would, e.Failing)
+	for i, h := range e.Fail {
+		if i == most {
+			p.Line("  and %d more, see --json", len(e.Fail)-most)
+			break
+		}
+		p.Line("  - %s: %s", h.Host, h.Reason)
+	}
+	for i, h := range e.Pass {
+		if i == most {
+			p.Line("  and %d more, see --json", len(e.Pass)-most)
+			break
+		}
+		p.Line("  + %s: no longer counts: %s", h.Host, h.Reason)
+	}
+}
+
+// change sends a change of policies, unless --dry-run was given, and shows its effect on hosts either way.
+func change(ctx context.Context, s *Session, a Args, kind policy.Kind, body any) (Output, error) {
+	e, err := effect(ctx, s, kind, body)
+	if err != nil {
+		return Output{}, err
+	}
+	v := Changed{DryRun: a.Has("dry-run"), Effect: e}
+	out := Output{Text: new(Page).Line("Nothing was changed.")}
+	if !v.DryRun {
+		if out, _, err = propose(ctx, s, kind, body); err != nil {
+			return Output{}, err
+		}
+		v.Done = out.Value.(Done)
+	}
+	e.page(out.Text, !v.DryRun)
+	out.Value = v
+	return out, nil
+}
+
+// PolicyValue is a built-in policy in --json, as it holds for one class or for all hosts.
+type PolicyValue struct {
+	policy.Builtin
+	Enabled bool            `json:"enabled"`
+	Because string          `json:"because"`           // locked, default, fabric, or the class
+	Classes map[string]bool `json:"classes,omitempty"` // those with a setting of their own
+	Matches int             `json:"matches,omitempty"` // entries that a negative policy can match
+}
+
+func policyList(_ context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	class := a.Or("class", policy.FabricWide)
+	registered := map[string]int{policy.HgsSecureBootSettings: len(snap.State.Baselines), policy.HgsCiPolicy: len(snap.State.CIPolicies),
+		policy.HgsDumpEncryptionKey: len(snap.State.DumpKeys)}
+	list := []PolicyValue{}
+	var rows [][]string
+	for _, b := range policy.Builtins {
+		v := PolicyValue{Builtin: b, Matches: registered[b.Name], Classes: map[string]bool{}}
+		v.Enabled, v.Because = snap.State.Enabled(&b, class)
+		for name, set := range snap.State.PolicySets {
+			if on, ok := set.Enabled[b.Name]; ok && name != policy.FabricWide {
+				v.Classes[name] = on
+			}
+		}
+		list = append(list, v)
+		because := v.Because
+		if b.Negative {
+			because += fmt.Sprintf(", %d registered", v.Matches)
+		}
+		if len(v.Classes) > 0 && class == policy.FabricWide {
+			because += fmt.Sprintf(", %d classes differ", len(v.Classes))
+		}
+		rows = append(rows, []string{b.Name, onOff(v.Enabled), because})
+	}
+	p := new(Page).Table([]string{"POLICY", "STATE", "WHY"}, rows)
+	negatives(p, list)
+	dumpTable(p, list)
+	s.modeNoteTPM(p)
+	return Output{Text: p, Value: struct {
+		Class    string        `json:"class,omitempty"`
+		Policies []PolicyValue `json:"policies"`
+	}{class, list}}, nil
+}
+
+// negatives explains policies that fail because nothing is registered (E25).
+func negatives(p *Page, list []PolicyValue) {
+	verbs := map[string]string{policy.HgsSecureBootSettings: "baseline add", policy.HgsCiPolicy: "ci-policy add", policy.HgsDumpEncryptionKey: "dump-key add"}
+	noDumps := slices.ContainsFunc(list, func(v PolicyValue) bool { return v.Name == policy.HgsNoDumps && v.Enabled })
+	for _, v := range list {
+		if !v.Negative || !v.Enabled || v.Matches > 0 || v.Name == policy.HgsDumpEncryptionKey && noDumps {
+			continue
+		}
+		who := "every host fails"
+		if v.Name == policy.HgsDumpEncryptionKey {
+			who = "hosts that encrypt dumps fail"
+		}
+		p.Blank().Line("! %s has nothing to match yet, so %s.", v.Name, who).Line("  -> %s", verbs[v.Name])
+	}
+}
+
+// dumpTable says what the three policies on dumps mean together (E19).
+func dumpTable(p *Page, list []PolicyValue) {
+	on := func(name string) bool {
+		i := slices.IndexFunc(list, func(v PolicyValue) bool { return v.Name == name })
+		return i >= 0 && list[i].Enabled
+	}
+	p.Blank()
+	switch {
+	case on(policy.HgsNoDumps):
+		p.Line("Dumps: hosts must not write any.")
+	case on(policy.HgsDumpEncryption) && on(policy.HgsDumpEncryptionKey):
+		p.Line("Dumps: hosts may write them if they are encrypted to a registered key.")
+	case on(policy.HgsDumpEncryption):
+		p.Line("! Dumps: hosts may write them if they are encrypted, to whatever key.")
+	default:
+		p.Line("! Dumps: hosts may write them without encryption, and with them the secrets of virtual machines.")
+	}
+}
+
+// policySwitch switches a built-in policy; nil takes the setting back.
+func policySwitch(on *bool) func(context.Context, *Session, Args, []byte) (Output, error) {
+	return func(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+		return change(ctx, s, a, policy.CmdPolicySet, policy.PolicySwitch{Policy: a.Get("policy"), Class: a.Get("class"), Enabled: on})
+	}
+}

@@ -1,0 +1,399 @@
+package verb
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/evidence"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// endorsement is a TPM as somebody gave it.
+type endorsement struct {
+	ek   *evidence.EK
+	cert *evidence.Certificate // nil: none
+	why  string                // what the file says instead of a certificate
+}
+
+// parseEndorsement reads a platform identifier, or the key or certificate alone in any form.
+func parseEndorsement(data []byte) (endorsement, error) {
+	text := strings.TrimSpace(string(fromUTF16(data)))
+	if text == "" {
+		return endorsement{}, usage("nothing came on standard input", "give the platform identifier: host add-tpm NAME < hv7.xml")
+	}
+	if strings.HasPrefix(text, "<") {
+		p, err := evidence.ParsePlatform(data)
+		if err != nil {
+			return endorsement{}, failed(err.Error(), "capture it on the host: (Get-PlatformIdentifier -Name NAME).Save(FILE) in an elevated prompt")
+		}
+		return endorsement{p.EK, p.Certificate, p.NoCertReason}, nil
+	}
+	raw := data
+	if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
+		raw = certs[0].Original
+	} else if der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), "")); err == nil {
+		raw = der
+	}
+	if c, err := evidence.ParseCertificate(raw); err == nil {
+		ek, err := c.EK()
+		if err != nil {
+			return endorsement{}, failed(err.Error(), "give the certificate of the TPM's endorsement key")
+		}
+		return endorsement{ek: ek, cert: c}, nil
+	}
+	ek, err := evidence.ParseEK(raw)
+	if err != nil {
+		return endorsement{}, failed("the input is no platform identifier, endorsement key or its certificate: "+err.Error(), "capture it on the host with Get-PlatformIdentifier")
+	}
+	return endorsement{ek: ek}, nil
+}
+
+// pendingEndorsement is the TPM of the one unknown host whose id begins with prefix.
+func pendingEndorsement(ctx context.Context, s *Session, prefix string) (endorsement, error) {
+	v, err := pendingHost(ctx, s, prefix)
+	if err != nil {
+		return endorsement{}, err
+	}
+	damaged := failed("the observation does not hold that TPM's key", "give its platform identifier as a file: host add-tpm NAME < FILE")
+	if v.Mode != "TPM" {
+		return endorsement{}, failed("that host asked with a host key, not with a TPM", "use host add NAME --pending "+prefix)
+	}
+	spki, err := base64.StdEncoding.DecodeString(v.SPKI)
+	if err != nil {
+		return endorsement{}, damaged
+	}
+	e := endorsement{why: "the host sent none when it asked"}
+	if e.ek, err = evidence.ParseEK(spki); err != nil || e.ek.ID() != v.ID {
+		return endorsement{}, damaged
+	}
+	if alg, err := strconv.ParseUint(v.facts["nameAlg"], 10, 16); err == nil && evidence.Bank(alg).Size() > 0 {
+		e.ek.NameAlg = evidence.Bank(alg)
+	}
+	if bits, err := strconv.Atoi(v.facts["symmetric"]); err == nil {
+		e.ek.Symmetric = bits
+	}
+	if der, err := base64.StdEncoding.DecodeString(v.facts["certificate"]); err == nil && len(der) > 0 {
+		if c, err := evidence.ParseCertificate(der); err == nil {
+			if certified, err := c.EK(); err == nil && certified.Same(e.ek) {
+				e.cert = c
+			}
+		}
+	}
+	return e, nil
+}
+
+// TPMHostAdded is host add-tpm in --json.
+type TPMHostAdded struct {
+	Done
+	ID      string   `json:"id"`
+	Key     string   `json:"key"`
+	TPM     string   `json:"tpm,omitempty"`    // manufacturer, model, version by its certificate
+	Issuer  string   `json:"issuer,omitempty"` // of the certificate
+	SHA1    string   `json:"sha1,omitempty"`
+	SHA256  string   `json:"sha256,omitempty"`
+	Trusted bool     `json:"trusted"`
+	Why     string   `json:"why,omitempty"` // not trusted
+	Forgave []string `json:"forgave,omitempty"`
+}
+
+func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
+	var e endorsement
+	var err error
+	if a.Has("pending") {
+		e, err = pendingEndorsement(ctx, s, a.Get("pending"))
+	} else {
+		e, err = parseEndorsement(stdin)
+	}
+	if err != nil {
+		return Output{}, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(e.ek.Public)
+	if err != nil {
+		return Output{}, failed("the endorsement key can't be used: "+err.Error(), "")
+	}
+	b := policy.TPMHostAdd{Name: a.Get("name"), EK: spki, NameAlg: uint16(e.ek.NameAlg), Symmetric: e.ek.Symmetric, Version: policy.PolicyVersion(a.Get("policy-version")),
+		Force: a.Has("force"), Reason: a.Get("reason"), Class: a.Get("class"), Note: a.Get("note"), Inventory: a.Get("inventory")}
+	v := TPMHostAdded{ID: e.ek.ID(), Key: keyText(spki)}
+	snap, _ := s.Node.Snapshot()
+	if e.cert != nil {
+		v.describe(e.cert)
+		b.EKCert = e.cert.Original
+		trust, _ := appraise.NewTrust(snap.State)
+		if b.Chain, err = trust.Chain(e.cert); err != nil {
+			b.Untrusted = clipLong(err.Error())
+			v.Why = b.Untrusted
+		}
+	} else if v.Why = "it has no certificate"; e.why != "" {
+		v.Why += ": " + Clean(e.why)
+	}
+	v.Trusted = len(b.Chain) > 0
+	out, r, err := propose(ctx, s, policy.CmdHostAddTPM, b)
+	if err != nil {
+		return Output{}, err
+	}
+	v.Done = out.Value.(Done)
+	v.Message, v.Subject = r.Message, r.Subject
+	v.page(out.Text)
+	s.modeNoteTPM(out.Text)
+	out.Value = v
+	return out, nil
+}
+
+func (v *TPMHostAdded) describe(c *evidence.Certificate) {
+	v.TPM = strings.TrimSpace(strings.Join(nonempty(c.TPM()), " "))
+	v.Issuer = c.Issuer.String()
+	v.SHA1, v.SHA256 = thumbprints(c.Original)
+	for _, w := range c.Forgiven {
+		v.Forgave = append(v.Forgave, string(w))
+	}
+}
+
+func nonempty(all ...string) (some []string) {
+	for _, s := range all {
+		if s != "" {
+			some = append(some, s)
+		}
+	}
+	return some
+}
+
+func (v *TPMHostAdded) page(p *Page) {
+	p.Field("id", "%s", v.ID).Field("key", "%s", v.Key).Field("TPM", "%s", v.TPM).Field("issuer", "%s", v.Issuer).
+		Field("SHA-1", "%s", v.SHA1).Field("SHA-256", "%s", v.SHA256).Field("forgiven", "%s", strings.Join(v.Forgave, ", "))
+	if v.Trusted {
+		p.Field("trusted", "yes, its certificate leads to a trusted root")
+	} else {
+		p.Field("trusted", "NO, registered by force: %s", v.Why)
+	}
+}
+
+// clipLong bounds an error text that goes into a command.
+func clipLong(s string) string {
+	if s = Clean(s); len(s) > 480 {
+		s = strings.ToValidUTF8(s[:480], "") + "..."
+	}
+	return s
+}
+
+// modeNoteTPM warns where a registered TPM has no effect yet.
+func (s *Session) modeNoteTPM(p *Page) {
+	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeTPM {
+		p.Line("The service is in %s mode: TPMs and their policies count after `service set --mode TPM`.", modeName(snap.State.Service.Mode))
+	}
+}
+
+// kindText is how a host is known.
+func kindText(h policy.Host) string {
+	switch {
+	case h.TPM == nil:
+		return "host key"
+	case h.TPM.Forced != "":
+		return "TPM " + string(h.TPM.Version) + ", forced"
+	}
+	return "TPM " + string(h.TPM.Version)
+}
+
+// mixed warns of hosts whose policy version has no baseline or no code integrity policy: all of them fail (C20).
+func mixed(state policy.State) (warnings []string) {
+	for _, v := range []policy.PolicyVersion{policy.Version2, policy.Version1} {
+		n, base, ci := 0, 0, 0
+		for _, h := range state.Hosts {
+			if h.TPM != nil && h.TPM.Version == v {
+				n++
+			}
+		}
+		for _, b := range state.Baselines {
+			if b.Version == v {
+				base++
+			}
+		}
+		for _, p := range state.CIPolicies {
+			if p.Version == v {
+				ci++
+			}
+		}
+		if n > 0 && (base == 0 || ci == 0) {
+			warnings = append(warnings, fmt.Sprintf("%d hosts have the policy version %s, which has %d baselines and %d code integrity policies: "+
+				"they fail until it has one of each", n, v, base, ci))
+		}
+	}
+	return warnings
+}
+
+func tpmFields(p *Page, h policy.Host) {
+	t := h.TPM
+	p.Field("EK", "%s", keyText(t.EK)).Field("policies", "version %s", t.Version).Field("inventory", "%s", t.Inventory)
+	if c, err := evidence.ParseCertificate(t.EKCert); err == nil {
+		p.Field("TPM", "%s", strings.Join(nonempty(c.TPM()), " ")).Field("issuer", "%s", c.Issuer)
+		s1, s256 := thumbprints(c.Original)
+		p.Field("EK cert SHA-1", "%s", s1).Field("  SHA-256", "%s", s256)
+		if c.NotAfter.Year() < 9999 {
+			p.Field("  valid until", "%s", c.NotAfter.UTC().Format(time.DateOnly))
+		}
+	}
+	if t.Forced != "" {
+		p.Field("forced", "registered without a trusted certificate: %s", t.Forced)
+	}
+}
+
+// FindingsValue is host findings in --json.
+type FindingsValue struct {
+	Host     string             `json:"host"`
+	ID       string             `json:"id"`
+	Passed   *ObservedMoment    `json:"passed,omitempty"` // the last boot that passed
+	Failed   *ObservedMoment    `json:"failed,omitempty"` // the last one that did not
+	Current  bool               `json:"current"`          // Failed is newer than Passed
+	Matched  *appraise.Matched  `json:"matched,omitempty"`
+	Findings []appraise.Finding `json:"findings"`
+}
+
+// ObservedMoment is when something was seen, and in which log.
+type ObservedMoment struct {
+	At     policy.Stamp `json:"at"`
+	Log    string       `json:"log,omitempty"` // SHA-256
+	Source string       `json:"source,omitempty"`
+}
+
+// seenEvidence is what is kept of a host's boots.
+type seenEvidence struct {
+	at      *ObservedMoment
+	verdict *appraise.Verdict
+	facts   *evidence.Facts
+}
+
+func evidenceOf(ctx context.Context, s *Session, kind policy.ObservationKind, id string) (seenEvidence, error) {
+	seen, err := observed(ctx, s, kind)
+	if err != nil {
+		return seenEvidence{}, err
+	}
+	o, ok := seen[id]
+	if !ok {
+		return seenEvidence{}, nil
+	}
+	e := seenEvidence{at: &ObservedMoment{o.Last, o.Facts["log"], o.Facts["source"]}}
+	if e.verdict, e.facts, err = appraise.Recorded(o.Facts); err != nil {
+		return seenEvidence{}, failed("what this node keeps of the host's evidence is damaged: "+err.Error(), "wait until it attests again")
+	}
+	return e, nil
+}
+
+// tpmHost finds the record of TPM mode of a machine.
+func tpmHost(s *Session, name string) (policy.Host, error) {
+	snap, _ := s.Node.Snapshot()
+	hosts := snap.State.HostsByName(name)
+	for _, h := range hosts {
+		if h.TPM != nil {
+			return h, nil
+		}
+	}
+	if len(hosts) > 0 {
+		return policy.Host{}, failed(fmt.Sprintf("host %q is known by its host key only, which gives no evidence", name), "register its TPM: host add-tpm "+name+" < FILE")
+	}
+	return policy.Host{}, failed(fmt.Sprintf("there is no host %q", name), "see host list")
+}
+
+func hostFindings(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	h, err := tpmHost(s, a.Get("name"))
+	if err != nil {
+		return Output{}, err
+	}
+	good, err := evidenceOf(ctx, s, policy.ObservedGood, h.ID)
+	if err != nil {
+		return Output{}, err
+	}
+	bad, err := evidenceOf(ctx, s, policy.ObservedFindings, h.ID)
+	if err != nil {
+		return Output{}, err
+	}
+	v := FindingsValue{Host: h.Name, ID: h.ID, Passed: good.at, Failed: bad.at, Findings: []appraise.Finding{}}
+	v.Current = bad.at != nil && (good.at == nil || !newer(good.at.At, bad.at.At))
+	p := new(Page).Field("host", "%s, %s", h.Name, kindText(h)).Field("id", "%s", h.ID)
+	if good.at != nil {
+		v.Matched = &good.verdict.Matched
+		p.Field("last passed", "%s, with baseline %s and code integrity policy %s", when(good.at.At), v.Matched.Baseline, v.Matched.CIPolicy)
+	} else {
+		p.Field("last passed", "never here")
+	}
+	if bad.at == nil {
+		p.Line("This node has seen nothing wrong with it.")
+		return Output{Text: p, Value: v}, nil
+	}
+	v.Findings = append(v.Findings, bad.verdict.Findings...)
+	p.Field("last failed", "%s", when(bad.at.At))
+	if !v.Current {
+		p.Line("It has passed since. These were the findings:")
+	}
+	for i := range v.Findings {
+		findingPage(p, i+1, &v.Findings[i])
+	}
+	return Output{Text: p, Value: v}, nil
+}
+
+func newer(a, b policy.Stamp) bool { return a.Latest > b.Latest }
+
+// findingPage is one finding for people: what is wrong and what to do first.
+func findingPage(p *Page, n int, f *appraise.Finding) {
+	p.Blank().Line("%d. %s", n, f.What)
+	p.Field("  -> remedy", "%s", f.Remedy)
+	p.Field("  or accept", "%s", f.Accept)
+	if f.Policy != "" {
+		p.Field("  policy", "%s, shown on the host as %s", f.Policy, f.SubStatus)
+	}
+	if f.PCR >= 0 {
+		where := fmt.Sprintf("PCR %d", f.PCR)
+		if f.Event >= 0 {
+			where += fmt.Sprintf(", event %d of the log", f.Event)
+		}
+		p.Field("  where", "%s", where)
+	}
+	p.Field("  measured", "%s", f.Measured).Field("  expected", "%s", strings.Join(f.Expected, "; ")).Field("  changed", "%s", f.Changed)
+}
+
+// pendingHost is the one unknown host whose id begins with prefix.
+func pendingHost(ctx context.Context, s *Session, prefix string) (*PendingValue, error) {
+	if len(prefix) < 8 {
+		return nil, usage("give 8 characters of the id or more", "see host pending")
+	}
+	waiting, err := pending(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var found *PendingValue
+	for i := range waiting {
+		if strings.HasPrefix(waiting[i].ID, strings.ToUpper(prefix)) {
+			if found != nil {
+				return nil, failed("several unknown hosts have an id that begins so", "give more characters of it")
+			}
+			found = &waiting[i]
+		}
+	}
+	if found == nil {
+		return nil, failed("no unknown host has an id that begins so", "see host pending")
+	}
+	return found, nil
+}
+
+// allEvidence is the newest that this node keeps of each host's evidence, by host id; what is damaged is left out.
+func allEvidence(ctx context.Context, s *Session) (map[string]*evidence.Facts, error) {
+	all := map[string]*evidence.Facts{}
+	last := map[string]policy.Stamp{}
+	for _, kind := range []policy.ObservationKind{policy.ObservedGood, policy.ObservedFindings} {
+		list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range list {
+			if _, facts, err := appraise.Recorded(o.Facts); err == nil && facts != nil && !newer(last[o.Subject], o.Last) {
+				all[o.Subject], last[o.Subject] = facts, o.Last
+			}
+		}
+	}
+	return all, nil
+}
