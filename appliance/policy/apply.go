@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -232,7 +233,7 @@ func applyHostAdd(s *State, c Command) (Result, error) {
 	if c.At.Earliest > 0 {
 		// The same key may have been registered before, revoked and removed: what it got then stays refused. Unlike in a restore the earliest
 		// moment counts, less a second for a clock whose bound grows, so that a host may attest right after it was added.
-		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1-int64(HealthBackdate.Seconds()))
+		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1)
 	}
 	s.Hosts[id] = h
 	return Result{Message: "host " + b.Name + " registered", Subject: id}, nil
@@ -279,9 +280,9 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 		return Result{}, &Refused{c.Kind, "without a trusted time the certificates from before the revocation can't be told from later ones", "wait until time status says trusted"}
 	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		// Health certificates are back-dated when issued, so one issued right after this moment begins a little before it.
+		// Not NextSecond: a revoked host gets no certificates, so none can stem from this very second, and it may attest at once.
 		h.Revoked = false
-		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000-int64(HealthBackdate.Seconds()))
+		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000)
 		return h
 	})
 	if err != nil {
@@ -334,8 +335,17 @@ func applyKeyAdd(s *State, c Command) (Result, error) {
 	if len(s.Keys) >= MaxKeys {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d keys are recorded, the limit", MaxKeys), "remove keys that are not in use"}
 	}
+	if !slices.Contains(s.KeyRolesUsed(), b.Role) {
+		return Result{}, &Refused{c.Kind, "this service only attests: it has no keys but attestation signers", "protecting keys is chosen at setup"}
+	}
 	_, has := s.PrimaryKey(b.Role)
-	s.Keys[ref] = Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
+	k := Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
+	if b.Role == RoleAttestationSigner {
+		if err := startSigner(s, c, &k); err != nil {
+			return Result{}, err
+		}
+	}
+	s.Keys[ref] = k
 	return Result{Message: fmt.Sprintf("%s key %.16s added", b.Role, ref), Subject: string(ref)}, nil
 }
 
@@ -360,6 +370,11 @@ func applyKeyPrimary(s *State, c Command) (Result, error) {
 	k, err := changeKey(s, c, func(k *Key) error {
 		if !k.Enabled {
 			return &Refused{c.Kind, "the key is disabled", "enable it first"}
+		}
+		if k.Role == RoleAttestationSigner {
+			if err := preferSigner(s, c, k); err != nil {
+				return err
+			}
 		}
 		for ref, other := range s.Keys {
 			if other.Role == k.Role && other.Primary {
