@@ -87,7 +87,7 @@ func New(d Deps) *Service {
 	if d.GrantsPerMinute == 0 {
 		d.GrantsPerMinute = DefaultGrantsPerMinute
 	}
-	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart)}
+	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart), signers: signerCache{now: d.Now}}
 }
 
 // request is one request on its way through the service.

@@ -71,6 +71,7 @@ type Ledger struct {
 	deliverMu sync.Mutex // one audit entry of a command at a time
 	setupMu   sync.Mutex
 	keysMu    sync.Mutex
+	renewNow  chan struct{} // wakes keepSigner; holds one
 	logins    *logins
 	refusals  refusalTable
 	started   sync.WaitGroup
@@ -92,7 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.argonKiB == 0 {
 		cfg.argonKiB = argonMemory
 	}
-	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), refusals: newRefusalTable()}
+	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), renewNow: make(chan struct{}, 1), refusals: newRefusalTable()}
 	for _, dir := range []string{"audit", "secrets"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("ledger: %w", err)
@@ -303,9 +304,9 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain.
+// whole audit chain, successors of the attestation signer.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox} {
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner} {
 		l.started.Add(1)
 		go func() {
 			defer l.started.Done()
