@@ -154,7 +154,7 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 	p := new(Page).Field("host", "%s", v.Name).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID).
 		Field("host key", "%s", keyText(h.HostKey)).Field("added", "%s", when(h.Added)).Field("note", "%s", h.Note)
 	if h.DenyIssuedBefore > 0 {
-		p.Field("refused", "health certificates valid from before %s", unixTime(h.DenyIssuedBefore))
+		p.Field("refused", "health certificates issued before %s", unixTime(h.DenyIssuedBefore))
 	}
 	p.Field("last attested", "%s", v.seen())
 	if v.Seen != nil {

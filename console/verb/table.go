@@ -87,6 +87,8 @@ func hostVerbs() []Verb {
 			Help: "let a revoked host attest again", Example: "host restore hv7"},
 		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove, Params: []Param{name},
 			Help: "forget a host; its certificates are refused", Example: "host remove hv7"},
+		{Name: "host reattest", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostReattest, Params: []Param{name},
+			Help: "refuse what a host has now: it must attest again", Example: "host reattest hv7"},
 	}
 }
 
@@ -124,6 +126,11 @@ func signerVerbs() []Verb {
 		{Name: "signer list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: signerList,
 			Help: "attestation signers whose health certificates count", Example: "signer list",
 			Replaces: []string{"Get-HgsKeyProtectionAttestationSignerCertificate", "Get-HgsAttestationSignerCertificate"}},
+		{Name: "signer renew", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerRenew,
+			Help: "publish a new attestation signer now; it signs in a day", Example: "signer renew",
+			More: "The node does this by itself at two thirds of a signer's life, and when a clock was wrong. SQL Server drivers keep the list of signers " +
+				"for up to a day: that is why the new one signs 24 hours later, and the old one stays published for 24 hours after that. To use it at once: key primary.",
+			Replaces: []string{"Start-ScheduledTask"}},
 		{Name: "signer trust", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerTrust, Params: []Param{place("name", Word, "a name for it")},
 			Stdin: "the attestation signer's certificate: PEM, DER or base64",
 			Help:  "accept another service's health certificates", Example: "signer trust site2 < signer.cer",
