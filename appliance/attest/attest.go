@@ -4,7 +4,7 @@
 //
 // Promise: a health certificate leaves only for a registered host that is not
 // revoked and proved its host key, in a trusted time, signed by the cluster's
-// primary attestation signer, and after the audit entry that tells of it is
+// attestation signer whose turn it is, and after the audit entry that tells of it is
 // durable. Every other request gets the protocol's typed reply; why it was
 // refused and what to do about it goes to the audit, never to the caller.
 //

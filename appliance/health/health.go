@@ -4,7 +4,8 @@
 //
 // Promise: a certificate of the signing kind has exactly the fields, extensions
 // and order of the one genuine certificate on public record (hgsa.md 9.1 and
-// 14.2); the encryption kind follows by analogy. Nothing is issued without a
+// 14.2), but for the serial number, whose first bytes tell the second of issue;
+// the encryption kind follows by analogy. Nothing is issued without a
 // trusted time, and a certificate counts as valid only if it is valid at every
 // moment that the time's uncertainty allows.
 //

@@ -6,6 +6,8 @@
 // policy.Apply over the records, whatever the console claims. What is damaged or full becomes a named problem in Status while
 // everything else goes on: a process that panics in a loop helps nobody. No secret enters a command, a snapshot, the audit or a log.
 //
+// The attestation signer gets its successor here, by itself and in time; everything else is an administrator's to ask for.
+//
 // Order of a command: one bbolt transaction holds the changed records, the log index, the request id's result and the audit entry (the
 // outbox); then the entry goes into the chain; then the caller is answered. A crash in between is repaired at the next start.
 //

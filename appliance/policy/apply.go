@@ -410,6 +410,10 @@ func applyKeyDisable(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if k.Role == RoleAttestationSigner {
+		succeed(s, c, k)
+		return Result{Message: fmt.Sprintf("attestation signer %.16s disabled: the health certificates it signed are refused", k.Ref), Subject: string(k.Ref)}, nil
+	}
 	return Result{Message: fmt.Sprintf("%s key %.16s disabled: key protectors that only it can open are refused", k.Role, k.Ref), Subject: string(k.Ref)}, nil
 }
 

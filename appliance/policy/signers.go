@@ -146,16 +146,32 @@ func startSigner(s *State, c Command, k *Key) error {
 	if why := s.SignerRefusal(now); why != "" {
 		return &Refused{c.Kind, why, "nothing to do; to use it now: key primary; to replace it: key primary for another one, then key disable for this one"}
 	}
-	k.PublishedAt, k.UseFrom = now.Unix(), now.Unix()
+	k.PublishedAt, k.UseFrom = now.Unix(), atOnce(now)
 	used, ok := s.SignerInUse(now)
 	if ok {
 		if valid := spanOf(used); valid.Holds(now) {
 			late := (c.At.Latest+999)/1000 + int64(SignerOverlap/time.Second)
-			k.UseFrom = max(k.UseFrom, min(late, valid.To.Add(-signerMargin).Unix()))
+			k.UseFrom = max(now.Unix(), min(late, valid.To.Add(-signerMargin).Unix()))
 		}
 	}
-	retireSigners(s, signers, now.Unix(), map[KeyRef]int64{used.Ref: k.UseFrom})
+	retireSigners(s, signers, now.Unix(), map[KeyRef]int64{used.Ref: max(now.Unix(), k.UseFrom)})
 	return nil
+}
+
+// atOnce is a first use that has come for every process and node, whose clocks may be a little behind: back-dated as the certificate is.
+func atOnce(now time.Time) int64 { return now.Add(-HealthBackdate).Unix() }
+
+// succeed has the next attestation signer sign at once when the one before it is disabled.
+func succeed(s *State, c Command, disabled Key) {
+	next, ok := s.PrimaryKey(RoleAttestationSigner)
+	if disabled.Role != RoleAttestationSigner || !ok || disabled.RetiredAt == 0 || disabled.RetiredAt != next.UseFrom {
+		return
+	}
+	if c.At.Latest != 0 && next.SignerStage(time.UnixMilli(c.At.Earliest)) != SignerNext {
+		return // it signs already
+	}
+	next.UseFrom = next.PublishedAt
+	s.Keys[next.Ref] = next
 }
 
 // retireSigners ends the use of attestation signers at a moment, some of them at another one; those that ended before are left alone.
@@ -183,7 +199,7 @@ func preferSigner(s *State, c Command, k *Key) error {
 		k.PublishedAt = now.Unix()
 	}
 	if k.RetiredAt != 0 || k.UseFrom > now.Unix() {
-		k.UseFrom = now.Unix()
+		k.UseFrom = atOnce(now)
 	}
 	k.RetiredAt = 0 // the caller records k after the others
 	retireSigners(s, s.AttestationSigners(), now.Unix(), nil)

@@ -95,6 +95,21 @@ func TestASignerIsPublishedADayBeforeItSignsAndADayAfter(t *testing.T) {
 	l.stages(use, map[KeyRef]SignerStage{first: SignerDisabled}, second)
 }
 
+// TestDisablingTheSignerInUseLeavesNoGap: a key that was stolen is taken away at once, and hosts attest on.
+func TestDisablingTheSignerInUseLeavesNoGap(t *testing.T) {
+	l := newLife(t)
+	stolen := l.apply(l.signer(spring))
+	now := spring.Add(time.Hour)
+	next := l.apply(l.signer(now))
+	l.apply(l.command(CmdKeyDisable, now, KeyChange{stolen}))
+	l.stages(now, map[KeyRef]SignerStage{stolen: SignerDisabled, next: SignerInUse}, next)
+	later := l.apply(l.signer(now.Add(48 * time.Hour)))
+	without := l.command(CmdKeyDisable, now, KeyChange{next})
+	without.At = Stamp{}
+	l.apply(without)
+	l.stages(now.Add(49*time.Hour), map[KeyRef]SignerStage{later: SignerInUse}, later)
+}
+
 func TestRefusesASignerWhileTheNextOneWaits(t *testing.T) {
 	l := newLife(t)
 	l.apply(l.signer(spring))
