@@ -83,12 +83,12 @@ func hostVerbs() []Verb {
 		{Name: "host revoke", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRevoke,
 			Params: []Param{name, flag("reason", Text, "kept as the host's note")},
 			Help:   "refuse a host at once, its valid certificates included", Example: "host revoke hv7 --reason stolen"},
+		{Name: "host reattest", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostReattest, Params: []Param{name},
+			Help: "refuse what a host has now: it must attest again", Example: "host reattest hv7"},
 		{Name: "host restore", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostRestore, Params: []Param{name},
 			Help: "let a revoked host attest again", Example: "host restore hv7"},
 		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove, Params: []Param{name},
 			Help: "forget a host; its certificates are refused", Example: "host remove hv7"},
-		{Name: "host reattest", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostReattest, Params: []Param{name},
-			Help: "refuse what a host has now: it must attest again", Example: "host reattest hv7"},
 	}
 }
 
