@@ -95,12 +95,13 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.argonKiB == 0 {
 		cfg.argonKiB = argonMemory
 	}
-	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), renewNow: make(chan struct{}, 1), refusals: newRefusalTable()}
+	l := &Ledger{cfg: cfg, state: policy.NewState(), outbox: map[uint64]outgoing{}, changed: make(chan struct{}), refusals: newRefusalTable()}
 	for _, dir := range []string{"audit", "secrets"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("ledger: %w", err)
 		}
 	}
+	l.renewNow = make(chan struct{}, 1)
 	quota, err := auditQuota(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
