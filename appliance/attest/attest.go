@@ -4,8 +4,8 @@
 //
 // Promise: a health certificate leaves only for a registered host that is not
 // revoked and proved its host key or, in TPM mode, that its TPM holds what the
-// policies ask for; in a trusted time, signed by the cluster's
-// primary attestation signer, and after the audit entry that tells of it is
+// policies ask for; in a trusted time, signed by the cluster's attestation
+// signer whose turn it is, and after the audit entry that tells of it is
 // durable. Every other request gets the protocol's typed reply; why it was
 // refused and what to do about it goes to the audit, never to the caller.
 //
@@ -101,7 +101,7 @@ func New(d Deps) *Service {
 	if d.GrantsPerMinute == 0 {
 		d.GrantsPerMinute = DefaultGrantsPerMinute
 	}
-	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart)}
+	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart), signers: signerCache{now: d.Now}}
 }
 
 // request is one request on its way through the service.

@@ -293,7 +293,7 @@ func (q *request) grant(host policy.Host, o order) {
 	}
 	signer, ok := q.signers.primary(q.snap)
 	if !ok {
-		q.unavailable(outcomeNoSigner, "there is no enabled primary attestation signer", "key new --roles attestation-signer")
+		q.unavailable(outcomeNoSigner, "there is no attestation signer that may sign now", "signer renew; see signer list")
 		return
 	}
 	key, err := q.d.Signer(signer.key)
@@ -341,7 +341,7 @@ func (q *request) issueFailed(err error) {
 	case errors.Is(err, health.ErrNoTime):
 		q.unavailable(outcomeNoTime, err.Error(), "see time status")
 	case errors.Is(err, health.ErrSigner):
-		q.unavailable(outcomeNoSigner, err.Error(), "key new --roles attestation-signer, then key primary")
+		q.unavailable(outcomeNoSigner, err.Error(), "signer renew; see signer list")
 	default:
 		q.d.Log("attestation: no certificate issued: %v", err)
 		q.unavailable(outcomeSigningFailed, err.Error(), "see hsm status")

@@ -29,9 +29,10 @@ type signer struct {
 	certificate *x509.Certificate
 }
 
-// signerCache keeps the enabled attestation signers of one snapshot, the primary
-// first, then the newest first.
+// signerCache keeps the enabled attestation signers of one snapshot in the order
+// of policy.State.AttestationSigners.
 type signerCache struct {
+	now   func() (earliest, latest time.Time, ok bool)
 	mu    sync.Mutex
 	index uint64
 	list  []signer
@@ -45,8 +46,8 @@ func (c *signerCache) all(snap policy.Snapshot) []signer {
 		return c.list
 	}
 	var list []signer
-	for _, k := range snap.State.Keys {
-		if k.Role != policy.RoleAttestationSigner || !k.Enabled {
+	for _, k := range snap.State.AttestationSigners() {
+		if !k.Enabled {
 			continue
 		}
 		cert, err := x509.ParseCertificate(k.Certificate)
@@ -57,42 +58,56 @@ func (c *signerCache) all(snap policy.Snapshot) []signer {
 			list = append(list, signer{k, cert})
 		}
 	}
-	slices.SortFunc(list, func(a, b signer) int {
-		switch {
-		case a.key.Primary != b.key.Primary && a.key.Primary:
-			return -1
-		case a.key.Primary != b.key.Primary:
-			return 1
-		}
-		return cmp.Or(b.certificate.NotBefore.Compare(a.certificate.NotBefore), cmp.Compare(a.key.Ref, b.key.Ref))
-	})
 	c.index, c.list, c.fresh = snap.Index, list, true
 	return list
 }
 
+// primary is the attestation signer that signs now: the newest whose time of
+// publication before its first use is over.
 func (c *signerCache) primary(snap policy.Snapshot) (signer, bool) {
+	earliest, _, ok := c.now()
+	if !ok {
+		return signer{}, false
+	}
 	for _, s := range c.all(snap) {
-		if s.key.Primary {
+		if s.key.SignerStage(earliest) == policy.SignerInUse {
 			return s, true
 		}
 	}
 	return signer{}, false
 }
 
-// signingCertificates is 6.7 of hgsa.md: all enabled attestation signers that
-// are valid at every moment the present may be, as many as drivers can read.
+// published are the attestation signers that drivers need: the one that signs,
+// then the next one, then those retired less than a day ago, the last one first.
+// What is not valid at every moment the present may be is left out: a driver
+// that finds it gives up or asks for ever.
+func (c *signerCache) published(snap policy.Snapshot, now health.Window, earliest time.Time) []*x509.Certificate {
+	var list []signer
+	for _, s := range c.all(snap) {
+		if s.key.SignerStage(earliest).Published() && now.Within(s.certificate.NotBefore, s.certificate.NotAfter) {
+			list = append(list, s)
+		}
+	}
+	urgency := map[policy.SignerStage]int{policy.SignerInUse: 0, policy.SignerNext: 1, policy.SignerRetired: 2}
+	slices.SortStableFunc(list, func(a, b signer) int {
+		return cmp.Or(cmp.Compare(urgency[a.key.SignerStage(earliest)], urgency[b.key.SignerStage(earliest)]), cmp.Compare(b.key.RetiredAt, a.key.RetiredAt))
+	})
+	var certs []*x509.Certificate
+	for _, s := range list[:min(len(list), hgsa.MaxSigningCertificates)] {
+		certs = append(certs, s.certificate)
+	}
+	return certs
+}
+
+// signingCertificates is 6.7 of hgsa.md: the published attestation signers, as
+// many as drivers can read at once. Of RSA 3072 four fit, of RSA 2048 five.
 func (q *request) signingCertificates() {
-	now := health.Between(q.d.Now())
-	if !now.Known() {
+	earliest, latest, ok := q.d.Now()
+	if !ok {
 		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
 		return
 	}
-	var certs []*x509.Certificate
-	for _, s := range q.signers.all(q.snap) {
-		if now.Within(s.certificate.NotBefore, s.certificate.NotAfter) && len(certs) < hgsa.MaxSigningCertificates {
-			certs = append(certs, s.certificate)
-		}
-	}
+	certs := q.signers.published(q.snap, health.Between(earliest, latest, ok), earliest)
 	for ; len(certs) > 0; certs = certs[:len(certs)-1] {
 		body, err := hgsa.EncodeSigningCertificates(certs)
 		if err != nil {
@@ -105,7 +120,7 @@ func (q *request) signingCertificates() {
 			return
 		}
 	}
-	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "key new --roles attestation-signer, then key primary")
+	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "signer renew; see signer list")
 }
 
 // oneWriteHead keeps the headers that were set around this service, Date for one.

@@ -3,17 +3,21 @@ package attest
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
+	"guardhouse/appliance/policy"
 )
 
 // recorder counts the writes below net/http.
@@ -95,6 +99,46 @@ func TestSigningCertificatesLeaveInOneWrite(t *testing.T) {
 	}
 	if w := n.do("GET", "/Attestation/v2.0/signingCertificates", nil); w.Code != 200 || hgsa.CheckSigningBody(w.Body.Bytes()) != nil {
 		t.Error("without a connection to take over:", w.Code)
+	}
+}
+
+// TestSignsWithTheSignerWhoseTimeHasCome: one that is published for later does not sign yet, a retired one no more, and drivers find
+// every one that signs, signed lately or soon will.
+func TestSignsWithTheSignerWhoseTimeHasCome(t *testing.T) {
+	n := newNode(t)
+	n.edit(func(s *policy.State) { s.Keys = map[policy.KeyRef]policy.Key{} })
+	day := 24 * time.Hour
+	add := func(age, publish, use, retired time.Duration, primary bool) *x509.Certificate {
+		c := n.addSigner(t, n.signerKey, noon.Add(-age), health.DefaultSignerLife, primary, true)
+		n.edit(func(s *policy.State) {
+			s.Keys = maps.Clone(s.Keys)
+			k := s.Keys[policy.RefOf(c.Raw)]
+			k.PublishedAt, k.UseFrom = noon.Add(publish).Unix(), noon.Add(use).Unix()
+			if retired != 0 {
+				k.RetiredAt = noon.Add(retired).Unix()
+			}
+			s.Keys[k.Ref] = k
+		})
+		return c
+	}
+	withdrawn := add(90*day, -80*day, -79*day, -day-time.Second, false)
+	retired := add(60*day, -50*day, -40*day, -day+time.Minute, false)
+	used := add(20*day, -20*day, -19*day, time.Hour, false)
+	next := add(time.Hour, -23*time.Hour, time.Hour, 0, true)
+	for minutes, want := range map[time.Duration]*x509.Certificate{0: used, 59: used, 60: next} {
+		n.Service.signers.now = func() (time.Time, time.Time, bool) { return noon.Add(minutes * time.Minute), noon, true }
+		if s, ok := n.Service.signers.primary(n.snap); !ok || !s.certificate.Equal(want) {
+			t.Errorf("after %d minutes %v signs, not %s", minutes, s.certificate, want.SerialNumber)
+		}
+	}
+	n.Service.signers.now = n.d.Now
+	n.signer = used
+	if err := n.takes(n.do("POST", attestPath, n.request(t, hgsa.HostKeyRequest{})), 1, 2); err != nil {
+		t.Error(err)
+	}
+	got := n.Service.signers.published(n.snap, health.Between(n.d.Now()), noon)
+	if len(got) != 3 || !got[0].Equal(used) || !got[1].Equal(next) || !got[2].Equal(retired) {
+		t.Errorf("%d certificates are published, withdrawn one: %v", len(got), slices.ContainsFunc(got, withdrawn.Equal))
 	}
 }
 

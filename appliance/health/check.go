@@ -59,10 +59,15 @@ func (r Reason) Remedy() string { return remedies[r] }
 // Signer is an attestation signer whose health certificates count.
 type Signer struct {
 	Certificate *x509.Certificate
-	// DenyIssuedBefore refuses certificates whose notBefore lies before it; the
-	// zero time refuses none. Remember that notBefore is Backdate earlier than
-	// the moment of issue.
+	// DenyIssuedBefore refuses certificates that were issued before it; the
+	// zero time refuses none.
 	DenyIssuedBefore time.Time
+	// Own says that the certificates are made by Issue, whose serial numbers tell
+	// the second of issue. For others notBefore has to do.
+	Own bool
+	// AcceptedUntil ends the signer before its certificate does; the zero time
+	// does not.
+	AcceptedUntil time.Time
 }
 
 // Verdict is the outcome of a check. Certificate, Key and HostID are set as far
@@ -74,6 +79,7 @@ type Verdict struct {
 	Key         *rsa.PublicKey
 	HostID      string // the subject's common name if it is 64 upper-case hex digits, else empty
 	Signer      *x509.Certificate
+	Issued      time.Time // what a deny date is compared with, see IssuedAt
 }
 
 // OK reports whether the certificate is accepted.
@@ -110,8 +116,11 @@ func Check(raw []byte, purpose Purpose, signers []Signer, now Window) Verdict {
 	if signer == nil {
 		return v
 	}
-	v.Signer = signer.Certificate
-	v.Reason, v.Detail = validity(c, *signer, now)
+	v.Signer, v.Issued = signer.Certificate, c.NotBefore
+	if signer.Own {
+		v.Issued = IssuedAt(c)
+	}
+	v.Reason, v.Detail = validity(c, *signer, v.Issued, now)
 	if v.OK() {
 		v.Reason, v.Detail = v.profile(c, purpose)
 	}
@@ -151,19 +160,21 @@ func verify(c, signer *x509.Certificate) error {
 	return fmt.Errorf("signature algorithm %s is not accepted", c.SignatureAlgorithm)
 }
 
-func validity(c *x509.Certificate, s Signer, now Window) (Reason, string) {
+func validity(c *x509.Certificate, s Signer, issued time.Time, now Window) (Reason, string) {
 	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	span := fmt.Sprintf("valid from %s to %s, now is between %s and %s",
 		stamp(c.NotBefore), stamp(c.NotAfter), stamp(now.earliest), stamp(now.latest))
 	switch {
 	case !now.Within(s.Certificate.NotBefore, s.Certificate.NotAfter):
 		return SignerNotValid, fmt.Sprintf("the signer is valid from %s to %s", stamp(s.Certificate.NotBefore), stamp(s.Certificate.NotAfter))
+	case !s.AcceptedUntil.IsZero() && now.latest.After(s.AcceptedUntil):
+		return SignerNotValid, fmt.Sprintf("the signer was retired, nothing it signed can be valid after %s", stamp(s.AcceptedUntil))
 	case now.earliest.Before(c.NotBefore):
 		return NotYetValid, span
 	case now.latest.After(c.NotAfter):
 		return Expired, span
-	case c.NotBefore.Before(s.DenyIssuedBefore):
-		return IssuedBeforeDeny, fmt.Sprintf("valid from %s, refused before %s", stamp(c.NotBefore), stamp(s.DenyIssuedBefore))
+	case issued.Before(s.DenyIssuedBefore):
+		return IssuedBeforeDeny, fmt.Sprintf("issued at %s, refused before %s", stamp(issued), stamp(s.DenyIssuedBefore))
 	}
 	return Accepted, ""
 }

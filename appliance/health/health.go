@@ -4,7 +4,8 @@
 //
 // Promise: a certificate of the signing kind has exactly the fields, extensions
 // and order of the one genuine certificate on public record (hgsa.md 9.1 and
-// 14.2); the encryption kind follows by analogy. Nothing is issued without a
+// 14.2), but for the serial number, whose first bytes tell the second of issue;
+// the encryption kind follows by analogy. Nothing is issued without a
 // trusted time, and a certificate counts as valid only if it is valid at every
 // moment that the time's uncertainty allows.
 //
@@ -166,7 +167,7 @@ func (o Order) check() error {
 // template sets all four extensions by hand: the genuine order is KeyUsage,
 // application policies, subject key identifier, authority key identifier.
 func (o Order) template(random io.Reader, now Window, signer *x509.Certificate) (*x509.Certificate, error) {
-	serial, err := serialNumber(random)
+	serial, err := issueSerial(random, now.earliest)
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +241,43 @@ func serialNumber(random io.Reader) (*big.Int, error) {
 	}
 	b[0] = b[0]&0x3f | 0x40
 	return new(big.Int).SetBytes(b), nil
+}
+
+// secondBytes is how much of a health certificate's serial number is the second
+// of its issue.
+const secondBytes = 5
+
+// issueSerial is the serial number of a health certificate: 16 bytes, the first
+// 5 of them the unix second that surely lay before its issue, the others random.
+// The second says when it was issued whatever notBefore is back-dated by.
+func issueSerial(random io.Reader, earliest time.Time) (*big.Int, error) {
+	second := earliest.Unix()
+	if second <= 0 || second >= 1<<(8*secondBytes-1) {
+		return nil, fmt.Errorf("%w: the second of issue is out of range", ErrOrder)
+	}
+	var b [16]byte
+	if _, err := io.ReadFull(random, b[secondBytes:]); err != nil {
+		return nil, fmt.Errorf("serial number: %w", err)
+	}
+	for i := range secondBytes {
+		b[i] = byte(second >> (8 * (secondBytes - 1 - i)))
+	}
+	return new(big.Int).SetBytes(b[:]), nil
+}
+
+// IssuedAt reads the second of issue from a certificate that Issue made. Where
+// it does not lie within the validity the certificate is older than these
+// serial numbers, and its notBefore is taken, which is never later.
+func IssuedAt(c *x509.Certificate) time.Time {
+	if c.SerialNumber == nil || c.SerialNumber.Sign() <= 0 || c.SerialNumber.BitLen() > 128 {
+		return c.NotBefore
+	}
+	second := new(big.Int).Rsh(c.SerialNumber, 8*(16-secondBytes))
+	at := time.Unix(second.Int64(), 0).UTC() // at most 40 bits
+	if at.Before(c.NotBefore) || at.After(c.NotAfter) {
+		return c.NotBefore
+	}
+	return at
 }
 
 func validHostID(id string) bool {

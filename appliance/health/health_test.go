@@ -12,16 +12,19 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
-	"io"
 	"math/big"
 	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	asn "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 var keys = sync.OnceValue(func() [3]*rsa.PrivateKey {
@@ -90,9 +93,20 @@ func TestReadsTheGenuineCertificate(t *testing.T) {
 	}
 }
 
-// The whole to-be-signed part, byte for byte: with the genuine certificate's
-// key, times, serial and a signer of the genuine one's name, serial and key
-// identifier, what we make differs in nothing.
+// afterSerial is the to-be-signed part behind version and serial number.
+func afterSerial(t *testing.T, c *x509.Certificate) []byte {
+	t.Helper()
+	s := cryptobyte.String(c.RawTBSCertificate)
+	var tbs cryptobyte.String
+	if !s.ReadASN1(&tbs, asn.SEQUENCE) || !tbs.SkipASN1(asn.Tag(0).Constructed().ContextSpecific()) || !tbs.SkipASN1(asn.INTEGER) {
+		t.Fatal("not a certificate")
+	}
+	return tbs
+}
+
+// The to-be-signed part, byte for byte: with the genuine certificate's key and
+// times and a signer of the genuine one's name, serial and key identifier, what
+// we make differs in nothing but the serial number, which tells when.
 func TestIssuesWhatTheGenuineServiceIssued(t *testing.T) {
 	want := genuine(t)
 	signerSerial, _ := new(big.Int).SetString("2571a7aab92ad4ad43e208e1610ed8f4", 16)
@@ -102,11 +116,10 @@ func TestIssuesWhatTheGenuineServiceIssued(t *testing.T) {
 	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, keys()[0].Public(), keys()[0])
 	signer := parse(t, der, err)
 	earliest := want.NotBefore.Add(Backdate)
-	random := io.MultiReader(bytes.NewReader(want.SerialNumber.Bytes()), rand.Reader)
-	got, err := Issue(random, Between(earliest, earliest, true), Order{Purpose: Signing, Key: want.PublicKey.(*rsa.PublicKey),
+	got, err := Issue(rand.Reader, Between(earliest, earliest, true), Order{Purpose: Signing, Key: want.PublicKey.(*rsa.PublicKey),
 		HostID: hostID, Life: want.NotAfter.Sub(earliest)}, signer, keys()[0])
 	c := parse(t, got, err)
-	if !bytes.Equal(c.RawTBSCertificate, want.RawTBSCertificate) {
+	if c.Version != want.Version || !bytes.Equal(afterSerial(t, c), afterSerial(t, want)) {
 		t.Errorf("\ngot  %x\nwant %x", c.RawTBSCertificate, want.RawTBSCertificate)
 	}
 }
@@ -134,11 +147,52 @@ func TestEncryptionProfile(t *testing.T) {
 	if !c.NotBefore.Equal(earliest.Add(-5*time.Minute)) || !c.NotAfter.Equal(earliest.Add(8*time.Hour)) {
 		t.Error(c.NotBefore, c.NotAfter)
 	}
-	if len(c.SerialNumber.Bytes()) != 16 || c.Issuer.String() != "CN=Microsoft Remote Attestation Service" {
+	serial := c.SerialNumber.FillBytes(make([]byte, 16))
+	if !IssuedAt(c).Equal(earliest) || binary.BigEndian.Uint64(append(make([]byte, 3), serial[:5]...)) != uint64(earliest.Unix()) || c.Issuer.String() != "CN=Microsoft Remote Attestation Service" {
 		t.Error(c.SerialNumber, c.Issuer)
 	}
 	if err := c.CheckSignatureFrom(signer); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestADenyDateComparesTheSecondOfIssue: notBefore is back-dated and can't tell a certificate from before the deny date from one after it.
+func TestADenyDateComparesTheSecondOfIssue(t *testing.T) {
+	k := keys()
+	signer := newSigner(t, k[0])
+	issue := func(at time.Time) []byte {
+		raw, err := Issue(rand.Reader, Between(at, at.Add(20*time.Millisecond), true), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	deny := noon.Add(time.Second) // "re-attest now" at noon, see policy.NextSecond
+	before, after := issue(noon.Add(900*time.Millisecond)), issue(noon.Add(time.Second))
+	now := Between(noon.Add(time.Second), noon.Add(1020*time.Millisecond), true)
+	for name, c := range map[string]struct {
+		der    []byte
+		signer Signer
+		want   Reason
+	}{
+		"issued in the second before":        {before, Signer{Certificate: signer, Own: true, DenyIssuedBefore: deny}, IssuedBeforeDeny},
+		"issued in the second of the date":   {after, Signer{Certificate: signer, Own: true, DenyIssuedBefore: deny}, Accepted},
+		"foreign: notBefore counts":          {after, Signer{Certificate: signer, DenyIssuedBefore: deny}, IssuedBeforeDeny},
+		"foreign: notBefore counts, old":     {after, Signer{Certificate: signer, DenyIssuedBefore: deny.Add(-Backdate)}, Accepted},
+		"signer retired, may still be good":  {after, Signer{Certificate: signer, Own: true, AcceptedUntil: noon.Add(time.Minute)}, Accepted},
+		"signer retired, nothing can be":     {after, Signer{Certificate: signer, Own: true, AcceptedUntil: noon.Add(time.Second)}, SignerNotValid},
+		"serial number of another version":   {forge(t, signer, k[0], &k[1].PublicKey, nil), Signer{Certificate: signer, Own: true, DenyIssuedBefore: noon.Add(-time.Hour)}, Accepted},
+		"serial number of another version 2": {forge(t, signer, k[0], &k[1].PublicKey, nil), Signer{Certificate: signer, Own: true, DenyIssuedBefore: noon.Add(-time.Minute)}, IssuedBeforeDeny},
+	} {
+		if v := Check(c.der, Encryption, []Signer{c.signer}, now); v.Reason != c.want {
+			t.Errorf("%s: %q (%s), want %q", name, v.Reason, v.Detail, c.want)
+		}
+	}
+	if !IssuedAt(genuine(t)).Equal(genuine(t).NotBefore) {
+		t.Error("a genuine serial number is taken for a time")
+	}
+	if _, err := Issue(rand.Reader, at(time.Unix(-5, 0)), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0]); err == nil {
+		t.Error("issued before 1970")
 	}
 }
 
@@ -327,7 +381,7 @@ func FuzzCheck(f *testing.F) {
 	f.Add(signer.Raw)
 	f.Add(genuine(f).Raw)
 	f.Fuzz(func(t *testing.T, der []byte) {
-		v := Check(der, Encryption, []Signer{{Certificate: signer}}, at(noon))
+		v := Check(der, Encryption, []Signer{{Certificate: signer, Own: true}}, at(noon))
 		if v.OK() && !bytes.Equal(v.Certificate.RawTBSCertificate, parse(t, good, nil).RawTBSCertificate) {
 			t.Fatal("a certificate that nobody issued is accepted")
 		}

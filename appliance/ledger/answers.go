@@ -29,6 +29,8 @@ type answers struct {
 		HTTP       *bool  `toml:"http"`
 		HTTPS      *bool  `toml:"https"`
 		HealthLife string `toml:"health-life"`
+		// KeyProtection false is the SQL Server case (row A05): attestation without guardian keys and without /KeyProtection.
+		KeyProtection *bool `toml:"key-protection"`
 	} `toml:"service"`
 	Node struct {
 		Name        string         `toml:"name"`
@@ -249,7 +251,7 @@ func (a answers) setup() (s policy.Setup, wrong []finding) {
 		return s, wrong
 	}
 	s.Service = policy.Service{Name: strings.ToLower(a.Service.Name), Mode: modes[a.Service.Mode], HTTP: a.Service.HTTP == nil || *a.Service.HTTP,
-		HTTPS: a.Service.HTTPS == nil || *a.Service.HTTPS, HealthLife: policy.DefaultHealthLife}
+		HTTPS: a.Service.HTTPS == nil || *a.Service.HTTPS, HealthLife: policy.DefaultHealthLife, AttestationOnly: a.Service.KeyProtection != nil && !*a.Service.KeyProtection}
 	if s.Service.Mode == policy.ModeUnknown {
 		bad("service.mode", "it must be HostKey, TPM or AD")
 	}
@@ -352,6 +354,9 @@ func summary(s policy.Setup) string {
 		}
 	}
 	fmt.Fprintf(&b, "service  %s, mode %s, HTTP %s, HTTPS %s, health certificates live %s\n", s.Service.Name, mode, on[s.Service.HTTP], on[s.Service.HTTPS], s.Service.HealthLife)
+	if s.Service.AttestationOnly {
+		b.WriteString("         attestation only: no key protection, no guardian keys\n")
+	}
 	fmt.Fprintf(&b, "node     %s, time from %s\n", s.Node.Name, strings.Join(s.Node.TimeServers, ", "))
 	for _, i := range s.Node.Network.Interfaces {
 		addresses := strings.Join(i.Addresses, ", ")

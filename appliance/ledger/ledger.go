@@ -6,6 +6,8 @@
 // policy.Apply over the records, whatever the console claims. What is damaged or full becomes a named problem in Status while
 // everything else goes on: a process that panics in a loop helps nobody. No secret enters a command, a snapshot, the audit or a log.
 //
+// The attestation signer gets its successor here, by itself and in time; everything else is an administrator's to ask for.
+//
 // Order of a command: one bbolt transaction holds the changed records, the log index, the request id's result and the audit entry (the
 // outbox); then the entry goes into the chain; then the caller is answered. A crash in between is repaired at the next start.
 //
@@ -71,6 +73,7 @@ type Ledger struct {
 	deliverMu sync.Mutex // one audit entry of a command at a time
 	setupMu   sync.Mutex
 	keysMu    sync.Mutex
+	renewNow  chan struct{} // wakes keepSigner; holds one
 	logins    *logins
 	refusals  refusalTable
 	started   sync.WaitGroup
@@ -102,6 +105,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 			return nil, fmt.Errorf("ledger: %w", err)
 		}
 	}
+	l.renewNow = make(chan struct{}, 1)
 	quota, err := auditQuota(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
@@ -307,9 +311,9 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain.
+// whole audit chain, successors of the attestation signer.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox} {
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner} {
 		l.started.Add(1)
 		go func() {
 			defer l.started.Done()

@@ -78,6 +78,8 @@ type bench struct {
 	time policy.TrustedTime
 	net  []policy.Network
 	logs bytes.Buffer
+	// service is added to [service] of the answer file.
+	service string
 }
 
 func (b *bench) clock() time.Duration {
@@ -227,7 +229,7 @@ var setupActor = policy.Actor{Name: "setup", Door: policy.DoorSetup, Session: "s
 func (b *bench) setUp() policy.Actor {
 	b.t.Helper()
 	key := sshKey(b.t)
-	r, err := b.l.SetUp(context.Background(), rpc.SetupRequest{Answers: []byte(strings.Replace(answerFile, "KEY", key, 1)), Secrets: b.encrypt(secretsFile), Actor: setupActor})
+	r, err := b.l.SetUp(context.Background(), rpc.SetupRequest{Answers: []byte(strings.NewReplacer("KEY", key, "[node]\n", b.service+"[node]\n").Replace(answerFile)), Secrets: b.encrypt(secretsFile), Actor: setupActor})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -39,6 +39,7 @@ func (l *Ledger) MakeKeys(ctx context.Context, req rpc.MakeKeysRequest) (rpc.Mak
 	if err := l.checkMakeKeys(&req); err != nil {
 		return reply, err
 	}
+	defer l.wakeRenewal()
 	for _, role := range req.Roles {
 		key, index, err := l.makeKey(ctx, req, role)
 		if err != nil {
@@ -96,6 +97,11 @@ func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
 	if len(roles) == 0 {
 		return rpc.ErrRefused.With("no role is named")
 	}
+	for r := range roles {
+		if !slices.Contains(s.State.KeyRolesUsed(), r) {
+			return rpc.ErrRefused.With("this service only attests: it has no %s key", r)
+		}
+	}
 	// In the order of policy.KeyRoles the signing key comes before the encryption key that it certifies.
 	slices.SortFunc(req.Roles, func(a, b policy.KeyRole) int {
 		return slices.Index(policy.KeyRoles, a) - slices.Index(policy.KeyRoles, b)
@@ -106,8 +112,10 @@ func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
 	if err := l.audit.Admits(policy.AuditCommand); err != nil {
 		return rpc.ErrUnavailable.With("nothing may be changed that can't be recorded: %v", err)
 	}
-	_, err := l.now()
-	return err
+	if _, err := l.now(); err != nil {
+		return err
+	}
+	return l.checkSigner(*req, s.State)
 }
 
 // now is the trusted interval, or why there is none.
@@ -137,7 +145,11 @@ func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role poli
 		}
 		return k, r.Index, nil
 	}
-	made, err := rpc.HSMGenerate.Call(ctx, l.cfg.HSM, rpc.HSMGenerateRequest{Role: role, Bits: req.Bits})
+	bits := req.Bits
+	if role == policy.RoleAttestationSigner {
+		bits = max(bits, policy.SignerBits)
+	}
+	made, err := rpc.HSMGenerate.Call(ctx, l.cfg.HSM, rpc.HSMGenerateRequest{Role: role, Bits: bits})
 	if err != nil {
 		return policy.Key{}, 0, fmt.Errorf("make in the HSM: %w", err)
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -222,8 +223,17 @@ func applyKeyAdd(s *State, c Command) (Result, error) {
 	if len(s.Keys) >= MaxKeys {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d keys are recorded, the limit", MaxKeys), "remove keys that are not in use"}
 	}
+	if !slices.Contains(s.KeyRolesUsed(), b.Role) {
+		return Result{}, &Refused{c.Kind, "this service only attests: it has no keys but attestation signers", "protecting keys is chosen at setup"}
+	}
 	_, has := s.PrimaryKey(b.Role)
-	s.Keys[ref] = Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
+	k := Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
+	if b.Role == RoleAttestationSigner {
+		if err := startSigner(s, c, &k); err != nil {
+			return Result{}, err
+		}
+	}
+	s.Keys[ref] = k
 	return Result{Message: fmt.Sprintf("%s key %.16s added", b.Role, ref), Subject: string(ref)}, nil
 }
 
@@ -248,6 +258,11 @@ func applyKeyPrimary(s *State, c Command) (Result, error) {
 	k, err := changeKey(s, c, func(k *Key) error {
 		if !k.Enabled {
 			return &Refused{c.Kind, "the key is disabled", "enable it first"}
+		}
+		if k.Role == RoleAttestationSigner {
+			if err := preferSigner(s, c, k); err != nil {
+				return err
+			}
 		}
 		for ref, other := range s.Keys {
 			if other.Role == k.Role && other.Primary {
@@ -282,6 +297,10 @@ func applyKeyDisable(s *State, c Command) (Result, error) {
 	})
 	if err != nil {
 		return Result{}, err
+	}
+	if k.Role == RoleAttestationSigner {
+		succeed(s, c, k)
+		return Result{Message: fmt.Sprintf("attestation signer %.16s disabled: the health certificates it signed are refused", k.Ref), Subject: string(k.Ref)}, nil
 	}
 	return Result{Message: fmt.Sprintf("%s key %.16s disabled: key protectors that only it can open are refused", k.Role, k.Ref), Subject: string(k.Ref)}, nil
 }

@@ -66,7 +66,7 @@ func registerHost(s *State, c Command, h Host) (Result, error) {
 	if c.At.Earliest > 0 {
 		// The same key may have been registered before, revoked and removed: what it got then stays refused. Unlike in a restore the earliest
 		// moment counts, less a second for a clock whose bound grows, so that a host may attest right after it was added.
-		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1-int64(HealthBackdate.Seconds()))
+		h.DenyIssuedBefore = max(0, c.At.Earliest/1000-1)
 	}
 	s.Hosts[h.ID] = h
 	return Result{Message: "host " + h.Name + " registered", Subject: h.ID}, nil
@@ -115,9 +115,9 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 		return Result{}, &Refused{c.Kind, "without a trusted time the certificates from before the revocation can't be told from later ones", "wait until time status says trusted"}
 	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		// Health certificates are back-dated when issued, so one issued right after this moment begins a little before it.
+		// Not NextSecond: a revoked host gets no certificates, so none can stem from this very second, and it may attest at once.
 		h.Revoked = false
-		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000-int64(HealthBackdate.Seconds()))
+		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000)
 		return h
 	})
 	if err != nil {

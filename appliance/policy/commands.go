@@ -25,6 +25,7 @@ const (
 	CmdHostRevoke     Kind = "host.revoke"     // HostRevoke
 	CmdHostRestore    Kind = "host.restore"    // ByName
 	CmdHostRemove     Kind = "host.remove"     // ByName
+	CmdHostReattest   Kind = "host.reattest"   // ByName
 	CmdKeyAdd         Kind = "key.add"         // KeyAdd
 	CmdKeyPrimary     Kind = "key.primary"     // KeyChange
 	CmdKeyEnable      Kind = "key.enable"      // KeyChange
@@ -97,7 +98,8 @@ type ByName struct {
 	Name string `json:"name"`
 }
 
-// KeyAdd records a key pair made in the HSM. The first key of a role becomes primary.
+// KeyAdd records a key pair made in the HSM. The first key of a role becomes primary. A new attestation signer always does; when it is
+// published and used follows from the command's time (startSigner).
 type KeyAdd struct {
 	Role        KeyRole `json:"role"`
 	Label       string  `json:"label"`
@@ -147,6 +149,7 @@ var handlers = map[Kind]struct {
 	CmdHostRevoke:     {AdminOperator, false, applyHostRevoke},
 	CmdHostRestore:    {AdminOperator, false, applyHostRestore},
 	CmdHostRemove:     {AdminOperator, false, applyHostRemove},
+	CmdHostReattest:   {AdminOperator, false, applyHostReattest},
 	CmdKeyAdd:         {AdminOperator, true, applyKeyAdd},
 	CmdKeyPrimary:     {AdminOperator, false, applyKeyPrimary},
 	CmdKeyEnable:      {AdminOperator, false, applyKeyEnable},

@@ -66,6 +66,11 @@ type Key struct {
 	Primary     bool    `json:"primary"`
 	Enabled     bool    `json:"enabled"`
 	Added       Stamp   `json:"added"`
+	// Of attestation signers only, unix seconds: shown in signingCertificates from PublishedAt, signs from UseFrom, signs no more from
+	// RetiredAt on (0 = no successor yet) and is withdrawn SignerOverlap later. All 0: of a version that did not know these.
+	PublishedAt int64 `json:"publishedAt,omitempty"`
+	UseFrom     int64 `json:"useFrom,omitempty"`
+	RetiredAt   int64 `json:"retiredAt,omitempty"`
 }
 
 // Host is a machine that may get health certificates in one mode. ID is the upper-case hex SHA-256 of the SubjectPublicKeyInfo DER of its
@@ -78,8 +83,8 @@ type Host struct {
 	TPM     *TPMIdentity `json:"tpm,omitempty"`     // nil for a host of host-key mode
 	Class   string       `json:"class"`             // host class; "default" where none was named
 	Revoked bool         `json:"revoked"`
-	// DenyIssuedBefore refuses this host's health certificates whose notBefore lies before it (D20, B25 for one host): those from before
-	// it was added or restored. Unix seconds; 0 = none.
+	// DenyIssuedBefore refuses this host's health certificates that were issued before it (D20, B25 for one host): those from before it was
+	// added or restored, or told to attest again. Unix seconds, compared with the second in the serial number; 0 = none.
 	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
 	Note             string `json:"note,omitempty"`
 	Added            Stamp  `json:"added"`
@@ -129,6 +134,8 @@ type Service struct {
 	HealthLife time.Duration `json:"healthLife"`
 	// DenyIssuedBefore refuses every health certificate issued before it (unix seconds; 0 = none): "make everyone attest now".
 	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
+	// AttestationOnly is a service without key protection (row A05, the SQL Server case): it has no guardian keys. Chosen at setup.
+	AttestationOnly bool `json:"attestationOnly,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.

@@ -79,7 +79,7 @@ func newKeyring(s policy.State) *keyring {
 		case policy.RoleAttestationSigner:
 			if k.Enabled {
 				ring.own[string(k.cert.Raw)] = true
-				ring.signers = append(ring.signers, health.Signer{Certificate: k.cert, DenyIssuedBefore: all})
+				ring.signers = append(ring.signers, health.Signer{Certificate: k.cert, DenyIssuedBefore: all, Own: true, AcceptedUntil: k.SignerAcceptedUntil()})
 			}
 		}
 	}

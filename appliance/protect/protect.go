@@ -9,6 +9,8 @@
 // entry that tells of it is durable. Every failure around the secret (padding,
 // structure, MAC) gives one and the same reply after the same work.
 //
+// A service that was set up without key protection answers 503 and says so.
+//
 // Limits: a request is not signed, so who sends it is not proven; only the
 // holder of the certified key can read the reply. Private keys lie elsewhere
 // and are named by policy.KeyRef. Deadlines of the connection are the server's
@@ -85,6 +87,12 @@ const (
 const (
 	actionRoll     = "rolltransportkey"
 	actionMetadata = "metadata.xml"
+	actionAbsent   = "keyprotection"
+)
+
+const (
+	outcomeAbsent = "attestation-only"
+	absentMessage = "This service only attests hosts; it has no key protection, no guardian and no keys to give out."
 )
 
 // Service answers /KeyProtection; make it with New.
@@ -134,6 +142,10 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (q *request) serve() {
 	q.route = kps.Match(q.r.URL.Path)
+	if v := q.d.Snapshot().State.Service; v != nil && v.AttestationOnly {
+		q.absent()
+		return
+	}
 	switch q.route.Operation {
 	case kps.OpMetadata:
 		q.action = actionMetadata
@@ -154,6 +166,14 @@ func (q *request) serve() {
 	default:
 		q.fail(kps.CodeNotFound, "there is nothing at this path; the service is at "+kps.RollPathV2+" and "+kps.MetadataPath)
 	}
+}
+
+// absent answers everybody where there is no key protection (row A05).
+func (q *request) absent() {
+	q.action = actionAbsent
+	q.note(outcomeAbsent, "there is no key protection here", "none: this service was set up to attest only; point the caller at another service")
+	body := (&kps.ErrorDocument{Code: kps.CodeUnavailable, Message: absentMessage}).Marshal()
+	q.reply(http.StatusServiceUnavailable, body) // without Retry-After: it stays so
 }
 
 func (q *request) allow(methods ...string) bool {

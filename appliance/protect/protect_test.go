@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -148,6 +149,88 @@ func TestRevokedHostIsRefusedAtOnceWithItsValidCertificate(t *testing.T) {
 	}
 	n.change(func(s *policy.State) { delete(s.Hosts, hostID) })
 	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, "registered")
+}
+
+// TestReattestNowThenAttestThenRoll: what was issued before the verb is refused, what was issued a second later opens; for all hosts and for
+// one. NotBefore could not tell them apart: both are back-dated by minutes.
+func TestReattestNowThenAttestThenRoll(t *testing.T) {
+	verb := policy.Stamp{Earliest: now.UnixMilli(), Latest: now.UnixMilli() + 40}
+	deny := policy.NextSecond(verb)
+	for name, change := range map[string]func(n *node){
+		"all hosts": func(n *node) { n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = deny }) },
+		"one host":  func(n *node) { n.changeHost(func(h *policy.Host) { h.DenyIssuedBefore = deny }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			protector, _ := n.protector()
+			issue := func(at time.Time) []byte {
+				k := testKeys()
+				signer := n.signerCert()
+				der, err := health.Issue(rand.Reader, health.Between(at, at.Add(40*time.Millisecond), true),
+					health.Order{Purpose: health.Encryption, Key: &k[vsm].PublicKey, HostID: hostID, Life: health.DefaultLife}, signer, k[attestation])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return der
+			}
+			before, after := issue(now.Add(-time.Millisecond)), issue(now.Add(time.Second))
+			for _, cert := range [][]byte{before, after} {
+				if w := n.roll(protector, cert); w.Code != http.StatusOK {
+					t.Fatal(w.Body)
+				}
+			}
+			change(n)
+			wantRefusal(t, n.roll(protector, before), http.StatusBadRequest, kps.CodeHealthCertificate, "the host must attest again")
+			if w := n.roll(protector, after); w.Code != http.StatusOK {
+				t.Errorf("attested a second later: %s", w.Body)
+			}
+		})
+	}
+}
+
+// TestAWithdrawnSignersCertificatesCountUntilTheyExpire, and a forgery under its name does not count after that.
+func TestAWithdrawnSignersCertificatesCountUntilTheyExpire(t *testing.T) {
+	for name, c := range map[string]struct {
+		retired time.Duration // ago
+		ok      bool
+	}{"retired": {time.Hour, true}, "withdrawn": {24*time.Hour + time.Minute, true}, "all it signed has expired": {26 * time.Hour, false}} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			protector, _ := n.protector()
+			cert := n.certificate()
+			n.changeKey(policy.RoleAttestationSigner, func(k *policy.Key) { k.Primary, k.RetiredAt = false, now.Add(-c.retired).Unix() })
+			w := n.roll(protector, cert)
+			if c.ok && w.Code != http.StatusOK {
+				t.Error(w.Body)
+			}
+			if !c.ok {
+				wantRefusal(t, w, http.StatusBadRequest, kps.CodeHealthCertificate, string(health.SignerNotValid))
+			}
+		})
+	}
+}
+
+func TestAttestationOnlySaysThatThereIsNoKeyProtection(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	cert, before := n.certificate(), n.signatures.Load()
+	n.change(func(s *policy.State) { s.Service.AttestationOnly, s.Keys = true, map[policy.KeyRef]policy.Key{} })
+	get := httptest.NewRecorder()
+	n.service.ServeHTTP(get, httptest.NewRequest("GET", kps.MetadataPath, nil))
+	other := httptest.NewRecorder()
+	n.service.ServeHTTP(other, httptest.NewRequest("PUT", "/KeyProtection/anything", nil))
+	for name, w := range map[string]*httptest.ResponseRecorder{"roll": n.roll(protector, cert), "metadata": get, "anything": other} {
+		e, err := kps.ParseError(w.Body.Bytes())
+		if err != nil || w.Code != http.StatusServiceUnavailable || e.Message != absentMessage {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+		if w.Header().Get("Retry-After") != "" {
+			t.Errorf("%s: it asks the caller to come again", name)
+		}
+	}
+	if len(n.refused) != 3 || n.refused[0].Outcome != outcomeAbsent || n.signatures.Load() != before {
+		t.Errorf("noted %+v", n.refused)
+	}
 }
 
 // TestWhatChangesWhileTheTokenWorksCounts: the token may take seconds, and what an administrator took away meanwhile gives nothing.

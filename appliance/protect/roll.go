@@ -149,7 +149,7 @@ func (q *request) welcome(c caller, s policy.State) bool {
 	case host.Revoked:
 		why.outcome, why.detail, why.remedy = outcomeRevoked, "the host is revoked", "host restore, if it may work again; then it must attest again"
 		why.host = host.ID
-	case host.DenyIssuedBefore != 0 && c.Certificate.NotBefore.Before(time.Unix(host.DenyIssuedBefore, 0)):
+	case host.DenyIssuedBefore != 0 && c.Issued.Before(time.Unix(host.DenyIssuedBefore, 0)):
 		why.outcome, why.detail, why.remedy = outcomeHostDenied, "the health certificate is older than an administrator allows for this host", "the host must attest again"
 		why.host = host.ID
 	default:

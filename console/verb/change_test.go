@@ -191,12 +191,58 @@ func TestServiceNetworkAndSigners(t *testing.T) {
 	mustCall(t, s, "signer distrust site2", "")
 	mustCall(t, s, "signer deny-before now", "")
 	snap, _ = f.Node.Snapshot()
-	// A certificate issued at the latest moment that "now" can be carries a notBefore HealthBackdate earlier, and must be refused.
-	if got, least := snap.State.Service.DenyIssuedBefore, verbtest.At.Latest/1000-int64(policy.HealthBackdate.Seconds()); got <= least-1 || got > least+1 {
-		t.Errorf("deny-before now is %d, want just above %d", got, least)
+	// A certificate issued at the latest moment that "now" can be must be refused, one of the next second not.
+	if got, want := snap.State.Service.DenyIssuedBefore, verbtest.At.Latest/1000+1; got != want {
+		t.Errorf("deny-before now is %d, want %d", got, want)
+	}
+	mustCall(t, s, "host add hv8", armor("CERTIFICATE", f.Certificate(t, "hv8")))
+	mustCall(t, s, "host reattest hv8", "")
+	snap, _ = f.Node.Snapshot()
+	if h, _ := snap.State.HostByName("hv8"); h.DenyIssuedBefore != verbtest.At.Latest/1000+1 {
+		t.Errorf("host reattest refuses what was issued before %d", h.DenyIssuedBefore)
 	}
 	if _, err := call(s, "signer deny-before 2199-01-01", ""); err == nil || !strings.Contains(err.Error(), "future") {
 		t.Errorf("a date in the future gave %v", err)
+	}
+}
+
+func TestSignerListShowsTheLifeOfEachSigner(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	mustCall(t, s, "signer renew", "") // the first one
+	if text := mustCall(t, s, "signer list", ""); !strings.Contains(text, "signs now") || !strings.Contains(text, "successor is made") {
+		t.Errorf("signer list said:\n%s", text)
+	}
+	mustCall(t, s, "signer renew", "")
+	text := mustCall(t, s, "signer list", "")
+	if !strings.Contains(text, "published, signs from 2026-11-23") || !strings.Contains(text, "signs now, until 2026-11-23") || strings.Count(text, "successor is made") != 1 {
+		t.Errorf("signer list said:\n%s", text)
+	}
+	if _, err := call(s, "signer renew", ""); err == nil || !strings.Contains(err.Error(), "published already") {
+		t.Errorf("a third one: %v", err)
+	}
+	if text := mustCall(t, s, "help Start-ScheduledTask", ""); !strings.Contains(text, "signer renew") {
+		t.Errorf("help said %s", text)
+	}
+}
+
+func TestAttestationOnlyAsksForNoGuardianKeys(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.Edit(func(v *policy.Service) { v.AttestationOnly = true })
+	s := f.Session(policy.DoorSSH)
+	mustCall(t, s, "key new", "")
+	snap, _ := f.Node.Snapshot()
+	if len(snap.State.Keys) != 1 || len(snap.State.AttestationSigners()) != 1 {
+		t.Errorf("key new made %d keys", len(snap.State.Keys))
+	}
+	if text := mustCall(t, s, "status", ""); strings.Contains(text, "primary key") {
+		t.Errorf("status misses keys:\n%s", text)
+	}
+	if text := mustCall(t, s, "metadata", ""); !strings.Contains(text, "only attests") || strings.Contains(text, "KeyProtection") {
+		t.Errorf("metadata said:\n%s", text)
+	}
+	if text := mustCall(t, s, "service show", ""); !strings.Contains(text, "only attests") {
+		t.Errorf("service show said:\n%s", text)
 	}
 }
 

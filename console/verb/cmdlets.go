@@ -29,12 +29,11 @@ var without = map[string]string{
 	"Get-IISAppPool":                        "Not needed: there is no IIS; `status` shows the processes.",
 	"Get-WebBinding":                        "Not needed: there is no IIS; `service show` tells which ports are open and `node list` the HTTPS certificate.",
 	"Get-CimInstance":                       hostSide,
-	"Start-ScheduledTask":                   "Not needed: no scheduled task renews the attestation signer; make a new one with `key new --roles attestation-signer` and then `key primary`.",
 	"Install-ADServiceAccount":              noForest,
 	"Uninstall-HgsServer":                   "Not needed: there is no domain controller to demote; switch the node off with `poweroff` and wipe its disk.",
 	"Clear-HgsServer":                       "Not needed: there is no failover cluster to leave; a node that is switched off with `poweroff` serves nobody.",
 	"Set-HgsServerVersion":                  "Not needed: both functional levels, v1 and v2, are always served.",
-	"Initialize-HgsAttestation":             "Not a separate step: run `setup`; a service without keys (no `key new`) attests hosts for SQL Server once it has an attestation signer.",
+	"Initialize-HgsAttestation":             "Not a separate step: run `setup` with key-protection = false under [service] of the answer file; then `key new` makes only the attestation signer.",
 
 	"Get-HgsClientConfiguration":  hostSide + " The line that points a host here is printed by `metadata`.",
 	"Set-HgsClientConfiguration":  hostSide + " The exact line is printed by `metadata`.",

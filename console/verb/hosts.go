@@ -185,7 +185,7 @@ func (v HostValue) page(p *Page, h policy.Host) {
 	}
 	p.Field("added", "%s", when(h.Added)).Field("note", "%s", h.Note)
 	if h.DenyIssuedBefore > 0 {
-		p.Field("refused", "health certificates valid from before %s", unixTime(h.DenyIssuedBefore))
+		p.Field("refused", "health certificates issued before %s", unixTime(h.DenyIssuedBefore))
 	}
 	p.Field("last attested", "%s", v.seen())
 	if v.Seen != nil {

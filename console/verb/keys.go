@@ -60,6 +60,9 @@ func (v KeyValue) show(p *Page, asked bool) {
 	p.Line("%s: %s", v.Role, state)
 	p.Field("  subject", "%s", v.Subject).Field("  reference", "%s", v.Ref)
 	p.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
+	if v.Role == policy.RoleAttestationSigner {
+		p.Field("  life", "see signer list")
+	}
 	switch {
 	case v.Token != nil:
 		tokenFields(p, *v.Token)
@@ -111,16 +114,20 @@ func sortedKeys(state policy.State) []policy.Key {
 }
 
 func keyNew(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	roles, err := parseRoles(a.Or("roles", "all"))
-	if err != nil {
-		return Output{}, err
+	snap, _ := s.Node.Snapshot()
+	roles := snap.State.KeyRolesUsed()
+	if list := a.Or("roles", "all"); !strings.EqualFold(list, "all") {
+		var err error
+		if roles, err = parseRoles(list); err != nil {
+			return Output{}, err
+		}
 	}
 	bits, _ := strconv.Atoi(a.Or("bits", "2048"))
-	subject := a.Get("subject")
-	if subject == "" {
-		snap, _ := s.Node.Snapshot()
-		subject = snap.State.Service.Name
-	}
+	return makeKeys(ctx, s, roles, bits, cmp.Or(a.Get("subject"), snap.State.Service.Name))
+}
+
+// makeKeys has the ledger make keys and shows them.
+func makeKeys(ctx context.Context, s *Session, roles []policy.KeyRole, bits int, subject string) (Output, error) {
 	id, err := s.Node.ID()
 	if err != nil {
 		return Output{}, err
@@ -156,9 +163,6 @@ func tokenMap(keys []rpc.HSMKey) map[policy.KeyRef]rpc.HSMKey {
 }
 
 func parseRoles(list string) ([]policy.KeyRole, error) {
-	if strings.EqualFold(list, "all") {
-		return policy.KeyRoles, nil
-	}
 	var roles []policy.KeyRole
 	for _, name := range strings.Split(list, ",") {
 		r := policy.KeyRole(strings.ToLower(strings.TrimSpace(name)))
@@ -255,6 +259,11 @@ func runMetadata(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 	}
 	base := scheme + "://" + svc.Name
 	value.Attestation, value.KeyProtection = base+"/Attestation", base+"/KeyProtection"
+	if svc.AttestationOnly {
+		value.KeyProtection = ""
+		return Output{Text: new(Page).Line("This service only attests: it has no guardian. SQL Server clients name this attestation URL:").
+			Line("  %s", value.Attestation), Value: value}, nil
+	}
 	value.Metadata = value.KeyProtection + "/service/metadata/2014-07/metadata.xml"
 	value.HostCommand = fmt.Sprintf("Set-HgsClientConfiguration -AttestationServerUrl '%s' -KeyProtectionServerUrl '%s'", value.Attestation, value.KeyProtection)
 	p := new(Page).Line("Tenants import the guardian from:").Line("  %s", value.Metadata).

@@ -42,8 +42,11 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", modeName(svc.Mode)).
 		Field("http", "%s (port 80)", onOff(svc.HTTP)).Field("https", "%s (port 443)", onOff(svc.HTTPS)).
 		Field("health life", "%s", span(svc.HealthLife))
+	if svc.AttestationOnly {
+		p.Field("key protection", "none: this service only attests")
+	}
 	if svc.DenyIssuedBefore > 0 {
-		p.Field("refused", "health certificates valid from before %s", unixTime(svc.DenyIssuedBefore))
+		p.Field("refused", "health certificates issued before %s", unixTime(svc.DenyIssuedBefore))
 	}
 	return Output{Text: p, Value: struct {
 		Name             string `json:"name"`
@@ -52,7 +55,8 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 		HTTPS            bool   `json:"https"`
 		HealthLife       string `json:"healthLife"`
 		DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
-	}{svc.Name, modeName(svc.Mode), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore}}, nil
+		KeyProtection    bool   `json:"keyProtection"`
+	}{svc.Name, modeName(svc.Mode), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly}}, nil
 }
 
 func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {

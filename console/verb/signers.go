@@ -21,6 +21,13 @@ type SignerValue struct {
 	SHA256           string    `json:"sha256"`
 	NotAfter         time.Time `json:"notAfter"`
 	DenyIssuedBefore int64     `json:"denyIssuedBefore,omitempty"` // unix seconds
+	// Of own ones only. Stage is empty where the node does not know the time; the moments are zero where there is none (yet).
+	Ref         policy.KeyRef      `json:"ref,omitempty"`
+	Stage       policy.SignerStage `json:"stage,omitempty"`
+	PublishedAt time.Time          `json:"publishedAt,omitzero"`
+	UseFrom     time.Time          `json:"useFrom,omitzero"`
+	RetiredAt   time.Time          `json:"retiredAt,omitzero"`
+	Renewal     time.Time          `json:"renewal,omitzero"` // when its successor is made; only of the newest one
 }
 
 func signerValue(name string, own bool, der []byte, deny int64) SignerValue {
@@ -35,10 +42,8 @@ func signerValue(name string, own bool, der []byte, deny int64) SignerValue {
 func signerList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	signers := []SignerValue{}
-	for _, k := range sortedKeys(snap.State) {
-		if k.Role == policy.RoleAttestationSigner && k.Enabled {
-			signers = append(signers, signerValue("this service", true, k.Certificate, snap.State.Service.DenyIssuedBefore))
-		}
+	for _, k := range snap.State.AttestationSigners() {
+		signers = append(signers, ownSigner(snap.State, k, s.Node.Stamp()))
 	}
 	own := len(signers)
 	for _, t := range snap.State.Signers {
@@ -49,12 +54,13 @@ func signerList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	for _, v := range signers {
 		p.Blank().Line("%s", v.Name).Field("  subject", "%s", v.Subject).Field("  SHA-1", "%s", v.SHA1).
 			Field("  SHA-256", "%s", v.SHA256).Field("  valid until", "%s", v.NotAfter.Format("2006-01-02"))
+		v.life(p)
 		if v.DenyIssuedBefore > 0 {
-			p.Field("  refused", "certificates valid from before %s", unixTime(v.DenyIssuedBefore))
+			p.Field("  refused", "certificates issued before %s", unixTime(v.DenyIssuedBefore))
 		}
 	}
 	if own == 0 {
-		p.Blank().Line("This service has no attestation signer. Make one: key new --roles attestation-signer")
+		p.Blank().Line("This service has no attestation signer. Make one: signer renew")
 	}
 	return Output{Text: p, Value: struct {
 		Signers []SignerValue `json:"signers"`
@@ -82,8 +88,8 @@ func signerDistrust(ctx context.Context, s *Session, a Args, _ []byte) (Output, 
 	return byName(ctx, s, policy.CmdSignerDistrust, a)
 }
 
-// signerDeny turns a moment into the notBefore that certificates issued then carry: they are backdated by HealthBackdate. "now" is the
-// latest moment that now can be, so that no certificate issued before the verb survives.
+// signerDeny refuses what was issued before a second. "now" is the second after the latest moment that now can be, so that no
+// certificate issued before the verb survives.
 func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 	var moment time.Time
 	if strings.EqualFold(a.Get("time"), "now") {
@@ -91,7 +97,7 @@ func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 		if stamp.Latest == 0 {
 			return Output{}, unavailable("the time is not trusted, so \"now\" has no meaning", "see time status")
 		}
-		moment = time.UnixMilli(stamp.Latest + 999)
+		moment = time.Unix(policy.NextSecond(stamp), 0)
 	} else {
 		var err error
 		if moment, err = parseTime(a.Get("time")); err != nil {
@@ -101,13 +107,17 @@ func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 			return Output{}, failed("that moment is in the future: it would refuse certificates not yet issued, and can't be taken back", "use now")
 		}
 	}
-	deny := moment.Add(-policy.HealthBackdate).Unix()
+	deny := moment.Unix()
+	snap, _ := s.Node.Snapshot()
 	out, _, err := propose(ctx, s, policy.CmdServiceSet, policy.ServiceSet{DenyIssuedBefore: &deny})
 	if err != nil {
 		return Output{}, err
 	}
 	out.Text.Line("Health certificates issued before %s are refused; each host attests again by itself when it next needs a key.",
 		moment.UTC().Format("2006-01-02 15:04:05 UTC"))
+	if len(snap.State.Signers) > 0 {
+		out.Text.Line("Of certificates from other services the beginning of their validity counts, which may lie before their issue.")
+	}
 	return out, nil
 }
 

@@ -124,14 +124,14 @@ func (v *StatusValue) records(snap policy.Snapshot) {
 		}
 	}
 	var missing []string
-	for _, role := range policy.KeyRoles {
+	for _, role := range snap.State.KeyRolesUsed() {
 		if _, ok := snap.State.PrimaryKey(role); !ok {
 			missing = append(missing, string(role))
 		}
 	}
 	if len(missing) > 0 {
 		roles := strings.Join(missing, ",")
-		if len(missing) == len(policy.KeyRoles) {
+		if len(missing) == len(snap.State.KeyRolesUsed()) {
 			roles = "all"
 		}
 		v.Problems = append(v.Problems, policy.Problem{Kind: "no-keys", What: "there is no primary key for: " + strings.Join(missing, ", "),

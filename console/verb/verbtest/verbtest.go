@@ -247,6 +247,22 @@ func (f *Fake) Do(t testing.TB, kind policy.Kind, body any) {
 	}
 }
 
+// Edit changes the service's record to what setup could have made of it.
+func (f *Fake) Edit(edit func(*policy.Service)) {
+	f.mu.Lock()
+	service := *f.state.Service
+	edit(&service)
+	f.state.Service = &service
+	f.index++
+	index := f.index
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
+	for s, _ := f.Node.Snapshot(); s.Index < index; s, _ = f.Node.Snapshot() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // Certificate is a self-signed RSA certificate; the same key each time within one node.
 func (f *Fake) Certificate(t testing.TB, cn string) []byte {
 	t.Helper()
