@@ -163,6 +163,32 @@ func TestARenewalThatFailsIsAProblemUntilItSucceeds(t *testing.T) {
 	wait("the problem stays", func() bool { return !problem() })
 }
 
+// TestACrashDuringRenewalNeitherLosesNorDoublesTheSuccessor: the first try fails after the token made a key, the second succeeds, and
+// after kill -9 nothing more is made.
+func TestACrashDuringRenewalNeitherLosesNorDoublesTheSuccessor(t *testing.T) {
+	utc := time.Date(2026, 11, 22, 10, 30, 0, 0, time.UTC)
+	b, k, _ := withSigner(t, utc)
+	b.trust(utc.Add(250 * day))
+	k.leaky = true
+	if err := b.l.RenewSigner(context.Background()); !errors.Is(err, rpc.ErrRefused) || len(b.signers()) != 1 {
+		t.Fatalf("%d signers, %v", len(b.signers()), err)
+	}
+	k.leaky = false
+	b.renew(2)
+	want := b.signers()
+	b.crash()
+	b.l.cfg.HSM = b.cfg.HSM
+	b.renew(2)
+	for i, s := range b.signers() {
+		if s.Ref != want[i].Ref || s.UseFrom != want[i].UseFrom || s.RetiredAt != want[i].RetiredAt || s.Primary != want[i].Primary {
+			t.Errorf("signer %d is %+v, was %+v", i, s, want[i])
+		}
+	}
+	if len(k.list) != 3 {
+		t.Errorf("the token made %d keys", len(k.list))
+	}
+}
+
 func TestAttestationOnlyMakesNoGuardianKeys(t *testing.T) {
 	b := newBench(t)
 	k := b.attachToken()
