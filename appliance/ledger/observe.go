@@ -22,7 +22,7 @@ var observedLimits = map[policy.ObservationKind]int{
 	policy.ObservedPending:   1000,
 	policy.ObservedProtector: 50000,
 	policy.ObservedGood:      policy.MaxHosts,
-	policy.ObservedFindings:  4096, // each may have 32 KiB
+	policy.ObservedFindings:  4096, // of at most appraise.MaxRecord bytes: all of them fit one message
 }
 
 // Bounds of one observation, in bytes; a base64 public key of 8192 bits fits a fact.
@@ -174,16 +174,21 @@ func older(a, b policy.Stamp) policy.Stamp {
 	return b
 }
 
-// list gives at most limit observations of a kind ("" = all), newest first; 0 = 200.
-func (o *observations) list(kind policy.ObservationKind, limit int) []policy.Observation {
+// list gives at most limit observations of a kind and a subject ("" = all), newest first; 0 = 200.
+func (o *observations) list(kind policy.ObservationKind, subject string, limit int) []policy.Observation {
 	if limit <= 0 {
 		limit = 200
 	}
 	o.mu.Lock()
 	all := []policy.Observation{}
 	for k, m := range o.kinds {
-		if kind == "" || kind == k {
+		if kind != "" && kind != k {
+			continue
+		}
+		if subject == "" {
 			all = slices.AppendSeq(all, maps.Values(m))
+		} else if one, ok := m[subject]; ok {
+			all = append(all, one)
 		}
 	}
 	o.mu.Unlock()
