@@ -246,7 +246,11 @@ func TestTPMModeByVerbs(t *testing.T) {
 	if text := flat(t, s, "policy list --class edge", ""); !strings.Contains(text, "Hgs_BitLockerEnabled on edge") {
 		t.Errorf("policy list said %s", text)
 	}
+	if text := flat(t, s, "host set hv7 --class core --dry-run", ""); !strings.Contains(text, "1 that fail would pass") {
+		t.Errorf("dry run said %s", text)
+	}
 	mustCall(t, s, "policy inherit Hgs_BitLockerEnabled --class edge", "")
+	mustCall(t, s, "host set hv7 --note 'rack 3'", "")
 	refusedCall(t, s, "policy disable VsmRunning", "", "locked")
 	if text := flat(t, s, "baseline remove first --dry-run", ""); !strings.Contains(text, "1 that pass would fail") {
 		t.Errorf("dry run said %s", text)
