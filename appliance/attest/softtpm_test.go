@@ -3,7 +3,6 @@ package attest
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -235,6 +234,42 @@ func TestWholeConversationWithASecondImplementation(t *testing.T) {
 	}
 }
 
+func TestGoodBootIsToldWhenItIsNews(t *testing.T) {
+	n, s := withBoot(t, 0)
+	told := func() (good, bad int) {
+		for _, o := range n.observed {
+			switch o.Kind {
+			case policy.ObservedGood:
+				good++
+			case policy.ObservedFindings:
+				bad++
+			}
+		}
+		n.observed = nil
+		return good, bad
+	}
+	step := func(what string, good, bad int) {
+		t.Helper()
+		n.converse(t, s, 1)
+		if g, b := told(); g != good || b != bad {
+			t.Errorf("%s: %d good and %d bad boots told, want %d and %d", what, g, b, good, bad)
+		}
+	}
+	step("first", 1, 0)
+	step("again", 0, 0)
+	n.boot += goodBootNews
+	step("later", 1, 0)
+	honest := s.log
+	s.log = honest[:len(honest)/2]
+	step("failed", 0, 1)
+	s.log = honest
+	step("after a failure", 1, 0)
+	n.edit(func(st *policy.State) {
+		st.Baselines = map[string]policy.Baseline{"renamed": st.Baselines["base"]}
+	})
+	step("matched otherwise", 1, 0)
+}
+
 func TestHostRevokedWhileTheTokenSignsGetsNothing(t *testing.T) {
 	n, s := withBoot(t, 0)
 	n.onSign = func() {
@@ -275,7 +310,7 @@ func TestLogFlipsNeverHelp(t *testing.T) {
 
 // BenchmarkTPMAttest is the round that proves the log, judges and signs; the
 // four before it cost about as much as an HTTP request. Compare it with
-// BenchmarkSignature.
+// BenchmarkRawSignature.
 func BenchmarkTPMAttest(b *testing.B) {
 	n, s := withBoot(b, 150)
 	n.d.GrantsPerMinute = 1 << 30
@@ -309,16 +344,6 @@ func BenchmarkTPMConversation(b *testing.B) {
 	for b.Loop() { // the TPM's RSA operation is in it
 		if w, _, _ := n.converse(b, s, 1); w.Code != 200 || w.Body.Len() < 2000 {
 			b.Fatal(w.Body)
-		}
-	}
-}
-
-func BenchmarkSignature(b *testing.B) {
-	n := newNode(b)
-	digest := sha256.Sum256(nil)
-	for b.Loop() {
-		if _, err := rsa.SignPKCS1v15(nil, n.signerKey, crypto.SHA256, digest[:]); err != nil {
-			b.Fatal(err)
 		}
 	}
 }
