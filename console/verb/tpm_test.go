@@ -285,6 +285,15 @@ func TestForcedHostsSayWhy(t *testing.T) {
 		t.Errorf("host add said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 })
+	mustCall(t, s, "host add only", armor("CERTIFICATE", f.Certificate(t, "only")))
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 3 })
+	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to undo: service set --mode HostKey") {
+		t.Errorf("service set said %s", text)
+	}
+	waitFor(t, f, func(st policy.State) bool { return st.Service.Mode == policy.ModeTPM })
+	mustCall(t, s, "service set --mode HostKey", "")
+	mustCall(t, s, "host remove only", "")
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 && st.Service.Mode == policy.ModeHostKey })
 	f.Observe(policy.ObservedHost, policy.HostID(spki), map[string]string{"verdict": "ok"})
 	if text := flat(t, s, "mode status", ""); !strings.Contains(text, "0 of 1 machines have passed here, 0 failed, 1 not seen") {
 		t.Errorf("mode status said %s", text)
