@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -285,7 +286,11 @@ func TestForcedHostsSayWhy(t *testing.T) {
 		t.Errorf("host add said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 })
-	mustCall(t, s, "host add only", armor("CERTIFICATE", f.Certificate(t, "only")))
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCall(t, s, "host add only", armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&other.PublicKey)))
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 3 })
 	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to undo: service set --mode HostKey") {
 		t.Errorf("service set said %s", text)
