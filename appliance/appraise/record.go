@@ -17,6 +17,8 @@ import (
 // Bounds of a record, which is the facts of one policy.Observation: that many strings of that many bytes. What proved is more worth than
 // the last of many findings: it is stored first.
 const (
+	// MaxRecord bounds the bytes of a record as JSON, beside what the caller adds: findings beyond it are left out.
+	MaxRecord  = 12 << 10
 	maxStrings = policy.MaxAuditFacts
 	maxString  = 2048
 	maxFacts   = 1 << 20 // of facts when unpacked
@@ -49,12 +51,19 @@ func Record(v *Verdict, facts *evidence.Facts, extra map[string]string) (map[str
 			m["facts"+strconv.Itoa(i)], b = string(b[:n]), b[n:]
 		}
 	}
+	room := MaxRecord
+	for _, s := range m {
+		room -= len(s)
+	}
 	for i := range v.Findings {
 		if len(m) >= maxStrings {
 			break
 		}
 		if b, err = json.Marshal(v.Findings[i].shortened()); err != nil {
 			return nil, fmt.Errorf("record of a finding: %w", err)
+		}
+		if room -= len(b) * 9 / 8; room < 0 && i > 0 { // quotes are escaped once more
+			break
 		}
 		m["finding"+strconv.Itoa(i)] = string(b)
 	}

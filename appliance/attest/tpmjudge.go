@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"guardhouse/appliance/appraise"
 	"guardhouse/appliance/evidence"
@@ -24,8 +25,11 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 	e := proved{host: host, log: hex.EncodeToString(digest[:])}
 	var failure *evidence.Failure
 	e.facts, failure = evidence.Prove(reading.Log, reading.PCRs, reading.Bank)
-	e.verdict = appraise.Judge(appraise.Input{State: q.snap.State, Trust: q.trust.of(q.snap), Host: host, EK: ek, Facts: e.facts, Failure: failure,
-		LastGood: q.good.get(host.ID)})
+	in := appraise.Input{State: q.snap.State, Trust: q.trust.of(q.snap), Host: host, EK: ek, Facts: e.facts, Failure: failure}
+	if e.verdict = appraise.Judge(in); !e.verdict.Passed {
+		in.LastGood = q.good.get(host.ID) // only shown
+		e.verdict = appraise.Judge(in)
+	}
 	switch {
 	case e.verdict.Passed:
 	case e.verdict.Unauthorized():
@@ -52,8 +56,9 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 		o.facts[fmt.Sprintf("vsmKey%d", t)] = keyHash(key)
 	}
 	o.granted = func() {
-		q.good.put(host.ID, e.facts)
-		q.keep(policy.ObservedGood, e)
+		if q.good.news(&e, q.d.BootTime()) {
+			q.keep(policy.ObservedGood, e)
+		}
 	}
 	q.grant(host, o)
 }
@@ -123,6 +128,7 @@ func (q *request) failed(e proved, reply hgsa.Reply) {
 	q.observeFacts(policy.ObservedHost, e.host.ID, map[string]string{"verdict": outcome, "mode": "TPM", "finding": line(&findings[0])})
 	e.verdict.Passed = false
 	q.keep(policy.ObservedFindings, e)
+	q.good.failed(e.host.ID)
 	sum := sha256.Sum256([]byte(told))
 	if now := q.d.BootTime(); !q.told.Allow(string(sum[:]), 1, now) || !q.told.Allow(e.host.ID+" findings", toldPerMinute, now) {
 		q.refuse(http.StatusOK, reply, refusal{outcome: outcome, subject: e.host.ID, detail: entry.Detail, remedy: entry.Remedy})
@@ -188,31 +194,65 @@ func (c *trustCache) of(snap policy.Snapshot) *appraise.Trust {
 	return c.trust
 }
 
-// goodBoots remembers what the last boots that passed proved, as JSON, to say
-// what has changed. It forgets everything when there are too many.
+// goodBoots remembers what the last boots that passed proved, to say what has
+// changed, and when that was last told to the ledger. It forgets everything when
+// there are too many.
 type goodBoots struct {
 	mu    sync.Mutex
-	facts map[string][]byte // by host id
+	boots map[string]goodBoot // by host id
 }
 
-const maxGoodBoots = 8 << 10 // of about 3 KB
+type goodBoot struct {
+	log     string
+	matched appraise.Matched
+	facts   []byte        // JSON
+	told    time.Duration // CLOCK_BOOTTIME; zero: it must be told again
+}
 
-func (g *goodBoots) put(id string, f *evidence.Facts) {
-	b, err := json.Marshal(f)
-	if err != nil {
-		return // no facts that came out of a log
-	}
+const (
+	maxGoodBoots = 8 << 10          // of about 3 KB
+	goodBootNews = 10 * time.Minute // how old the note of an unchanged boot may become
+)
+
+// news remembers a boot that passed and reports whether the ledger should hear
+// of it.
+func (g *goodBoots) news(e *proved, now time.Duration) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.facts[id]; g.facts == nil || !ok && len(g.facts) >= maxGoodBoots {
-		g.facts = map[string][]byte{}
+	old, ok := g.boots[e.host.ID]
+	same := ok && old.log == e.log && old.matched == e.verdict.Matched
+	if same && old.told > 0 && now-old.told < goodBootNews {
+		return false
 	}
-	g.facts[id] = b
+	if !same {
+		b, err := json.Marshal(e.facts)
+		if err != nil {
+			return true // no facts that came out of a log
+		}
+		old = goodBoot{log: e.log, matched: e.verdict.Matched, facts: b}
+	}
+	if g.boots == nil || !ok && len(g.boots) >= maxGoodBoots {
+		g.boots = map[string]goodBoot{}
+	}
+	old.told = now
+	g.boots[e.host.ID] = old
+	return true
+}
+
+// failed has the next good boot told, however little it has changed: it is newer
+// than the failure.
+func (g *goodBoots) failed(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b, ok := g.boots[id]; ok {
+		b.told = 0
+		g.boots[id] = b
+	}
 }
 
 func (g *goodBoots) get(id string) *evidence.Facts {
 	g.mu.Lock()
-	b := g.facts[id]
+	b := g.boots[id].facts
 	g.mu.Unlock()
 	f := &evidence.Facts{}
 	if b == nil || json.Unmarshal(b, f) != nil {

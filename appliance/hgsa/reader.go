@@ -25,7 +25,7 @@ func newReader(body []byte, limit int) (*reader, error) {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrPayload, len(body), limit)
 	}
 	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
-	if !json.Valid(body) {
+	if !valid(body) {
 		return nil, ErrSyntax
 	}
 	return &reader{b: body}, nil
@@ -264,6 +264,12 @@ func (r *reader) binary() ([]byte, error) {
 func (r *reader) numbers() ([]byte, error) {
 	if end := bytes.IndexByte(r.b[r.i:], ']'); end >= 0 {
 		out := make([]byte, 0, bytes.Count(r.b[r.i:r.i+end], []byte(","))+1)
+		if end := plainList(r.b, r.i); end > 0 && r.depth < maxDepth {
+			if out, ok := plainNumbers(out, r.b[r.i+1:end]); ok {
+				r.i = end + 1
+				return out, nil
+			}
+		}
 		err := r.array(len(r.b), func() error {
 			n, err := r.small()
 			out = append(out, byte(n))

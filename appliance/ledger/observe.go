@@ -23,7 +23,7 @@ var observedLimits = map[policy.ObservationKind]struct{ count, facts int }{
 	policy.ObservedPending:   {1000, 2048},           // source, public key of 4096 bits in base64
 	policy.ObservedProtector: {50000, 512},           // key, host, hash
 	policy.ObservedGood:      {10000, 4096},          // verdict and proved facts, packed
-	policy.ObservedFindings:  {512, 33 << 10},        // and up to a dozen findings
+	policy.ObservedFindings:  {2048, 16 << 10},       // and findings, of at most appraise.MaxRecord bytes
 }
 
 const (
@@ -171,16 +171,21 @@ func older(a, b policy.Stamp) policy.Stamp {
 	return b
 }
 
-// list gives at most limit observations of a kind ("" = all), newest first; 0 = 200.
-func (o *observations) list(kind policy.ObservationKind, limit int) []policy.Observation {
+// list gives at most limit observations of a kind and a subject ("" = all), newest first; 0 = 200.
+func (o *observations) list(kind policy.ObservationKind, subject string, limit int) []policy.Observation {
 	if limit <= 0 {
 		limit = 200
 	}
 	o.mu.Lock()
 	all := []policy.Observation{}
 	for k, m := range o.kinds {
-		if kind == "" || kind == k {
+		if kind != "" && kind != k {
+			continue
+		}
+		if subject == "" {
 			all = slices.AppendSeq(all, maps.Values(m))
+		} else if one, ok := m[subject]; ok {
+			all = append(all, one)
 		}
 	}
 	o.mu.Unlock()

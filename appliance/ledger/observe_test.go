@@ -57,16 +57,22 @@ func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
 	if n := len(o.kinds[policy.ObservedPending]); n > 1000 || n < 900 {
 		t.Errorf("%d pending hosts", n)
 	}
-	newest := o.list(policy.ObservedPending, 3)
+	newest := o.list(policy.ObservedPending, "", 3)
+	if one := o.list(policy.ObservedPending, newest[0].Subject, 3); len(one) != 1 || one[0].Subject != newest[0].Subject {
+		t.Errorf("of one subject: %v", one)
+	}
+	if none := o.list("", "nobody", 3); len(none) != 0 {
+		t.Errorf("of nobody: %v", none)
+	}
 	if len(newest) != 3 || newest[0].Subject != "h2999" {
 		t.Errorf("%+v", newest)
 	}
-	kept := len(o.list("", 100000))
+	kept := len(o.list("", "", 100000))
 	if err := o.close(); err != nil {
 		t.Fatal(err)
 	}
 	o = openObservations(t.Context(), path, cfg)
-	if n := len(o.list("", 100000)); n != kept {
+	if n := len(o.list("", "", 100000)); n != kept {
 		t.Errorf("%d after a restart, %d before", n, kept)
 	}
 	o.close()
@@ -74,7 +80,7 @@ func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
 	os.WriteFile(path, b[:5000], 0o600)
 	o = openObservations(t.Context(), path, cfg)
 	o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "h"}})
-	if n := len(o.list("", 10)); n != 1 {
+	if n := len(o.list("", "", 10)); n != 1 {
 		t.Errorf("%d after damage", n)
 	}
 	if err := o.close(); err != nil {

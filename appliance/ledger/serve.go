@@ -45,7 +45,7 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		return rpc.Empty{}, nil
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.LedgerObserved, func(_ context.Context, _ rpc.Caller, req rpc.ObservedRequest) ([]policy.Observation, error) {
-		return l.observed.list(req.Kind, req.Limit), nil
+		return l.observed.list(req.Kind, req.Subject, req.Limit), nil
 	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerSetupKey, func(context.Context, rpc.Caller, rpc.Empty) (rpc.SetupKeyReply, error) { return l.SetupKey() }, rpc.Console)
 	rpc.Handle(s, rpc.LedgerSetupApply, func(ctx context.Context, _ rpc.Caller, req rpc.SetupRequest) (policy.Result, error) {

@@ -56,11 +56,7 @@ func registerHost(s *State, c Command, h Host) (Result, error) {
 	if len(s.Hosts) >= MaxHosts {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, the limit", MaxHosts), "remove hosts that are gone"}
 	}
-	total := h.room()
-	for _, other := range s.Hosts {
-		total += other.room()
-	}
-	if total > maxHostBytes {
+	if h.room()+s.hostRoom() > maxHostBytes {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d hosts are registered, and their keys and certificates fill the room for them", len(s.Hosts)), "remove hosts that are gone"}
 	}
 	if c.At.Earliest > 0 {
@@ -140,4 +136,45 @@ func applyHostRemove(s *State, c Command) (Result, error) {
 	}
 	h := hosts[0]
 	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
+}
+
+// HostSet changes the fields that are not nil, in each record of the machine.
+type HostSet struct {
+	Name  string  `json:"name"`
+	Class *string `json:"class,omitempty"`
+	Note  *string `json:"note,omitempty"`
+}
+
+func applyHostSet(s *State, c Command) (Result, error) {
+	b, err := decode[HostSet](c)
+	if err != nil {
+		return Result{}, err
+	}
+	if b.Class != nil && !ValidName(*b.Class) || b.Note != nil && !validText(*b.Note, MaxNote) {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("the host class is not a valid name, or the note is no printable text of at most %d bytes", MaxNote), ""}
+	}
+	h, err := changeHost(s, c, b.Name, func(h Host) Host {
+		if b.Class != nil {
+			h.Class = *b.Class
+		}
+		if b.Note != nil {
+			h.Note = *b.Note
+		}
+		return h
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	if total := s.hostRoom(); total > maxHostBytes {
+		return Result{}, &Refused{c.Kind, "the records of all hosts fill the room for them", "use a shorter note, or remove hosts that are gone"}
+	}
+	return Result{Message: "host " + h.Name + " changed: class " + h.Class, Subject: h.ID}, nil
+}
+
+// hostRoom is what all hosts take.
+func (s *State) hostRoom() (total int) {
+	for _, h := range s.Hosts {
+		total += h.room()
+	}
+	return total
 }

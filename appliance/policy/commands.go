@@ -35,6 +35,7 @@ const (
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
 
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
+	CmdHostSet        Kind = "host.set"         // HostSet
 	CmdBaselineAdd    Kind = "baseline.add"     // BaselineAdd
 	CmdBaselineRemove Kind = "baseline.remove"  // ByName
 	CmdCIPolicyAdd    Kind = "ci-policy.add"    // CIPolicyAdd
@@ -158,6 +159,7 @@ var handlers = map[Kind]struct {
 	CmdSignerTrust:    {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust: {AdminOperator, false, applySignerDistrust},
 	CmdHostAddTPM:     {AdminOperator, false, applyHostAddTPM},
+	CmdHostSet:        {AdminOperator, false, applyHostSet},
 	CmdBaselineAdd:    {AdminOperator, false, applyBaselineAdd},
 	CmdBaselineRemove: {AdminOperator, false, applyBaselineRemove},
 	CmdCIPolicyAdd:    {AdminOperator, false, applyCIPolicyAdd},

@@ -96,6 +96,15 @@ func TestOneMachineInTwoModesIsOne(t *testing.T) {
 	if hosts := s.HostsByName("hv7"); len(hosts) != 2 || hosts[0].Mode() != ModeHostKey || hosts[1].Class != "edge" {
 		t.Fatalf("%+v", hosts)
 	}
+	core, note, bad := "core", "rack 3", "a b"
+	s, _ = must(t, s, command(t, CmdHostSet, op, HostSet{Name: "hv7", Class: &core, Note: &note}))
+	for _, h := range s.Hosts {
+		if h.Class != core || h.Note != note {
+			t.Errorf("%+v", h)
+		}
+	}
+	refused(t, s, command(t, CmdHostSet, op, HostSet{Name: "hv7", Class: &bad}))
+	refused(t, s, command(t, CmdHostSet, op, HostSet{Name: "hv8", Class: &core}))
 	s, _ = must(t, s, command(t, CmdHostRevoke, op, HostRevoke{Name: "hv7"}))
 	for _, h := range s.Hosts {
 		if !h.Revoked {

@@ -84,10 +84,11 @@ type MakeKeysReply struct {
 	Index uint64       `json:"index"`
 }
 
-// ObservedRequest selects observations; Kind "" = all. At most Limit, newest first; 0 = 200.
+// ObservedRequest selects observations; Kind "" = all, Subject "" = all. At most Limit, newest first; 0 = 200.
 type ObservedRequest struct {
-	Kind  policy.ObservationKind `json:"kind"`
-	Limit int                    `json:"limit"`
+	Kind    policy.ObservationKind `json:"kind"`
+	Subject string                 `json:"subject,omitempty"`
+	Limit   int                    `json:"limit"`
 }
 
 // AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.

@@ -170,3 +170,26 @@ func childForTest(dir string) *supervise.Child {
 	c.RunDir = dir
 	return c
 }
+
+// TestContextKeysAreCopies: whoever got them wipes them after use, and the next hour's keys wipe the old ones.
+func TestContextKeysAreCopies(t *testing.T) {
+	var k contextKeys
+	if _, ok := k.get(); ok {
+		t.Error("there are keys before the ledger sent any")
+	}
+	k.replace(rpc.ContextKeys{Epoch: 4, Current: []byte{1, 2}, Previous: []byte{3}})
+	used, _ := k.get()
+	clear(used.Current)
+	kept, ok := k.get()
+	if !ok || kept.Epoch != 4 || kept.Current[0] != 1 || kept.Previous[0] != 3 {
+		t.Errorf("%+v", kept)
+	}
+	k.replace(rpc.ContextKeys{Epoch: 5, Current: []byte{5, 5}, Previous: []byte{1, 2}})
+	if kept.Current[0] != 1 {
+		t.Error("keys in use were wiped")
+	}
+	k.wipe()
+	if _, ok := k.get(); ok {
+		t.Error("wiped keys are given out")
+	}
+}

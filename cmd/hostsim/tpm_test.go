@@ -317,6 +317,38 @@ func failureOf(err error) string {
 	return strings.TrimSpace(text)
 }
 
+// shown is what the host shows after an attestation.
+func shown(t *testing.T, o *options) (state, sub string) {
+	t.Helper()
+	if err := status(o); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(o.facts["AttestationStatus"]), fmt.Sprint(o.facts["AttestationSubstatus"])
+}
+
+// wantShown is hgsa.md 7.4 and rows F01 and F02 for an outcome as failureOf gives it.
+func wantShown(outcome string) (state, sub string) {
+	switch outcome {
+	case "pass":
+		return "Passed", "NoInformation"
+	case "UnauthorizedErrorReply":
+		return "UnauthorizedHost", "NoInformation"
+	case "RtpmErrorReply":
+		return "TpmError", "NoInformation"
+	case "TcgLogValidationErrorReply":
+		return "InsecureHostConfiguration", "TcgLogVerification"
+	}
+	var subs []string
+	for _, guid := range strings.Fields(outcome) {
+		for _, b := range policy.Builtins {
+			if strings.HasPrefix(b.GUID, guid) {
+				subs = append(subs, b.SubStatus)
+			}
+		}
+	}
+	return "InsecureHostConfiguration", strings.Join(subs, ", ")
+}
+
 func TestEveryMisbehaviourIsRefusedForItsOwnReason(t *testing.T) {
 	s := startService(t)
 	tpm := startTPM(t)
@@ -352,6 +384,10 @@ func TestEveryMisbehaviourIsRefusedForItsOwnReason(t *testing.T) {
 		err := tpmAttest(o)
 		if got := failureOf(err); got != want[m.kind] {
 			t.Errorf("%q: %s, want %s (%v; %+v)", m.kind, got, want[m.kind], err, s.audit)
+		}
+		status, sub := shown(t, o)
+		if wantStatus, wantSub := wantShown(want[m.kind]); status != wantStatus || sub != wantSub {
+			t.Errorf("%q: the host shows %s %s, want %s %s", m.kind, status, sub, wantStatus, wantSub)
 		}
 		if len(s.audit) != 1 || s.audit[0].Subject != id || (m.kind == "") != (s.audit[0].Kind == policy.AuditGrant) || m.kind != "" && s.audit[0].Remedy == "" {
 			t.Errorf("%q: audit %+v", m.kind, s.audit)

@@ -287,6 +287,20 @@ func hostRevoke(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	return out, err
 }
 
+func hostSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	b := policy.HostSet{Name: a.Get("name")}
+	for flag, field := range map[string]**string{"class": &b.Class, "note": &b.Note} {
+		if a.Has(flag) {
+			value := a.Get(flag)
+			*field = &value
+		}
+	}
+	if b.Class == nil && b.Note == nil {
+		return Output{}, usage("nothing to change", "usage: "+mustUsage("host set"))
+	}
+	return change(ctx, s, a, policy.CmdHostSet, b)
+}
+
 func hostRestore(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 	return byName(ctx, s, policy.CmdHostRestore, a)
 }

@@ -61,7 +61,7 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 		}
 		e.Judged++
 		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
-		after := appraise.Review(appraise.Input{State: next, Host: h, Facts: facts})
+		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
 		switch {
 		case before.Passed && !after.Passed:
 			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What})

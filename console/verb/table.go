@@ -101,6 +101,9 @@ func hostVerbs() []Verb {
 			More: "Version v2 wants an endorsement key certificate that leads to a root in tpm-trust list. Version v1 can do without (--force --reason). " +
 				"A host passes with a baseline and a code integrity policy of its own version only.",
 			Replaces: []string{"Add-HgsAttestationTpmHost"}},
+		{Name: "host set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostSet,
+			Params: []Param{name, flag("class", Word, "host class: which policies hold for it"), flag("note", Text, "for people"), dryRun},
+			Help:   "change a host's class or note", Example: "host set hv7 --class edge --dry-run"},
 		{Name: "host findings", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFindings, Params: []Param{name},
 			Help: "why a host's TPM evidence failed, and what to do", Example: "host findings hv7",
 			Replaces: []string{"Get-HgsTrace"}},

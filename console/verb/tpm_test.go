@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -246,7 +247,11 @@ func TestTPMModeByVerbs(t *testing.T) {
 	if text := flat(t, s, "policy list --class edge", ""); !strings.Contains(text, "Hgs_BitLockerEnabled on edge") {
 		t.Errorf("policy list said %s", text)
 	}
+	if text := flat(t, s, "host set hv7 --class core --dry-run", ""); !strings.Contains(text, "1 that fail would pass") {
+		t.Errorf("dry run said %s", text)
+	}
 	mustCall(t, s, "policy inherit Hgs_BitLockerEnabled --class edge", "")
+	mustCall(t, s, "host set hv7 --note 'rack 3'", "")
 	refusedCall(t, s, "policy disable VsmRunning", "", "locked")
 	if text := flat(t, s, "baseline remove first --dry-run", ""); !strings.Contains(text, "1 that pass would fail") {
 		t.Errorf("dry run said %s", text)
@@ -281,6 +286,19 @@ func TestForcedHostsSayWhy(t *testing.T) {
 		t.Errorf("host add said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 })
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCall(t, s, "host add only", armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&other.PublicKey)))
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 3 })
+	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to undo: service set --mode HostKey") {
+		t.Errorf("service set said %s", text)
+	}
+	waitFor(t, f, func(st policy.State) bool { return st.Service.Mode == policy.ModeTPM })
+	mustCall(t, s, "service set --mode HostKey", "")
+	mustCall(t, s, "host remove only", "")
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 2 && st.Service.Mode == policy.ModeHostKey })
 	f.Observe(policy.ObservedHost, policy.HostID(spki), map[string]string{"verdict": "ok"})
 	if text := flat(t, s, "mode status", ""); !strings.Contains(text, "0 of 1 machines have passed here, 0 failed, 1 not seen") {
 		t.Errorf("mode status said %s", text)

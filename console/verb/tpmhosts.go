@@ -269,14 +269,11 @@ type seenEvidence struct {
 }
 
 func evidenceOf(ctx context.Context, s *Session, kind policy.ObservationKind, id string) (seenEvidence, error) {
-	seen, err := observed(ctx, s, kind)
-	if err != nil {
+	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Subject: id, Limit: 1})
+	if err != nil || len(list) == 0 {
 		return seenEvidence{}, err
 	}
-	o, ok := seen[id]
-	if !ok {
-		return seenEvidence{}, nil
-	}
+	o := list[0]
 	e := seenEvidence{at: &ObservedMoment{o.Last, o.Facts["log"], o.Facts["source"]}}
 	if e.verdict, e.facts, err = appraise.Recorded(o.Facts); err != nil {
 		return seenEvidence{}, failed("what this node keeps of the host's evidence is damaged: "+err.Error(), "wait until it attests again")

@@ -176,7 +176,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"key primary": policy.CmdKeyPrimary, "key enable": policy.CmdKeyEnable, "key disable": policy.CmdKeyDisable, "key remove": policy.CmdKeyRemove,
 		"signer trust": policy.CmdSignerTrust, "signer distrust": policy.CmdSignerDistrust, "signer deny-before": policy.CmdServiceSet,
 		"service set": policy.CmdServiceSet, "network set": policy.CmdNodeSet, "time set": policy.CmdNodeSet,
-		"host add-tpm": policy.CmdHostAddTPM, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
+		"host add-tpm": policy.CmdHostAddTPM, "host set": policy.CmdHostSet, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
 		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
 		"dump-key remove": policy.CmdDumpKeyRemove, "policy enable": policy.CmdPolicySet, "policy disable": policy.CmdPolicySet,
 		"policy inherit": policy.CmdPolicySet, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,

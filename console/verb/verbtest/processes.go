@@ -46,8 +46,8 @@ func (f *Fake) ledger(s *rpc.Server) {
 		defer f.mu.Unlock()
 		var list []policy.Observation
 		for _, o := range f.observed {
-			if o.Kind == r.Kind {
-				list = append(list, o)
+			if o.Kind == r.Kind && (r.Subject == "" || o.Subject == r.Subject) {
+				list = append([]policy.Observation{o}, list...) // the newest first
 			}
 		}
 		return list, nil
