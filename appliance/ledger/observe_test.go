@@ -102,7 +102,7 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 		"endless subject": {Kind: policy.ObservedHost, Subject: long, Facts: fine},
 		"endless boot id": {Kind: policy.ObservedHost, Subject: "s", Last: policy.Stamp{Boot: long}, Facts: fine},
 	} {
-		if o.add([]policy.Observation{one}); len(o.list("", 0)) != 0 {
+		if o.add([]policy.Observation{one}); len(o.list("", "", 0)) != 0 {
 			t.Fatalf("%s: kept", name)
 		}
 	}
@@ -114,7 +114,7 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 		t.Errorf("%d bytes of observations may lie in memory", total)
 	}
 	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long}}})
-	if len(o.list("", 0)) != 2 {
+	if len(o.list("", "", 0)) != 2 {
 		t.Fatal("the control: what is usual was dropped")
 	}
 }
