@@ -1,6 +1,6 @@
-// Hostsim is the other side of the protocols, for a workstation: a guarded host that attests by its host key or its TPM and opens key protectors, a tenant that
-// makes them, an auditor who verifies an export offline, and a load generator. It shares codecs with the server, never its logic, and
-// checks everything it receives as hgsa.md 7 and 15 and kps.md 10 demand of a client.
+// Hostsim is the other side of the protocols, for a workstation: a guarded host that attests by its host key or its TPM and opens key
+// protectors, a tenant that makes them, an auditor who verifies an export offline, and a load generator. It shares codecs with the server,
+// never its logic, and checks everything it receives as hgsa.md 7 and 15 and kps.md 10 demand of a client.
 //
 // It keeps a host's or an owner's keys as PEM files in the folder --dir: good for a lab, not for a tenant's real owner keys.
 //
