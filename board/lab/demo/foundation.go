@@ -22,10 +22,7 @@ func foundation(ctx context.Context, t *teller, st *story) error {
 	}
 	defer s.Close()
 	c := &cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}
-	for _, step := range []struct {
-		name, waits string
-		do          func(context.Context) (string, error)
-	}{
+	return t.tell(ctx, s, []step{
 		{"node up", "firmware, then the node's first prompt on its serial line", c.nodeUp},
 		{"set up", "the answer file is typed at the speed of a serial line", c.setUp},
 		{"measured", "the node reads its TPM", c.measured},
@@ -40,16 +37,7 @@ func foundation(ctx context.Context, t *teller, st *story) error {
 		{"host revoked", "", c.hostRevoked},
 		{"audit", "the export is verified without the node", c.auditVerified},
 		{"vectors", "", c.vectors},
-	} {
-		t.log = filepath.Join(s.Lab.Dir, "nodes", "demo")
-		if s.Node != nil {
-			t.log = s.Node.Serial.LogPath()
-		}
-		if err := t.step(step.name, step.waits, func() (string, error) { return step.do(ctx) }); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // cast is the site and the people around it.

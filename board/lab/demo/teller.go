@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/term"
+
+	"guardhouse/board/lab/site"
 )
 
 // teller prints the story: one line a step, what a slow step waits for, and for a failure what was expected, what came, what to do, and
@@ -65,6 +69,26 @@ func (t *teller) step(name, waits string, do func() (string, error)) error {
 	}
 	fmt.Fprintf(t.out, "%s FAIL %s\n  expected  %s\n  got       %s\n  remedy    %s\n  log       %s\n", t.stamp(), name, f.expected, f.got, f.remedy, t.log)
 	return err
+}
+
+// step is one line of a chapter: its name, what it waits for when it is slow, and what it does.
+type step struct {
+	name, waits string
+	do          func(context.Context) (string, error)
+}
+
+// tell runs the steps of a chapter at a site until one fails.
+func (t *teller) tell(ctx context.Context, s *site.Site, steps []step) error {
+	for _, one := range steps {
+		t.log = filepath.Join(s.Lab.Dir, "nodes", s.Name)
+		if s.Node != nil {
+			t.log = s.Node.Serial.LogPath()
+		}
+		if err := t.step(one.name, one.waits, func() (string, error) { return one.do(ctx) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *teller) end(format string, args ...any) {

@@ -22,10 +22,7 @@ func tpm(ctx context.Context, t *teller, st *story) error {
 	}
 	defer s.Close()
 	c := &measuredCast{cast: cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}}
-	for _, step := range []struct {
-		name, waits string
-		do          func(context.Context) (string, error)
-	}{
+	return t.tell(ctx, s, []step{
 		{"node up", "firmware, then the node's first prompt on its serial line", c.nodeUp},
 		{"set up", "the answer file is typed at the speed of a serial line", c.setUp},
 		{"time trusted", "three time servers to agree", c.timeTrusted},
@@ -39,16 +36,7 @@ func tpm(ctx context.Context, t *teller, st *story) error {
 		{"new firmware", "the host restarts", c.firmware},
 		{"another TPM", "", c.otherTPM},
 		{"audit", "the export is verified without the node", c.audited},
-	} {
-		t.log = filepath.Join(s.Lab.Dir, "nodes", "demo-tpm")
-		if s.Node != nil {
-			t.log = s.Node.Serial.LogPath()
-		}
-		if err := t.step(step.name, step.waits, func() (string, error) { return step.do(ctx) }); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // measuredCast is the cast of a service in TPM mode: a host with its TPM, and a second TPM.
