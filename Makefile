@@ -2,6 +2,9 @@
 
 BUILD := $(CURDIR)/.build
 HSM ?= attached
+# Of a vendor's module (HSM=/path/module.so): its licence text for the image's NOTICE, and configuration files as SRC:DST.
+HSM_LICENCE ?=
+HSM_CONFIG ?=
 NODE ?= blank
 CHAPTER ?= foundation
 FUZZTIME ?= 20s
@@ -28,7 +31,8 @@ secrets: ## what setup of a node in make run asks for second: make secrets KEY=a
 
 image: ## build the boot image into .build/image
 	@board/lab/deps.sh image
-	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM)
+	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM) \
+	  $(addprefix --hsm-licence ,$(HSM_LICENCE)) $(addprefix --hsm-config ,$(HSM_CONFIG))
 
 verify: image ## predict the PCRs of the image, as the TPM will show them
 	@$(GO) run ./cmd/mkimage measure $(BUILD)/image/guardhouse.efi
