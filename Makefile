@@ -10,6 +10,8 @@ CHAPTER ?= foundation
 FUZZTIME ?= 20s
 GO := go
 export GOFLAGS += -buildvcs=false
+# Where tests keep unpacked Debian packages between runs.
+export GUARDHOUSE_CACHE ?= $(BUILD)/cache/tests
 # Every package is compiled with cgo on or off by what it is: only cmd/hsm needs it.
 
 .PHONY: help demo run test check image deps bench fuzz clean verify
