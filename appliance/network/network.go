@@ -157,13 +157,6 @@ func (m *Manager) Apply(ctx context.Context, n policy.Network) error {
 	return nil
 }
 
-// Current is the network that was applied last.
-func (m *Manager) Current() policy.Network {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.current
-}
-
 // Devices are the devices that have the role, and whether that is all of them: then services may listen everywhere.
 func (m *Manager) Devices(role policy.NetworkRole) (devices []string, all bool) {
 	m.mu.Lock()

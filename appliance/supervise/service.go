@@ -55,14 +55,6 @@ func (v *service) begin() {
 	}
 }
 
-func (v *service) setHold(why string) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.begun {
-		v.status = Clean(why)
-	}
-}
-
 func (v *service) set(state string) {
 	v.mu.Lock()
 	if v.state == StateReady && state != StateReady {

@@ -118,16 +118,6 @@ func (s *Supervisor) Release(name string) {
 	}
 }
 
-// HoldStatus replaces the reason why a held service does not start.
-func (s *Supervisor) HoldStatus(name, why string) {
-	s.mu.Lock()
-	v := s.find(name)
-	s.mu.Unlock()
-	if v != nil {
-		v.setHold(why)
-	}
-}
-
 // Restart ends the service with SIGTERM; it is started again at once. It returns when the old process is gone.
 func (s *Supervisor) Restart(name string) error {
 	s.mu.Lock()

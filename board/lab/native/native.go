@@ -4,8 +4,8 @@
 //
 // Promise: each program runs under its own uid, so that the rpc doors are tested as they are used; nothing outlives Close.
 //
-// Limits: needs root for the uids. The calling test stands in for two processes: init (network and power are noted, not done) and the
-// console (it runs as uid 0, which the programs are told is the console's).
+// Limits: needs root for the uids. The calling test stands in for two processes: init (it takes every network
+// and does nothing with it) and the console (it runs as uid 0, which the programs are told is the console's).
 package native
 
 import (
@@ -59,8 +59,6 @@ type Stack struct {
 	Time  []*lab.TimeServer
 	Admin *site.Admin
 
-	mu      sync.Mutex
-	network *policy.Network
 	tpm     *exec.Cmd
 	tpmAddr string
 	stop    context.CancelFunc
@@ -188,10 +186,7 @@ func (s *Stack) serveInit(ctx context.Context) error {
 		return err
 	}
 	srv := rpc.NewServer(uids)
-	rpc.Handle(srv, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, n policy.Network) (rpc.Empty, error) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.network = &n
+	rpc.Handle(srv, rpc.InitNetwork, func(context.Context, rpc.Caller, policy.Network) (rpc.Empty, error) {
 		return rpc.Empty{}, nil
 	}, rpc.Ledger)
 	rpc.Handle(srv, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) {
@@ -199,13 +194,6 @@ func (s *Stack) serveInit(ctx context.Context) error {
 	}, rpc.Ledger, rpc.Console)
 	s.done.Go(func() { srv.Serve(ctx, l) })
 	return nil
-}
-
-// Network is what the ledger told init, nil before setup.
-func (s *Stack) Network() *policy.Network {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.network
 }
 
 func (s *Stack) run() string { return filepath.Join(s.opt.Dir, "run") }
