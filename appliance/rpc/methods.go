@@ -53,6 +53,7 @@ var (
 	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
 	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
 )
 
 // Methods of the clock; its stream of trusted time is in time.go.
@@ -269,6 +270,40 @@ type HSMDecryptRequest struct {
 // whatever was wrong with it.
 type HSMDecryptReply struct {
 	Plaintext []byte `json:"plaintext"`
+}
+
+// HSMTestRequest names recorded keys by their public key; at most policy.MaxKeys.
+type HSMTestRequest struct {
+	Keys []HSMTestKey `json:"keys"`
+}
+
+// HSMTestKey is a key as the cluster's records know it. The label is for findings only ("another key lies under this label").
+type HSMTestKey struct {
+	Ref   policy.KeyRef  `json:"ref"`
+	Role  policy.KeyRole `json:"role"`
+	SPKI  []byte         `json:"spki"` // SubjectPublicKeyInfo DER, from the recorded certificate
+	Label string         `json:"label,omitempty"`
+}
+
+// Kinds of findings of a key test: the Kind of HSMTestResult.Problems.
+const (
+	KeyMissing     = "key-missing"      // no private key with this public key in the token
+	KeyOtherLabel  = "key-other-label"  // missing, and another key lies under its label
+	KeyNoUse       = "key-no-use"       // there, but its attributes forbid what its role needs
+	KeyUseFailed   = "key-use-failed"   // the signature or decryption failed, or did not verify
+	KeyExtractable = "key-extractable"  // not sensitive, or extractable now or once
+	KeyUnreachable = "node-unreachable" // the node's HSM process or token did not answer: counts as failed
+)
+
+// HSMTestResult tells how one key did on one node; OK only if a real operation of its role succeeded and was checked in Go.
+type HSMTestResult struct {
+	Node     string           `json:"node,omitempty"` // node id; set by whoever asked several nodes
+	Ref      policy.KeyRef    `json:"ref"`
+	Role     policy.KeyRole   `json:"role"`
+	OK       bool             `json:"ok"`
+	Took     time.Duration    `json:"took"`            // of the token's operation
+	Token    *HSMKey          `json:"token,omitempty"` // as the token describes it; nil where it is missing
+	Problems []policy.Problem `json:"problems,omitempty"`
 }
 
 // ClockSource is one time server as the clock sees it.
