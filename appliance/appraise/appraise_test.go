@@ -256,6 +256,14 @@ func TestNegativePoliciesWithNothingRegisteredSaySo(t *testing.T) {
 			t.Error(f.What)
 		}
 	}
+	// The third negative policy: dumps are on, encrypted, and nobody's key is known.
+	s = newSite(t)
+	s.state.DumpKeys = nil
+	s.set(false, policy.HgsNoDumps)
+	v = s.judge(t, with(evidence.DumpsDisabled, 0))
+	if len(v.Findings) != 1 || v.Findings[0].Kind != NoDumpKey || !strings.Contains(v.Findings[0].What, "registered") || v.Findings[0].Remedy == "" {
+		t.Errorf("%+v", v.Findings)
+	}
 }
 
 func TestClassesHaveTheirOwnPoliciesAboveTheLockedFloor(t *testing.T) {
