@@ -101,7 +101,7 @@ var violations = []struct {
 	{"encrypted dumps", policy.HgsNoDumps, DumpsOn, with(evidence.DumpsDisabled, 0)},
 }
 
-func TestEachPolicyViolatedAlone(t *testing.T) {
+func TestP13_20_EachPolicyViolatedAlone(t *testing.T) {
 	s := newSite(t)
 	s.set(true, policy.HgsBitLockerEnabled)
 	var text strings.Builder

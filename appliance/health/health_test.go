@@ -124,7 +124,7 @@ func TestIssuesWhatTheGenuineServiceIssued(t *testing.T) {
 	}
 }
 
-func TestEncryptionProfile(t *testing.T) {
+func TestP13_17_EncryptionProfile(t *testing.T) {
 	k := keys()
 	signer := newSigner(t, k[0])
 	der, err := Issue(rand.Reader, at(noon), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0])
