@@ -195,6 +195,16 @@ func (o *observations) list(kind policy.ObservationKind, subject string, limit i
 	return all[:min(limit, len(all))]
 }
 
+// lastOfHost finds what was last seen of a host, by its id.
+func (o *observations) lastOfHost() func(id string) (policy.Observation, bool) {
+	return func(id string) (policy.Observation, bool) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		one, ok := o.kinds[policy.ObservedHost][id]
+		return one, ok
+	}
+}
+
 func (o *observations) run(ctx context.Context) {
 	tick := time.NewTicker(observedFlush)
 	defer tick.Stop()

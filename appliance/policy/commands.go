@@ -24,7 +24,7 @@ const (
 	CmdHostAdd        Kind = "host.add"        // HostAdd
 	CmdHostRevoke     Kind = "host.revoke"     // HostRevoke
 	CmdHostRestore    Kind = "host.restore"    // ByName
-	CmdHostRemove     Kind = "host.remove"     // ByName
+	CmdHostRemove     Kind = "host.remove"     // HostRemove
 	CmdHostReattest   Kind = "host.reattest"   // ByName
 	CmdKeyAdd         Kind = "key.add"         // KeyAdd
 	CmdKeyPrimary     Kind = "key.primary"     // KeyChange
@@ -37,14 +37,14 @@ const (
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
 	CmdBaselineAdd    Kind = "baseline.add"     // BaselineAdd
-	CmdBaselineRemove Kind = "baseline.remove"  // ByName
+	CmdBaselineRemove Kind = "baseline.remove"  // Removal
 	CmdCIPolicyAdd    Kind = "ci-policy.add"    // CIPolicyAdd
-	CmdCIPolicyRemove Kind = "ci-policy.remove" // ByName
+	CmdCIPolicyRemove Kind = "ci-policy.remove" // Removal
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
-	CmdDumpKeyRemove  Kind = "dump-key.remove"  // ByName
+	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
-	CmdTrustRemove    Kind = "tpm-trust.remove" // ByName (thumbprint)
+	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
 )
 

@@ -136,6 +136,8 @@ type Service struct {
 	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 	// AttestationOnly is a service without key protection (row A05, the SQL Server case): it has no guardian keys. Chosen at setup.
 	AttestationOnly bool `json:"attestationOnly,omitempty"`
+	// Switched is the last change of Mode, nil if it is still that of setup.
+	Switched *ModeSwitch `json:"switched,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
@@ -228,6 +230,8 @@ type Command struct {
 	Actor Actor           `json:"actor"`
 	At    Stamp           `json:"at"`
 	Body  json.RawMessage `json:"body"`
+	// Stragglers is the ledger's to set, in commands that remove what another mode than the present one needs.
+	Stragglers *Stragglers `json:"stragglers,omitempty"`
 }
 
 // Door is the way a person came in.
