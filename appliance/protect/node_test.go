@@ -234,6 +234,7 @@ func (n *node) change(edit func(s *policy.State)) {
 	for k, v := range n.snap.State.Signers {
 		s.Signers[k] = v
 	}
+	s.Tenants = n.snap.State.Tenants
 	edit(&s)
 	n.snap = policy.Snapshot{Index: n.snap.Index + 1, NodeID: "node", State: s}
 }

@@ -59,13 +59,23 @@ func (q *request) roll() {
 		q.refuseError(outcomeProtector, host.id, err)
 		return
 	}
-	with, why, ok := q.keys.find(p)
+	with, why, ok := q.keys.find(p, q.barred(host))
 	if !ok {
 		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why,
-			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable"})
+			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable, or for a tenant's key tenant set"})
 		return
 	}
 	q.unwrap(req, host, p, with)
+}
+
+// barred tells why a tenant's key is not for this host (row B20). Hosts of a
+// foreign attestation signer belong to no class of ours.
+func (q *request) barred(host caller) func(policy.Key) string {
+	class := ""
+	if host.own {
+		class = q.snap.State.Hosts[host.id].Class
+	}
+	return func(k policy.Key) string { return q.snap.State.TenantRefusal(k, class) }
 }
 
 // readRequest reads and parses the body; where it is not good it has answered.
@@ -216,6 +226,10 @@ func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool 
 			remedy: "key enable, if it may be used again"})
 		return false
 	}
+	if why := q.barred(host)(q.keys.byRef[with.encryption.Ref].Key); why != "" {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why, remedy: "tenant set, if it may be used for this host"})
+		return false
+	}
 	return true
 }
 
@@ -256,6 +270,9 @@ func (q *request) record(r rolled) bool {
 	}
 	if known, ok := q.snap.State.Hosts[r.host.id]; ok && r.host.own {
 		e.Facts["host"] = known.Name
+	}
+	if t := with.encryption.Tenant; t != "" {
+		e.Facts["tenant"] = t
 	}
 	if _, err := q.d.Audit(ctx, e); err != nil {
 		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", r.host.id, err)
