@@ -97,7 +97,9 @@ func (n *node) observe(ctx context.Context, o []policy.Observation) {
 }
 
 // used may be lost as well.
-func (n *node) used(ctx context.Context, u policy.ProtectorUse) { rpc.LedgerUsed.Call(ctx, n.ledger, u) }
+func (n *node) used(ctx context.Context, u policy.ProtectorUse) {
+	rpc.LedgerUsed.Call(ctx, n.ledger, u)
+}
 
 func (n *node) signer(k policy.Key) (crypto.Signer, error) { return rpc.NewHSMSigner(n.hsm, k) }
 
