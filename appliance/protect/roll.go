@@ -271,7 +271,7 @@ func (q *request) record(r rolled) bool {
 	if known, ok := q.snap.State.Hosts[r.host.id]; ok && r.host.own {
 		e.Facts["host"] = known.Name
 	}
-	if t := with.encryption.Tenant; t != "" {
+	if t := r.with.encryption.Tenant; t != "" {
 		e.Facts["tenant"] = t
 	}
 	if _, err := q.d.Audit(ctx, e); err != nil {
