@@ -211,6 +211,7 @@ func keyVerbs() []Verb {
 		{Name: "key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: keyList,
 			Help: "keys, certificates and what the token says of them", Example: "key list --json",
 			Replaces: []string{"Get-HgsKeyProtectionCertificate", "Get-HgsKeyProtectionConfiguration", "Get-HgsAttestationSignerCertificate"}},
+		usageVerb(),
 		{Name: "key primary", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyPrimary),
 			Help: "use this key for new key protectors of its role", Example: "key primary 5f3ac9",
 			Replaces: []string{"Set-HgsKeyProtectionCertificate", "Set-HgsKeyProtectionConfiguration"}},

@@ -52,6 +52,7 @@ type Fake struct {
 	power    []string
 	pending  []policy.Observation
 	observed []policy.Observation
+	uses     []policy.ProtectorUse
 	hostKey  ed25519.PrivateKey
 	ca       *rsa.PrivateKey
 	fail     map[string]error
