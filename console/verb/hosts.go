@@ -76,7 +76,7 @@ func hostAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, err
 // modeNote warns where a registered host key has no effect yet.
 func (s *Session) modeNote(p *Page) {
 	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeHostKey {
-		p.Line("The service is in %s mode: host keys count after `service set --mode HostKey`.", modeName(snap.State.Service.Mode))
+		p.Line("The service is in %s mode: host keys count after `service set --mode HostKey`.", snap.State.Service.Mode)
 	}
 }
 
@@ -315,7 +315,8 @@ func hostRestore(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 }
 
 func hostRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	return byName(ctx, s, policy.CmdHostRemove, a)
+	out, _, err := propose(ctx, s, policy.CmdHostRemove, policy.HostRemove{Name: a.Get("name"), Mode: modes[a.Get("mode")], Phrase: a.Get("phrase")})
+	return out, err
 }
 
 func byName(ctx context.Context, s *Session, kind policy.Kind, a Args) (Output, error) {

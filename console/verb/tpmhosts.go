@@ -187,7 +187,7 @@ func clipLong(s string) string {
 // modeNoteTPM warns where a registered TPM has no effect yet.
 func (s *Session) modeNoteTPM(p *Page) {
 	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeTPM {
-		p.Line("The service is in %s mode: TPMs and their policies count after `service set --mode TPM`.", modeName(snap.State.Service.Mode))
+		p.Line("The service is in %s mode: TPMs and their policies count after `service set --mode TPM`.", snap.State.Service.Mode)
 	}
 }
 
