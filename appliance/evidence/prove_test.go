@@ -310,46 +310,6 @@ func TestNoRelabellingChangesAFact(t *testing.T) {
 	}
 }
 
-func TestFirmwareQuirks(t *testing.T) {
-	t.Run(string(QuirkExitBootServices), func(t *testing.T) {
-		b := goodBoot(SHA256)
-		raw := b.Log()
-		b.Event(5, EventEFIAction, []byte(exitBootServices[0][0]))
-		b.Event(5, EventEFIAction, []byte(exitBootServices[0][1]))
-		if f := mustProve(t, raw[:len(raw):len(raw)], b.PCRs(SHA256), SHA256); !slices.Contains(f.Quirks, QuirkExitBootServices) {
-			t.Error("not named")
-		}
-	})
-	t.Run(string(QuirkLocality), func(t *testing.T) {
-		b := goodBoot(SHA256)
-		pcrs := b.PCRs(SHA256)
-		pcrs[0] = make([]byte, 32)
-		pcrs[0][31] = 3
-		for _, x := range b.Extends {
-			if x.PCR == 0 {
-				extend(SHA256, pcrs[0], x.Digests[0], make([]byte, 0, 128))
-			}
-		}
-		if f := mustProve(t, b.Log(), pcrs, SHA256); !slices.Contains(f.Quirks, QuirkLocality) {
-			t.Error("not named")
-		}
-	})
-	t.Run(string(QuirkPadding), func(t *testing.T) {
-		raw, pcrs := vm(t)
-		for _, pad := range []byte{0, 0xff} {
-			if f := mustProve(t, append(bytes.Clone(raw), bytes.Repeat([]byte{pad}, 99)...), pcrs, SHA1); !slices.Contains(f.Quirks, QuirkPadding) {
-				t.Error("not named")
-			}
-		}
-	})
-	t.Run(string(QuirkShimByte), func(t *testing.T) {
-		f, failure := ParseBaseline(read(t, "debian-10.bin"))
-		if failure != nil || !slices.Contains(f.Quirks, QuirkShimByte) {
-			t.Errorf("%v, %v", f, failure)
-		}
-	})
-}
-
 // TestReplaysOtherSystems: logs that are no Windows boot replay too. None has a Windows fact.
 func TestReplaysOtherSystems(t *testing.T) {
 	for _, c := range []struct {
