@@ -30,6 +30,7 @@ type keyring struct {
 	communications *key
 	signers        []health.Signer
 	own            map[string]bool // DER of the cluster's own attestation signers
+	denied         denials
 	memory         signatureMemory
 }
 
@@ -50,7 +51,7 @@ func (c *keyCache) of(snap policy.Snapshot) *keyring {
 }
 
 func newKeyring(s policy.State) *keyring {
-	ring := &keyring{byRef: map[policy.KeyRef]key{}, own: map[string]bool{}}
+	ring := &keyring{byRef: map[policy.KeyRef]key{}, own: map[string]bool{}, denied: newDenials(s)}
 	all := time.Time{}
 	if s.Service != nil && s.Service.DenyIssuedBefore != 0 {
 		all = time.Unix(s.Service.DenyIssuedBefore, 0)
@@ -114,6 +115,8 @@ type opener struct {
 	wrapping   *kps.Wrapping
 	encryption key
 	signing    key
+	forms      []string              // foreign forms of certificate signatures in the protector
+	offline    policy.OfflineCaching // what the host is given beside the key; zero = nothing
 }
 
 // find compares by public key, so that a certificate renewed with the same key
@@ -138,10 +141,21 @@ func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) 
 		case !s.Enabled:
 			why = "wrapping " + decimal(w.ID) + " is for signing key " + short(s.Ref) + ", which is disabled"
 		case !ok || (e.Primary && s.Primary):
-			found, ok = opener{w, e, s}, true
+			found, ok = opener{wrapping: w, encryption: e, signing: s}, true
 		}
 	}
 	return found, why, ok
+}
+
+// otherSigning are the certificates of the enabled signing keys that are not
+// primary, in the order of their references [MS-KPS 3.1.5.1.2.3].
+func (ring *keyring) otherSigning() (list []*x509.Certificate) {
+	for _, ref := range slices.Sorted(maps.Keys(ring.byRef)) {
+		if k := ring.byRef[ref]; k.Role == policy.RoleSigning && k.Enabled && !k.Primary && len(list) < kps.MaxOtherSigningCertificates {
+			list = append(list, k.cert)
+		}
+	}
+	return list
 }
 
 func short(r policy.KeyRef) string { return string(r[:min(16, len(r))]) }
