@@ -119,32 +119,17 @@ type opener struct {
 	offline    policy.OfflineCaching // what the host is given beside the key; zero = nothing
 }
 
-// find compares by public key, so that a certificate renewed with the same key
-// serves. The pair of primary keys goes first. Where there is none, why tells
-// what is nearest to one.
+// find gives the wrapping that this service opens, and its keys. Where there is
+// none, why tells what is nearest to one.
 func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) {
-	why = "none of its wrappings is for a key of this service"
-	for i := range p.Wrappings {
-		w := &p.Wrappings[i]
-		e, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.EncryptionCertificate))]
-		if !mine || e.Role != policy.RoleEncryption {
-			continue
-		}
-		s, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.SigningCertificate))]
-		switch {
-		case !mine || s.Role != policy.RoleSigning:
-			why = "wrapping " + decimal(w.ID) + " has our encryption key " + short(e.Ref) + " with a signing key that is not ours"
-		case w.IsOwner():
-			why = "this service is the owner in wrapping " + decimal(w.ID) + ", not a guardian"
-		case !e.Enabled:
-			why = "wrapping " + decimal(w.ID) + " is for encryption key " + short(e.Ref) + ", which is disabled"
-		case !s.Enabled:
-			why = "wrapping " + decimal(w.ID) + " is for signing key " + short(s.Ref) + ", which is disabled"
-		case !ok || (e.Primary && s.Primary):
-			found, ok = opener{wrapping: w, encryption: e, signing: s}, true
-		}
+	m, why, ok := kps.Best(p.MatchKeys(func(ref policy.KeyRef) (policy.Key, bool) {
+		k, known := ring.byRef[ref]
+		return k.Key, known
+	}))
+	if !ok {
+		return opener{}, why, false
 	}
-	return found, why, ok
+	return opener{wrapping: m.Wrapping, encryption: ring.byRef[m.Encryption.Ref], signing: ring.byRef[m.Signing.Ref]}, "", true
 }
 
 // otherSigning are the certificates of the enabled signing keys that are not
@@ -157,8 +142,6 @@ func (ring *keyring) otherSigning() (list []*x509.Certificate) {
 	}
 	return list
 }
-
-func short(r policy.KeyRef) string { return string(r[:min(16, len(r))]) }
 
 // signatureMemory remembers the signatures of metadata.xml for one snapshot.
 // RSA PKCS#1 v1.5 gives the same signature for the same bytes, so nobody can
