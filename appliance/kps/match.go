@@ -20,8 +20,9 @@ type KeyMatch struct {
 // Primary reports whether both keys are the primary ones of their role.
 func (m KeyMatch) Primary() bool { return m.Opens && m.Encryption.Primary && m.Signing.Primary }
 
-// MatchKeys compares every wrapping, by public key, with the keys that lookup knows, enabled or not.
-func (p *Protector) MatchKeys(lookup func(policy.KeyRef) (policy.Key, bool)) []KeyMatch {
+// MatchKeys compares every wrapping, by public key, with the keys that lookup knows, enabled or not. barred tells why a tenant's key does
+// not serve whoever asks, or nothing.
+func (p *Protector) MatchKeys(lookup func(policy.KeyRef) (policy.Key, bool), barred func(policy.Key) string) []KeyMatch {
 	find := func(ref string, role policy.KeyRole) *policy.Key {
 		k, ok := lookup(policy.KeyRef(ref))
 		if !ok || k.Role != role {
@@ -34,14 +35,14 @@ func (p *Protector) MatchKeys(lookup func(policy.KeyRef) (policy.Key, bool)) []K
 		w := &p.Wrappings[i]
 		m := KeyMatch{Wrapping: w, Encryption: find(KeyID(w.EncryptionCertificate), policy.RoleEncryption),
 			Signing: find(KeyID(w.SigningCertificate), policy.RoleSigning)}
-		m.Why = m.why()
+		m.Why = m.why(barred)
 		m.Opens = m.Why == ""
 		list = append(list, m)
 	}
 	return list
 }
 
-func (m KeyMatch) why() string {
+func (m KeyMatch) why(barred func(policy.Key) string) string {
 	id := m.Wrapping.ID
 	switch {
 	case m.Encryption == nil && m.Signing == nil:
@@ -56,6 +57,11 @@ func (m KeyMatch) why() string {
 		return fmt.Sprintf("wrapping %d is for encryption key %.16s, which is disabled", id, m.Encryption.Ref)
 	case !m.Signing.Enabled:
 		return fmt.Sprintf("wrapping %d is for signing key %.16s, which is disabled", id, m.Signing.Ref)
+	case m.Encryption.Tenant != m.Signing.Tenant:
+		return fmt.Sprintf("wrapping %d joins a tenant's key with a key that is not that tenant's", id)
+	}
+	if why := barred(*m.Encryption); why != "" {
+		return fmt.Sprintf("wrapping %d: %s", id, why)
 	}
 	return ""
 }

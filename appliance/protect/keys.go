@@ -119,13 +119,14 @@ type opener struct {
 	offline    policy.OfflineCaching // what the host is given beside the key; zero = nothing
 }
 
-// find gives the wrapping that this service opens, and its keys. Where there is
-// none, why tells what is nearest to one.
-func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) {
+// find gives the wrapping that this service opens, and its keys. A tenant's keys
+// count only for hosts for which barred says nothing. Where there is none, why
+// tells what is nearest to one.
+func (ring *keyring) find(p *kps.Protector, barred func(policy.Key) string) (found opener, why string, ok bool) {
 	m, why, ok := kps.Best(p.MatchKeys(func(ref policy.KeyRef) (policy.Key, bool) {
 		k, known := ring.byRef[ref]
 		return k.Key, known
-	}))
+	}, barred))
 	if !ok {
 		return opener{}, why, false
 	}
@@ -133,10 +134,10 @@ func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) 
 }
 
 // otherSigning are the certificates of the enabled signing keys that are not
-// primary, in the order of their references [MS-KPS 3.1.5.1.2.3].
+// primary, without those that tenants brought, in the order of their references [MS-KPS 3.1.5.1.2.3].
 func (ring *keyring) otherSigning() (list []*x509.Certificate) {
 	for _, ref := range slices.Sorted(maps.Keys(ring.byRef)) {
-		if k := ring.byRef[ref]; k.Role == policy.RoleSigning && k.Enabled && !k.Primary && len(list) < kps.MaxOtherSigningCertificates {
+		if k := ring.byRef[ref]; k.Role == policy.RoleSigning && k.Enabled && !k.Primary && k.Tenant == "" && len(list) < kps.MaxOtherSigningCertificates {
 			list = append(list, k.cert)
 		}
 	}

@@ -113,7 +113,8 @@ func explainProtector(state policy.State, p *kps.Protector) ProtectorValue {
 			}
 		}
 	}
-	matches := p.MatchKeys(func(ref policy.KeyRef) (policy.Key, bool) { k, ok := state.Keys[ref]; return k, ok })
+	matches := p.MatchKeys(func(ref policy.KeyRef) (policy.Key, bool) { k, ok := state.Keys[ref]; return k, ok },
+		func(k policy.Key) string { return state.TenantRefusal(k, anyClass(state, k)) })
 	for i, m := range matches {
 		w := &p.Wrappings[i]
 		x := WrappingValue{ID: w.ID, Parent: w.ParentID, Owner: w.IsOwner(), Algorithm: w.TransportKey.Algorithm, Opens: m.Opens, Why: m.Why}
@@ -129,7 +130,7 @@ func explainProtector(state policy.State, p *kps.Protector) ProtectorValue {
 	case v.Problem != "":
 		v.Why, v.Remedy = "its signatures do not hold", "take an older copy: whatever was changed, it is not what its last signer wrote"
 	case ok:
-		v.Why = fmt.Sprintf("wrapping %d is for %s", best.Wrapping.ID, ours(best))
+		v.Why = fmt.Sprintf("wrapping %d is for %s", best.Wrapping.ID, ours(best, state.Tenants[best.Encryption.Tenant]))
 	case why == kps.NotForUs:
 		v.Remedy = "its owner grants it to this service: Grant-HgsKeyProtectorAccess with the guardian of metadata.xml"
 	default:
@@ -138,11 +139,24 @@ func explainProtector(state policy.State, p *kps.Protector) ProtectorValue {
 	return v
 }
 
+// anyClass is a host class for which a tenant's key is used: nobody says here which host would ask.
+func anyClass(state policy.State, k policy.Key) string {
+	if t := state.Tenants[k.Tenant]; len(t.Classes) > 0 {
+		return t.Classes[0]
+	}
+	return ""
+}
+
 // ours names the keys that open a wrapping.
-func ours(m kps.KeyMatch) string {
+func ours(m kps.KeyMatch, tenant policy.Tenant) string {
 	text := fmt.Sprintf("encryption key %.16s and signing key %.16s", m.Encryption.Ref, m.Signing.Ref)
-	if m.Primary() {
+	switch {
+	case m.Primary():
 		return text + ", both primary"
+	case len(tenant.Classes) > 0:
+		return text + ", which tenant " + tenant.Name + " brought, for hosts of the classes " + strings.Join(tenant.Classes, ", ") + " only"
+	case tenant.Name != "":
+		return text + ", which tenant " + tenant.Name + " brought"
 	}
 	return text + ", enabled but not both primary: grant the new guardian before they are disabled"
 }
