@@ -235,7 +235,7 @@ func TestRefusalsNeedNoAudit(t *testing.T) {
 	}
 }
 
-func TestGetInfo(t *testing.T) {
+func TestP13_13_FunctionalLevels(t *testing.T) {
 	n := newNode(t)
 	for _, path := range []string{"/Attestation/Getinfo", "/attestation/v2.0/GETINFO/", "/Attestation/attestationservice.svc/getinfo"} {
 		w := n.do("GET", path, nil)

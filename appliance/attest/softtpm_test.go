@@ -31,6 +31,7 @@ type softTPM struct {
 	sessionKey, nonce          []byte
 	counter                    uint32
 	log                        []byte
+	bank                       evidence.Bank // the one that is on; 0: SHA-256
 	extended, seen, forgedHMAC bool
 }
 
@@ -84,12 +85,21 @@ func (s *softTPM) read(cmd []byte) []byte {
 	if s.extended && !s.seen { // somebody extends a PCR between two readings
 		s.counter, s.seen = s.counter+1, selection[8] != 0
 	}
+	bank := evidence.Bank(binary.BigEndian.Uint16(selection[4:]))
+	if s.bank != bank && (s.bank != 0 || bank != evidence.SHA256) {
+		return s.authentic(join(be32(s.counter), selection[:7], []byte{0, 0, 0}, be32(0)), caller, attributes)
+	}
 	params := join(be32(s.counter), selection, be32(8))
 	for i := range 24 {
 		if selection[7+i/8]&(1<<(i%8)) != 0 {
 			params = append(params, with2B(s.pcrs[i])...)
 		}
 	}
+	return s.authentic(params, caller, attributes)
+}
+
+// authentic is a response to PCR_Read under the session.
+func (s *softTPM) authentic(params, caller []byte, attributes byte) []byte {
 	s.nonce = bytes.Repeat([]byte{byte(rand.Int())}, 32)
 	rp := sha256.Sum256(join(be32(0), be32(0x17e), params))
 	mac := hmac.New(sha256.New, s.sessionKey)
@@ -152,8 +162,12 @@ func (n *node) converse(t testing.TB, s *softTPM, types ...hgsa.AttestationResul
 // windowsBoot is a boot that passes; more events of no meaning make its log as
 // long as a real one.
 func windowsBoot(t testing.TB, n *node, more int) *evidence.Writer {
+	return windowsBootIn(t, n, more, evidence.SHA256)
+}
+
+func windowsBootIn(t testing.TB, n *node, more int, banks ...evidence.Bank) *evidence.Writer {
 	t.Helper()
-	w := evidence.NewWriter(evidence.SHA256)
+	w := evidence.NewWriter(banks...)
 	w.Event(7, evidence.EventVariable, evidence.UEFIVariable("SecureBoot", []byte{1}))
 	for _, v := range []string{"PK", "KEK", "db", "dbx"} {
 		w.Event(7, evidence.EventVariable, evidence.UEFIVariable(v, bytes.Repeat([]byte(v), 40)))

@@ -34,6 +34,7 @@ const (
 	outcomeTPM        = "tpm-failed"
 	outcomeOtherEK    = "tpm-other-key"
 	outcomeForged     = "tpm-forged"
+	outcomeBank       = "tpm-bank-missing"
 )
 
 // pendingPerMinute bounds the unknown TPMs that one source may put before the
@@ -81,7 +82,7 @@ func (q *request) tpmAttest() {
 		return
 	}
 	d := &evidence.Dialogue{Keys: keys, Codec: evidence.PrivateCodec, Random: q.d.Random}
-	who := evidence.Host{EK: ek, Session: c.session, Bank: evidence.SHA256}
+	who := evidence.Host{EK: ek, Session: c.session, Bank: evidence.SHA256, Fallback: evidence.SHA384}
 	if len(c.context) == 0 {
 		q.begin(d, who, host, earliest)
 		return
@@ -130,7 +131,10 @@ func (q *request) dialogueFailed(host policy.Host, err error) {
 		why.outcome, why.remedy = outcomeExpired, "none if the host begins anew; else see why its TPM needs more than two minutes"
 	case errors.Is(err, evidence.ErrContext):
 	case errors.Is(err, evidence.ErrTPM):
-		why.outcome, why.remedy = outcomeTPM, "see tpm.msc on the host; a TPM in lockout or without a SHA-256 bank can't attest"
+		why.outcome, why.remedy = outcomeTPM, "see tpm.msc on the host; a TPM in lockout can't attest"
+	case errors.Is(err, evidence.ErrBank):
+		why.outcome = outcomeBank
+		why.remedy = "switch the TPM's SHA-256 bank on in the host's firmware setup (or with its vendor's tool) and restart it: SHA-1 alone can't attest"
 	case errors.Is(err, evidence.ErrOtherEK):
 		why.outcome = outcomeOtherEK
 		why.remedy = "if its mainboard or TPM was replaced: host remove " + host.Name + ", then register its new platform identifier"

@@ -33,7 +33,7 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 		return
 	}
 	o := order{session: c.session, begun: reading.Started, facts: map[string]string{"log": e.log, "baseline": e.verdict.Matched.Baseline,
-		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d", reading.Device.Version, reading.Device.Interface)}}
+		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d bank %s", reading.Device.Version, reading.Device.Interface, reading.Bank)}}
 	for _, t := range c.requested {
 		key, err := e.identityKey(t)
 		if err != nil {

@@ -123,19 +123,34 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 }
 
 func applyHostRemove(s *State, c Command) (Result, error) {
-	b, err := decode[ByName](c)
+	b, err := decode[HostRemove](c)
 	if err != nil {
 		return Result{}, err
 	}
-	hosts := s.HostsByName(b.Name)
+	hosts := b.records(s)
 	if len(hosts) == 0 {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", b.Name), "see host list"}
+		what := fmt.Sprintf("there is no host %.64q", b.Name)
+		if b.Mode != ModeUnknown {
+			what += " in " + b.Mode.String() + " mode"
+		}
+		return Result{}, &Refused{c.Kind, what, "see host list"}
+	}
+	what, note := "removed", ""
+	if !b.leaves(s) {
+		what = "removed from " + b.Mode.String() + " mode"
+	}
+	for _, h := range hosts {
+		said, err := s.keepOld(c, h.Mode(), b.Phrase)
+		if err != nil {
+			return Result{}, err
+		}
+		note += said
 	}
 	for _, h := range hosts {
 		delete(s.Hosts, h.ID)
 	}
 	h := hosts[0]
-	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
+	return Result{Message: "host " + h.Name + " " + what + ": its health certificates are refused" + note, Subject: h.ID}, nil
 }
 
 // HostSet changes the fields that are not nil, in each record of the machine.

@@ -53,6 +53,9 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	send(CmdHostRevoke, HostRevoke{Name: name, Reason: wide(MaxNote)})
 	cert := padded(t, MaxCertificate)
 	send(CmdKeyAdd, KeyAdd{Role: RoleAttestationSigner, Label: wide(MaxLabel), Certificate: cert})
+	send(CmdTenantAdd, TenantAdd{Name: name, Note: wide(MaxNote)})
+	brought := s.Tenants[name]
+	brought.Classes = slices.Repeat([]string{name}, MaxTenantClasses)
 	send(CmdSignerTrust, SignerTrust{Name: name, Certificate: cert})
 	send(CmdTrustImport, TrustImport{Vendor: name, Anchors: []TrustAnchor{{Root: true, Name: wide(MaxNameLength), Certificate: padded(t, MaxEKCertificate)}}})
 	var anchors []string
@@ -90,6 +93,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	}
 	key, signer := 0, 0
 	for _, k := range s.Keys {
+		k.Tenant, k.Store = name, StoreSoftware
 		key = entry(string(k.Ref), k)
 	}
 	for _, x := range s.Signers {
@@ -101,7 +105,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 4*MaxCertificate
 	attestation := MaxBaselines*entry(name, s.Baselines[name]) + MaxCIPolicies*entry(name, s.CIPolicies[name]) + MaxDumpKeys*entry(name, s.DumpKeys[name]) +
 		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4
-	total := maxHostBytes + key*MaxKeys + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
+	total := maxHostBytes + key*MaxKeys + entry(name, brought)*MaxTenants + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
 	t.Logf("hosts %d, key %d, attestation signer %d, attestation policies %d bytes; %d bytes in all", maxHostBytes, key, signer, attestation, total)
 	if total > message {
 		t.Fatalf("%d bytes, one message holds %d: the processes would hear of nothing any more", total, message)

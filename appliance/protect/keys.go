@@ -117,9 +117,10 @@ type opener struct {
 }
 
 // find compares by public key, so that a certificate renewed with the same key
-// serves. The pair of primary keys goes first. Where there is none, why tells
-// what is nearest to one.
-func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) {
+// serves. The pair of primary keys goes first. A tenant's keys count only for
+// hosts for which barred says nothing. Where there is none, why tells what is
+// nearest to one.
+func (ring *keyring) find(p *kps.Protector, barred func(policy.Key) string) (found opener, why string, ok bool) {
 	why = "none of its wrappings is for a key of this service"
 	for i := range p.Wrappings {
 		w := &p.Wrappings[i]
@@ -137,6 +138,10 @@ func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) 
 			why = "wrapping " + decimal(w.ID) + " is for encryption key " + short(e.Ref) + ", which is disabled"
 		case !s.Enabled:
 			why = "wrapping " + decimal(w.ID) + " is for signing key " + short(s.Ref) + ", which is disabled"
+		case e.Tenant != s.Tenant:
+			why = "wrapping " + decimal(w.ID) + " joins a tenant's key with a key that is not that tenant's"
+		case barred(e.Key) != "":
+			why = "wrapping " + decimal(w.ID) + ": " + barred(e.Key)
 		case !ok || (e.Primary && s.Primary):
 			found, ok = opener{w, e, s}, true
 		}

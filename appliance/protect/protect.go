@@ -55,8 +55,8 @@ type Deps struct {
 	Audit func(context.Context, policy.AuditEntry) (policy.AuditReceipt, error)
 	// Refuse counts a refused request; it is summed by the ledger.
 	Refuse func(context.Context, policy.Refusal) error
-	// Observe notes what was seen; it may forget.
-	Observe func(context.Context, []policy.Observation)
+	// Used notes which keys a key protector needs; it may forget.
+	Used func(context.Context, policy.ProtectorUse)
 	// Random is the source of transport keys.
 	Random io.Reader
 	// Log writes a line for the operator. It gets no secrets.

@@ -42,8 +42,15 @@ func TestHostGetsItsKeyAndTheNextProtector(t *testing.T) {
 		}
 		protector, tk = got.Egress.Bytes(), got.EgressKey
 	}
-	if len(n.entries) != 3 || len(n.seen) != 3 || n.seen[0].Kind != policy.ObservedProtector {
-		t.Errorf("%d audit entries, observations %+v", len(n.entries), n.seen)
+	if len(n.entries) != 3 || len(n.seen) != 3 {
+		t.Fatalf("%d audit entries, uses %+v", len(n.entries), n.seen)
+	}
+	for round, u := range n.seen {
+		e := n.entries[round]
+		if !u.Valid() || u.Host != hostID || u.HostName != "host1" || u.Protector != e.Facts["egress"] || string(u.Encryption) != e.Facts["encryptionKey"] ||
+			string(u.Signing) != e.Facts["signingKey"] || u.At != e.At || round > 0 && u.Mark != n.seen[round-1].Next {
+			t.Errorf("use %d: %+v", round, u)
+		}
 	}
 }
 

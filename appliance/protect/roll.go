@@ -59,13 +59,23 @@ func (q *request) roll() {
 		q.refuseError(outcomeProtector, host.id, err)
 		return
 	}
-	with, why, ok := q.keys.find(p)
+	with, why, ok := q.keys.find(p, q.barred(host))
 	if !ok {
 		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why,
-			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable"})
+			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable, or for a tenant's key tenant set"})
 		return
 	}
 	q.unwrap(req, host, p, with)
+}
+
+// barred tells why a tenant's key is not for this host (row B20). Hosts of a
+// foreign attestation signer belong to no class of ours.
+func (q *request) barred(host caller) func(policy.Key) string {
+	class := ""
+	if host.own {
+		class = q.snap.State.Hosts[host.id].Class
+	}
+	return func(k policy.Key) string { return q.snap.State.TenantRefusal(k, class) }
 }
 
 // readRequest reads and parses the body; where it is not good it has answered.
@@ -193,7 +203,7 @@ func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.P
 	if !q.stillGood(req, with) {
 		return
 	}
-	if !q.record(host, p, next, with) {
+	if !q.record(rolled{host: host, in: p, out: next, ingress: ingress, egress: egress, with: with}) {
 		return
 	}
 	q.reply(http.StatusOK, resp.Marshal())
@@ -216,6 +226,10 @@ func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool 
 			remedy: "key enable, if it may be used again"})
 		return false
 	}
+	if why := q.barred(host)(q.keys.byRef[with.encryption.Ref].Key); why != "" {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why, remedy: "tenant set, if it may be used for this host"})
+		return false
+	}
 	return true
 }
 
@@ -234,28 +248,41 @@ func (q *request) tokenFailed(err error) {
 	q.unavailable(outcomeToken, "the HSM does not answer at the moment", "see hsm status")
 }
 
-// record makes the grant durable; without that nothing leaves.
-func (q *request) record(host caller, in, out *kps.Protector, with opener) bool {
+// rolled is a roll that is done but for its record.
+type rolled struct {
+	host            caller
+	in, out         *kps.Protector
+	ingress, egress *kps.TransportKey
+	with            opener
+}
+
+// record makes the grant durable; without that nothing leaves. Then it has the use of the keys noted.
+func (q *request) record(r rolled) bool {
 	ctx, cancel := q.context(auditTimeout)
 	defer cancel()
-	owner := thumbprint(in.Owner().SigningCertificate)
-	e := q.entry(policy.AuditGrant, host.id, "ok")
+	owner := thumbprint(r.in.Owner().SigningCertificate)
+	e := q.entry(policy.AuditGrant, r.host.id, "ok")
 	e.Detail = "transport key returned, readable only with the key of the host's health certificate"
 	e.Facts = map[string]string{
-		"protector": hexSum(in.Bytes()), "egress": hexSum(out.Bytes()), "owner": owner, "wrapping": decimal(with.wrapping.ID),
-		"encryptionKey": string(with.encryption.Ref), "signingKey": string(with.signing.Ref),
-		"certificate": host.Certificate.SerialNumber.Text(16), "attestationSigner": thumbprint(host.Signer), "payload": decimal(uint32(q.route.Version)),
+		"protector": hexSum(r.in.Bytes()), "egress": hexSum(r.out.Bytes()), "owner": owner, "wrapping": decimal(r.with.wrapping.ID),
+		"encryptionKey": string(r.with.encryption.Ref), "signingKey": string(r.with.signing.Ref),
+		"certificate": r.host.Certificate.SerialNumber.Text(16), "attestationSigner": thumbprint(r.host.Signer), "payload": decimal(uint32(q.route.Version)),
 	}
-	if known, ok := q.snap.State.Hosts[host.id]; ok && host.own {
+	if known, ok := q.snap.State.Hosts[r.host.id]; ok && r.host.own {
 		e.Facts["host"] = known.Name
 	}
+	if t := r.with.encryption.Tenant; t != "" {
+		e.Facts["tenant"] = t
+	}
 	if _, err := q.d.Audit(ctx, e); err != nil {
-		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", host.id, err)
+		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", r.host.id, err)
 		q.unavailable(outcomeAudit, "the audit can't be written, so no key is given out", "see audit verify; free the audit's disk with audit export and audit trim")
 		return false
 	}
-	q.d.Observe(ctx, []policy.Observation{{Kind: policy.ObservedProtector, Subject: owner, First: e.At, Last: e.At, Count: 1,
-		Facts: map[string]string{"encryptionKey": string(with.encryption.Ref), "host": host.id, "protector": hexSum(out.Bytes())}}})
+	use := policy.ProtectorUse{Mark: r.ingress.Mark(), Next: r.egress.Mark(), Protector: e.Facts["egress"], Owner: owner,
+		OwnerName: bounded(r.in.Owner().SigningCertificate.Subject.CommonName, policy.MaxOwnerName), Encryption: r.with.encryption.Ref, Signing: r.with.signing.Ref,
+		Host: bounded(r.host.id, policy.MaxOwnerName), HostName: e.Facts["host"], At: e.At}
+	q.d.Used(ctx, use)
 	return true
 }
 
@@ -267,6 +294,9 @@ func (q *request) note(outcome, detail, remedy string) {
 		q.d.Log("key protection: %s not noted: %v", outcome, err)
 	}
 }
+
+// bounded cuts at most bytes.
+func bounded(s string, most int) string { return strings.ToValidUTF8(s[:min(len(s), most)], "") }
 
 func hexSum(b []byte) string {
 	sum := sha256.Sum256(b)

@@ -295,7 +295,8 @@ const (
 	KeyUnreachable = "node-unreachable" // the node's HSM process or token did not answer: counts as failed
 )
 
-// HSMTestResult tells how one key did on one node; OK only if a real operation of its role succeeded and was checked in Go.
+// HSMTestResult tells how one key did on one node; OK only if a real operation of its role succeeded and was checked in Go, and nothing
+// else is wrong with the key: then Problems is empty.
 type HSMTestResult struct {
 	Node     string           `json:"node,omitempty"` // node id; set by whoever asked several nodes
 	Ref      policy.KeyRef    `json:"ref"`

@@ -39,6 +39,7 @@ func register(s *rpc.Server, k *hsm.Keeper, c *cable) {
 		plain, err := k.Decrypt(ctx, r.Ref, r.Ciphertext, hsm.OAEP{Hash: crypto.Hash(r.Hash), MGF: crypto.Hash(r.MGF)})
 		return rpc.HSMDecryptReply{Plaintext: plain}, wireError(err)
 	}, rpc.HGS)
+	registerTest(s, k)
 }
 
 // wireError gives a failure the kind that callers act on; nil stays nil.

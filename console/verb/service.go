@@ -20,15 +20,6 @@ var modeNames = []string{"TPM", "AD", "HostKey"}
 
 var modes = map[string]policy.Mode{"TPM": policy.ModeTPM, "AD": policy.ModeAD, "HostKey": policy.ModeHostKey}
 
-func modeName(m policy.Mode) string {
-	for _, name := range modeNames {
-		if modes[name] == m {
-			return name
-		}
-	}
-	return fmt.Sprintf("unknown (%d)", m)
-}
-
 func onOff(b bool) string {
 	if b {
 		return "on"
@@ -39,7 +30,7 @@ func onOff(b bool) string {
 func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	svc := snap.State.Service
-	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", modeName(svc.Mode)).
+	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", svc.Mode).
 		Field("http", "%s (port 80)", onOff(svc.HTTP)).Field("https", "%s (port 443)", onOff(svc.HTTPS)).
 		Field("health life", "%s", span(svc.HealthLife))
 	if svc.AttestationOnly {
@@ -56,7 +47,7 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 		HealthLife       string `json:"healthLife"`
 		DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
 		KeyProtection    bool   `json:"keyProtection"`
-	}{svc.Name, modeName(svc.Mode), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly}}, nil
+	}{svc.Name, svc.Mode.String(), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly}}, nil
 }
 
 func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
@@ -111,9 +102,9 @@ func switchNote(p *Page, state policy.State, mode policy.Mode) {
 		}
 	}
 	if n > 0 {
-		p.Line("! %d of %d machines are not registered in %s mode: they get no new health certificate.", n, len(without), modeName(mode))
+		p.Line("! %d of %d machines are not registered in %s mode: they get no new health certificate.", n, len(without), mode)
 	}
-	p.Line("Registrations of both modes are kept. See mode status; to undo: service set --mode %s", modeName(state.Service.Mode))
+	p.Line("Registrations of both modes are kept. See mode status; to undo: service set --mode %s", state.Service.Mode)
 }
 
 func mustUsage(name string) string {
