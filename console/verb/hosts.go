@@ -292,7 +292,8 @@ func pendingKey(ctx context.Context, s *Session, prefix string) ([]byte, error) 
 }
 
 func hostRevoke(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason")})
+	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason"),
+		Keys: certifiedKeys(ctx, s, a.Get("name"))})
 	return out, err
 }
 

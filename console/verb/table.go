@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), tpmVerbs(), policyVerbs(), trustVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -260,7 +260,9 @@ func serviceVerbs() []Verb {
 		{Name: "service set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: serviceSet,
 			Params: []Param{flag("mode", Choice, "attestation mode that hosts are told", modeNames...),
 				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
-				flag("health-life", Duration, "life of health certificates, 15m to 24h")},
+				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
+				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
+				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
