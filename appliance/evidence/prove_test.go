@@ -188,10 +188,10 @@ func TestRefusesPCRsThatTheLogDoesNotExplain(t *testing.T) {
 }
 
 // every says how many bits of a real log's data are passed over: go test ./appliance/evidence -run TestNoBitFlip -every 1 flips them all.
-var every = flag.Int("every", 5, "flip each bit of a log whose number this divides")
+var every = flag.Int("every", 29, "flip each bit of a log whose number this divides")
 
 // TestNoBitFlipChangesAFact flips every bit of hostsim's log and of the synthetic one; of the Windows logs every bit of the headers and
-// every fifth of all, which in turn hits each of a byte's eight. A flip may go unnoticed (in data that no digest covers and no fact comes
+// every 29th of all, which in turn hits each of the eight of a byte. A flip may go unnoticed (in data that no digest covers and no fact comes
 // from), but it must not change what is proved; as a verdict depends on nothing but what is proved, no flip turns a refusal into a pass.
 // FuzzFlips goes on with more than one flip.
 func TestNoBitFlipChangesAFact(t *testing.T) {
