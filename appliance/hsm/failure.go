@@ -169,6 +169,9 @@ var codes = map[uint32]code{
 	0x200: {"CKR_FUNCTION_REJECTED", ClassNone, "approve the operation at the token"},
 }
 
+// codePINLocked is what a token says whose PIN was tried too often.
+const codePINLocked = 0xa4
+
 // CodeName gives the name of a CKR_* value, or its number.
 func CodeName(c uint32) string {
 	if e, ok := codes[c]; ok {
