@@ -51,6 +51,10 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 	}
 	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
 	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerHSM, func(context.Context, rpc.Caller, rpc.Empty) (policy.HSM, error) {
+		r, err := pin()
+		return r.HSM, err
+	}, rpc.HSM)
 	n := &node{client: rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), notes: make(chan string, 100), exited: make(chan error, 1), audit: make(chan policy.AuditEntry, 100)}
 	rpc.Handle(ledger, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
 		n.audit <- e
