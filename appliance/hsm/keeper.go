@@ -143,7 +143,12 @@ func (k *Keeper) sameConfig(c ModuleConfig) bool {
 // SetPIN takes over the PIN: pin is wiped in any case. A PIN that differs from
 // the one held starts over. The same PIN again changes nothing, least of all a
 // failure: it may be a PIN that the token refused.
-func (k *Keeper) SetPIN(pin []byte) error {
+func (k *Keeper) SetPIN(pin []byte) error { return k.Unlock(pin, false) }
+
+// Unlock is SetPIN for a PIN that a person typed. lastTry confirms that it may
+// be shown to a token that one more wrong PIN locks, and has the same PIN tried
+// again.
+func (k *Keeper) Unlock(pin []byte, lastTry bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	same := subtle.ConstantTimeCompare(pin, k.pin.Bytes()) == 1
@@ -151,12 +156,12 @@ func (k *Keeper) SetPIN(pin []byte) error {
 	if err != nil {
 		return err
 	}
-	if same {
+	if same && !(lastTry && k.status.State == StateFailed) {
 		s.Wipe()
 		return nil
 	}
 	k.pin.Wipe()
-	k.pin = s
+	k.pin, k.cfg.LastTry = s, lastTry
 	k.distrust()
 	k.startOver()
 	return nil
@@ -306,7 +311,7 @@ func (k *Keeper) fail(epoch int, e *Error) {
 	if k.epoch != epoch {
 		return
 	}
-	k.failed = epoch
+	k.failed, k.cfg.LastTry = epoch, false
 	if k.status.State != StateFailed {
 		k.status.State, k.status.Since = StateFailed, time.Now()
 		k.log("token stopped: %v", e)
@@ -471,6 +476,7 @@ func (k *Keeper) ready(p *process, epoch, slots int, info *TokenInfo, took time.
 		return
 	}
 	k.outage++
+	k.cfg.LastTry = false // it was for one login
 	k.current, k.proven, k.deaths, k.serial, k.opened = p, true, 0, info.Serial, took
 	k.status.State, k.status.Token, k.status.Since, k.status.Breaker = StateReady, *info, time.Now(), BreakerClosed
 	k.queue.open(p, slots)

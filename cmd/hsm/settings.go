@@ -121,7 +121,7 @@ func (s *source) attended() bool {
 }
 
 // unlock takes the PIN that an administrator typed, and wipes it. The same PIN
-// again changes nothing; lastTry may change that.
+// again changes nothing, unless it is the confirmed last try.
 func (s *source) unlock(r rpc.HSMUnlockRequest) error {
 	defer clear(r.PIN)
 	if !s.attended() {
@@ -130,13 +130,7 @@ func (s *source) unlock(r rpc.HSMUnlockRequest) error {
 	if len(r.PIN) == 0 || len(r.PIN) > hsm.MaxPIN {
 		return rpc.ErrRefused.With("a PIN has 1 to %d bytes", hsm.MaxPIN)
 	}
-	if err := s.k.SetPIN(r.PIN); err != nil {
-		return err
-	}
-	if r.LastTry {
-		s.k.Retry(true)
-	}
-	return nil
+	return s.k.Unlock(r.PIN, r.LastTry)
 }
 
 // cable carries the module's socket to a token outside the machine.
