@@ -22,6 +22,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 	}, rpc.Console, rpc.Init)
 	l.registerChanges(s)
 	l.registerAudit(s)
+	l.registerUsage(s)
 	l.registerSecrets(s)
 }
 
