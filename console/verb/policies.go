@@ -52,7 +52,7 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 		return nil, err
 	}
 	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
-	known, err := allEvidence(ctx, s)
+	changed, err := e.judge(ctx, s, snap.State, next)
 	if err != nil {
 		e.Unknown = "the evidence of hosts is not known: " + Explain(err).Error()
 	}
@@ -61,23 +61,48 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 			continue
 		}
 		e.Hosts++
-		facts, ok := known[h.ID]
-		if !ok {
-			continue
-		}
-		e.Judged++
-		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
-		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
-		switch {
-		case before.Passed && !after.Passed:
-			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What})
-		case !before.Passed && after.Passed:
-			e.Pass = append(e.Pass, HostEffect{h.Name, before.Findings[0].What})
-		case !after.Passed:
-			e.Failing++
+		if c, ok := changed[h.ID]; ok && c.fails {
+			e.Fail = append(e.Fail, HostEffect{h.Name, c.reason})
+		} else if ok {
+			e.Pass = append(e.Pass, HostEffect{h.Name, c.reason})
 		}
 	}
 	return e, nil
+}
+
+// changedVerdict is that of a host that would fail, or pass.
+type changedVerdict struct {
+	fails  bool
+	reason string
+}
+
+// judge counts the verdicts of all hosts with evidence under two sets of records, and gives those that differ, by host id. It judges what
+// their logs proved; the logs themselves are not read.
+func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State) (map[string]changedVerdict, error) {
+	changed := map[string]changedVerdict{}
+	err := eachEvidence(ctx, s, false, func(o policy.Observation) error {
+		h, ok := now.Hosts[o.Subject]
+		if !ok || h.TPM == nil || h.Revoked {
+			return nil
+		}
+		_, facts, err := appraise.Recorded(o.Facts)
+		if err != nil || facts == nil {
+			return nil // what is damaged is as good as none
+		}
+		e.Judged++
+		before := appraise.Review(appraise.Input{State: now, Host: h, Facts: facts})
+		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
+		switch {
+		case before.Passed && !after.Passed:
+			changed[h.ID] = changedVerdict{true, after.Findings[0].What}
+		case !before.Passed && after.Passed:
+			changed[h.ID] = changedVerdict{false, before.Findings[0].What}
+		case !after.Passed:
+			e.Failing++
+		}
+		return nil
+	})
+	return changed, err
 }
 
 func (e *Effect) page(p *Page, done bool) {
