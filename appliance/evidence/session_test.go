@@ -73,6 +73,36 @@ func TestDialogueReadsARealTPM(t *testing.T) {
 	}
 }
 
+// TestTheSessionEndsWithTheLastReading, so that nothing is left in the host's TPM but the key that CreatePrimary made.
+func TestTheSessionEndsWithTheLastReading(t *testing.T) {
+	d := startTPM(t)
+	orders, answers := rounds(t, d, Host{EK: d.ek(true, true), Bank: SHA256}, goodBoot(SHA256).Log())
+	var handle uint32
+	for i, order := range orders {
+		o, err := PrivateCodec.DecodeOrder(order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := o.Commands[0]
+		switch binary.BigEndian.Uint32(cmd[6:]) {
+		case ccStartAuthSession:
+			a, err := PrivateCodec.DecodeAnswer(answers[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			handle = binary.BigEndian.Uint32(a.Responses[0][10:])
+		case ccPCRRead:
+			attributes := cmd[14+4+2+32]
+			if attributes&attrAudit == 0 || (attributes&attrContinue == 0) != (i == len(orders)-1) {
+				t.Errorf("round %d: session attributes 0x%x", i, attributes)
+			}
+		}
+	}
+	if r := d.run(command(tagNoSessions, 0x165, words(handle))); handle == 0 || binary.BigEndian.Uint32(r[6:]) == 0 {
+		t.Errorf("session 0x%x is still there", handle)
+	}
+}
+
 func TestDialogueRestartsWhenAPCRChangesMeanwhile(t *testing.T) {
 	d := startTPM(t)
 	h := Host{EK: d.ek(true, false), Bank: SHA256}
