@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -289,7 +290,11 @@ func FuzzDecodeContext(f *testing.F) {
 
 // FuzzResponses hands the state machine responses of a TPM in every stage.
 func FuzzResponses(f *testing.F) {
-	h := Host{EK: mustEK(f), Bank: SHA256}
+	h := Host{EK: mustEK(f), Bank: SHA256, Fallback: SHA384}
+	zero := &session{key: make([]byte, 32), nonceCaller: make([]byte, 32)}
+	empty := slices.Concat(words(7, 1), []byte{0, 0x0b, 3, 0, 0, 0}, words(0)) // authentic: the bank is off
+	mac := zero.hmac(SHA256.sum(nil, append(words(0, ccPCRRead), empty...)), make([]byte, 32), zero.nonceCaller, attrContinue|attrAudit)
+	f.Add(byte(3), command(tagSessions, 0, words(uint32(len(empty))), empty, sized2B(make([]byte, 32)), []byte{attrContinue | attrAudit}, sized2B(mac)))
 	f.Add(byte(1), []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1})
 	f.Add(byte(2), command(tagSessions, 0, words(1, 2), sized2B(make([]byte, 40))))
 	f.Add(byte(3), command(tagNoSessions, 0, words(1), sized2B(make([]byte, 32))))
@@ -303,6 +308,9 @@ func FuzzResponses(f *testing.F) {
 		turn, err := dialogue().turn(h, s, r, &Answer{})
 		if err == nil && turn.Reading != nil {
 			t.Fatal("a reading from nothing")
+		}
+		if s.bank != SHA256 && s.bank != SHA384 {
+			t.Fatal("another bank than one of the two")
 		}
 	})
 }
