@@ -80,8 +80,10 @@ func (s *Session) modeNote(p *Page) {
 func observed(ctx context.Context, s *Session, kind policy.ObservationKind) (map[string]policy.Observation, error) {
 	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
 	seen := make(map[string]policy.Observation, len(list))
-	for _, o := range list {
-		seen[o.Subject] = o
+	for _, o := range list { // the newest first
+		if _, ok := seen[o.Subject]; !ok {
+			seen[o.Subject] = o
+		}
 	}
 	return seen, err
 }
