@@ -185,7 +185,9 @@ func TestHostKeyStatusIsThatOfAnExchangeToo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.edit(func(st *policy.State) { st.Hosts[id] = policy.Host{ID: id, Name: "host1", Class: "default", HostKey: spki} })
+	s.edit(func(st *policy.State) {
+		st.Hosts[id] = policy.Host{ID: id, Name: "host1", Class: "default", HostKey: spki}
+	})
 	if state, sub, _ := showNow(t, o); state != "Passed" || sub != noInformation {
 		t.Error(state, sub, o.facts["Error"])
 	}
