@@ -252,6 +252,10 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	if err != nil {
 		return Output{}, err
 	}
+	old, err := oldTLS(ctx, s.Node)
+	if err != nil {
+		return Output{}, err
+	}
 	p := new(Page)
 	for _, v := range waiting {
 		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
@@ -263,9 +267,11 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 		p.Blank().Line("An id is what the asker sent; nothing proves yet which machine that was. Compare it with the SHA-256 of the " +
 			"public key on the host itself before you accept.")
 	}
+	oldTLSPage(p, old)
 	return Output{Text: p, Value: struct {
 		Pending []PendingValue `json:"pending"`
-	}{waiting}}, nil
+		OldTLS  []OldTLSValue  `json:"oldTls,omitempty"`
+	}{waiting, old}}, nil
 }
 
 // pendingKey is the public key of the one unknown host whose id begins with prefix. The id is recomputed from the key.
