@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -25,6 +27,7 @@ type HostValue struct {
 	// Only in host show: SubjectPublicKeyInfo DER, or what is known of the TPM; and the machine's other record.
 	HostKey []byte              `json:"hostKey,omitempty"`
 	TPM     *policy.TPMIdentity `json:"tpm,omitempty"`
+	Dates   []string            `json:"dates,omitempty"` // what is odd about the validity of the EK's certificate and its issuers
 	Also    *HostValue          `json:"also,omitempty"`
 }
 
@@ -167,6 +170,12 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 	for _, h := range hosts {
 		v := hostValue(h, seen)
 		v.HostKey, v.TPM = h.HostKey, h.TPM
+		if h.TPM != nil && len(h.TPM.EKCert) > 0 {
+			if c, err := evidence.ParseCertificate(h.TPM.EKCert); err == nil {
+				trust, _ := appraise.NewTrust(snap.State)
+				v.Dates = s.dates(trust, c)
+			}
+		}
 		values = append(values, v)
 		p.Blank()
 		v.page(p, h)
@@ -181,7 +190,7 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 func (v HostValue) page(p *Page, h policy.Host) {
 	p.Field("host", "%s", v.Name).Field("kind", "%s", v.Kind).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID)
 	if h.TPM != nil {
-		tpmFields(p, h)
+		tpmFields(p, h, v.Dates)
 	} else {
 		p.Field("host key", "%s", keyText(h.HostKey))
 	}
@@ -291,7 +300,8 @@ func pendingKey(ctx context.Context, s *Session, prefix string) ([]byte, error) 
 }
 
 func hostRevoke(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason")})
+	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason"),
+		Keys: certifiedKeys(ctx, s, a.Get("name"))})
 	return out, err
 }
 
