@@ -101,7 +101,7 @@ var violations = []struct {
 	{"encrypted dumps", policy.HgsNoDumps, DumpsOn, with(evidence.DumpsDisabled, 0)},
 }
 
-func TestEachPolicyViolatedAlone(t *testing.T) {
+func TestP13_20_EachPolicyViolatedAlone(t *testing.T) {
 	s := newSite(t)
 	s.set(true, policy.HgsBitLockerEnabled)
 	var text strings.Builder
@@ -255,6 +255,14 @@ func TestNegativePoliciesWithNothingRegisteredSaySo(t *testing.T) {
 		if !strings.Contains(f.What, "is registered") {
 			t.Error(f.What)
 		}
+	}
+	// The third negative policy: dumps are on, encrypted, and nobody's key is known.
+	s = newSite(t)
+	s.state.DumpKeys = nil
+	s.set(false, policy.HgsNoDumps)
+	v = s.judge(t, with(evidence.DumpsDisabled, 0))
+	if len(v.Findings) != 1 || v.Findings[0].Kind != NoDumpKey || !strings.Contains(v.Findings[0].What, "registered") || v.Findings[0].Remedy == "" {
+		t.Errorf("%+v", v.Findings)
 	}
 }
 

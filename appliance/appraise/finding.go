@@ -97,7 +97,7 @@ func untrustedFinding(err error) Finding {
 // logRemedies say what is usually behind a refused log.
 var logRemedies = map[evidence.Kind]string{
 	evidence.KindLog:       "restart the host; if it stays, its firmware writes logs that do not follow the standard: update the firmware",
-	evidence.KindBank:      "switch the TPM's SHA-256 bank on in the firmware's setup, and restart the host",
+	evidence.KindBank:      "the firmware measures or logs SHA-1 only: update it, switch the SHA-256 bank on in its setup, and restart the host",
 	evidence.KindPCR:       "restart the host; if it boots over the network, update its PXE boot program; else somebody changed the log or measured past it",
 	evidence.KindUnlogged:  "restart the host; if it stays, find out which software extends PCRs without logging it",
 	evidence.KindDigest:    "the log was changed after the boot: treat the host as suspect, restart it and look again",

@@ -29,7 +29,13 @@ const (
 	attrAudit      = 0x80
 	maxResponse    = 4096
 	maxCommandSize = 4096
+
+	rcHash      = 0x083 // TPM_RC_HASH: the algorithm is not implemented
+	rcParameter = 0xf40 // which parameter the response code is about
 )
+
+// errEmptyBank is the TPM's authentic word that a bank it knows is switched off.
+var errEmptyBank = fmt.Errorf("%w: switched off", ErrBank)
 
 // ErrCommand is why a client must not run a command.
 var ErrCommand = errors.New("not one of the five commands a health attestation may run")
@@ -159,6 +165,9 @@ func (s *session) hmac(parametersHash, newer, older []byte, attributes byte) []b
 
 // pcrValues verifies the response to readPCRs and gives the update counter and the eight values. It rolls the TPM's nonce.
 func (s *session) pcrValues(r response, from int, last bool) (counter uint32, values []byte, err error) {
+	if r.code&^rcParameter == rcHash {
+		return 0, nil, fmt.Errorf("%w: it does not know %s", ErrBank, s.bank)
+	}
 	if r.code != 0 {
 		return 0, nil, fmt.Errorf("%w: PCR_Read answered 0x%x", ErrTPM, r.code)
 	}
@@ -193,6 +202,9 @@ func (s *session) pcrValues(r response, from int, last bool) (counter uint32, va
 func (s *session) selected(params []byte, from int) (counter uint32, values []byte, err error) {
 	be := binary.BigEndian
 	want := append(be.AppendUint16(words(1), uint16(s.bank)), 3, 0, 0, 0)
+	if none := append(bytes.Clone(want), 0, 0, 0, 0); len(params) >= 4 && bytes.Equal(params[4:], none) {
+		return 0, nil, fmt.Errorf("%w: %s", errEmptyBank, s.bank)
+	}
 	want[7+from/8] = 0xff
 	if len(params) < 4+len(want)+4 || !bytes.Equal(params[4:4+len(want)], want) || be.Uint32(params[4+len(want):]) != 8 {
 		return 0, nil, fmt.Errorf("%w: the TPM has no %s bank with PCR %d to %d", ErrTPM, s.bank, from, from+7)

@@ -21,6 +21,7 @@ var (
 	ErrTPM     = errors.New("the TPM did not do what was asked")
 	ErrOtherEK = errors.New("the TPM has another endorsement key than the registered one")
 	ErrForged  = errors.New("the TPM's answer is not authentic")
+	ErrBank    = errors.New("the TPM has no PCR bank that can attest")
 )
 
 // SessionLifetime is how long a conversation may take, from its first context to its last answer.
@@ -49,6 +50,9 @@ type Host struct {
 	EK      *EK      // as registered; never what the client sends
 	Session [16]byte // the protocol's SessionId
 	Bank    Bank     // to be read
+	// Fallback is read instead where the TPM itself says, under the session, that Bank is switched off; 0: none. It must be no weaker than
+	// Bank, because who configures the host's firmware chooses.
+	Fallback Bank
 }
 
 // Turn is the outcome of one answer: another context to send, or at the end the reading.
@@ -240,6 +244,10 @@ func (d *Dialogue) ask(h Host, s *session) (*Turn, error) {
 func (d *Dialogue) read(h Host, s *session, r response, a *Answer) (*Turn, error) {
 	from := 8 * int(s.stage-stageRead)
 	counter, values, err := s.pcrValues(r, from, from == 16)
+	if errors.Is(err, errEmptyBank) && from == 0 && s.bank == h.Bank && h.Fallback.Size() > 0 {
+		s.bank = h.Fallback
+		return d.ask(h, s) // the session goes on
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -286,10 +294,11 @@ func (d *Dialogue) send(h Host, s *session, cmd []byte) ([]byte, error) {
 	return d.Codec.EncodeOrder(&Order{State: state, Commands: [][]byte{cmd}, WantLog: s.stage == stageRead+2})
 }
 
-// bound ties sealed state to one host, session and bank.
+// bound ties sealed state to one host, session and choice of banks.
 func (h *Host) bound() []byte {
 	sum := sha256.Sum256([]byte(h.EK.ID()))
-	return binary.BigEndian.AppendUint16(append(append([]byte("rtpm 1\x00"), sum[:]...), h.Session[:]...), uint16(h.Bank))
+	b := append(append([]byte("rtpm 1\x00"), sum[:]...), h.Session[:]...)
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, uint16(h.Bank)), uint16(h.Fallback))
 }
 
 func (s *session) wipe() {

@@ -213,20 +213,6 @@ func TestContextBelongsToOneConversation(t *testing.T) {
 	}
 }
 
-func TestRemembersAnsweredContexts(t *testing.T) {
-	var r Replays
-	a, b := [12]byte{1}, [12]byte{2}
-	if !r.First(a, noon) || r.First(a, noon.Add(time.Second)) || !r.First(b, noon.Add(SessionLifetime)) {
-		t.Error("a context is answered twice, or never")
-	}
-	if r.First(a, noon.Add(SessionLifetime+time.Second)) || r.First(b, noon.Add(2*SessionLifetime)) {
-		t.Error("forgotten while it was valid")
-	}
-	if !r.First(a, noon.Add(5*SessionLifetime)) {
-		t.Error("remembered for ever")
-	}
-}
-
 func mustEK(t testing.TB) *EK {
 	t.Helper()
 	ek, err := newEK(&rsaKeys()[0].PublicKey, EKSPKI)

@@ -165,3 +165,36 @@ func BenchmarkDecodeHostKeyAttest(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDecodeLog reads a request with a boot log of 43 KB, whose bytes come
+// in no order. Compare with BenchmarkDecodeLogWithJSON.
+func BenchmarkDecodeLog(b *testing.B) {
+	body := logRequest()
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := DecodeAttest(body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecodeLogWithJSON(b *testing.B) {
+	body := logRequest()
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		var m struct{ RtpmNewContext []uint16 }
+		if err := json.Unmarshal(body, &m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func logRequest() []byte {
+	log := make([]byte, 43000)
+	for i := range log {
+		log[i] = byte(i * i * 31 >> (i % 5))
+	}
+	return EncodeRequest(&TpmRequestContinue{TpmRequest: TpmRequest{RtpmPublicEndorsementKey: log[:300]}, RtpmNewContext: log}, Style{})
+}

@@ -28,6 +28,9 @@ func applySetup(s *State, c Command) (Result, error) {
 	if b.Service.DenyIssuedBefore != 0 {
 		return Result{}, &Refused{c.Kind, "a new service has no deny date", ""}
 	}
+	if b.Service.Switched != nil {
+		return Result{}, &Refused{c.Kind, "a new service has had no other mode", ""}
+	}
 	if err := checkNode(b.Node); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), "correct the answer file"}
 	}
@@ -71,7 +74,8 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	v := *s.Service
-	if b.Mode != nil {
+	if b.Mode != nil && *b.Mode != v.Mode {
+		v.Switched = &ModeSwitch{From: v.Mode, At: c.At}
 		v.Mode = *b.Mode
 	}
 	if b.HTTP != nil {
@@ -82,6 +86,12 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 	}
 	if b.HealthLife != nil {
 		v.HealthLife = *b.HealthLife
+	}
+	if b.OtherSigning != nil {
+		v.OtherSigning = *b.OtherSigning
+	}
+	if b.ForeignForms != nil {
+		v.ForeignForms = *b.ForeignForms
 	}
 	if b.DenyIssuedBefore != nil {
 		if *b.DenyIssuedBefore < v.DenyIssuedBefore {

@@ -25,7 +25,7 @@ const (
 	CmdHostAdd        Kind = "host.add"        // HostAdd
 	CmdHostRevoke     Kind = "host.revoke"     // HostRevoke
 	CmdHostRestore    Kind = "host.restore"    // ByName
-	CmdHostRemove     Kind = "host.remove"     // ByName
+	CmdHostRemove     Kind = "host.remove"     // HostRemove
 	CmdHostReattest   Kind = "host.reattest"   // ByName
 	CmdKeyAdd         Kind = "key.add"         // KeyAdd
 	CmdKeyPrimary     Kind = "key.primary"     // KeyChange
@@ -42,15 +42,19 @@ const (
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
 	CmdBaselineAdd    Kind = "baseline.add"     // BaselineAdd
-	CmdBaselineRemove Kind = "baseline.remove"  // ByName
+	CmdBaselineRemove Kind = "baseline.remove"  // Removal
 	CmdCIPolicyAdd    Kind = "ci-policy.add"    // CIPolicyAdd
-	CmdCIPolicyRemove Kind = "ci-policy.remove" // ByName
+	CmdCIPolicyRemove Kind = "ci-policy.remove" // Removal
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
-	CmdDumpKeyRemove  Kind = "dump-key.remove"  // ByName
+	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
-	CmdTrustRemove    Kind = "tpm-trust.remove" // ByName (thumbprint)
+	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
+
+	CmdHostDeny     Kind = "host.deny"             // HostDeny
+	CmdHostAllow    Kind = "host.allow"            // ByName
+	CmdClassOffline Kind = "class.offline-caching" // OfflineSet
 )
 
 // Setup is the body of the first command: it makes the service, its first node and its first administrators.
@@ -67,6 +71,8 @@ type ServiceSet struct {
 	HTTPS            *bool          `json:"https,omitempty"`
 	HealthLife       *time.Duration `json:"healthLife,omitempty"`
 	DenyIssuedBefore *int64         `json:"denyIssuedBefore,omitempty"`
+	OtherSigning     *bool          `json:"otherSigning,omitempty"`
+	ForeignForms     *bool          `json:"foreignForms,omitempty"`
 }
 
 // NodeSet replaces one node's settings; nil leaves them.
@@ -92,10 +98,12 @@ type HostAdd struct {
 	Note    string `json:"note,omitempty"`
 }
 
-// HostRevoke refuses the host from now on, its still valid health certificates included.
+// HostRevoke refuses the host from now on, its still valid health certificates included. Keys are what they were seen to certify
+// (lower-case hex SHA-256 of the SubjectPublicKeyInfo), as far as the console knows.
 type HostRevoke struct {
-	Name   string `json:"name"`
-	Reason string `json:"reason,omitempty"`
+	Name   string   `json:"name"`
+	Reason string   `json:"reason,omitempty"`
+	Keys   []string `json:"keys,omitempty"`
 }
 
 // ByName is the body of commands that need only a name.
@@ -189,6 +197,9 @@ var handlers = map[Kind]struct {
 	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},
+	CmdHostDeny:       {AdminOperator, false, applyHostDeny},
+	CmdHostAllow:      {AdminOperator, false, applyHostAllow},
+	CmdClassOffline:   {AdminOperator, false, applyClassOffline},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

@@ -97,9 +97,15 @@ type Host struct {
 	Revoked bool         `json:"revoked"`
 	// DenyIssuedBefore refuses this host's health certificates that were issued before it (D20, B25 for one host): those from before it was
 	// added or restored, or told to attest again. Unix seconds, compared with the second in the serial number; 0 = none.
-	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
-	Note             string `json:"note,omitempty"`
-	Added            Stamp  `json:"added"`
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
+	// DenyForeignBefore does so for certificates of trusted foreign attestation signers that bear this host's name: of restore and reattest, not
+	// of host add, so that a host moves here with what it has. Of theirs the beginning of the validity counts.
+	DenyForeignBefore int64 `json:"denyForeignBefore,omitempty"`
+	// CertifiedKeys are, of a revoked host, the keys that its health certificates were seen with (lower-case hex SHA-256 of the
+	// SubjectPublicKeyInfo): a certificate with one of them is refused, whoever issued it and whatever name it bears.
+	CertifiedKeys []string `json:"certifiedKeys,omitempty"`
+	Note          string   `json:"note,omitempty"`
+	Added         Stamp    `json:"added"`
 }
 
 // TrustedSigner is an attestation signer certificate whose health certificates the key protection service accepts (row B24). The
@@ -150,6 +156,12 @@ type Service struct {
 	AttestationOnly bool `json:"attestationOnly,omitempty"`
 	// SharedHTTPS is served by each node without a certificate of its own.
 	SharedHTTPS *SharedHTTPS `json:"sharedHTTPS,omitempty"`
+	// OtherSigning lists the enabled signing keys that are not primary in metadata.xml (OtherSigningCertificates).
+	OtherSigning bool `json:"otherSigning,omitempty"`
+	// ForeignForms accepts key protectors whose certificate signatures cover another form of the certificate than its DER bytes (kps.md 14.4).
+	ForeignForms bool `json:"foreignForms,omitempty"`
+	// Switched is the last change of Mode, nil if it is still that of setup.
+	Switched *ModeSwitch `json:"switched,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
@@ -193,6 +205,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Of key protection; each map may be nil.
+	Denials map[string]Denial         `json:"denials,omitempty"` // by name
+	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
@@ -216,6 +231,7 @@ func (s State) clone() State {
 	s.Tenants = maps.Clone(s.Tenants)
 	s.Baselines, s.CIPolicies, s.DumpKeys = maps.Clone(s.Baselines), maps.Clone(s.CIPolicies), maps.Clone(s.DumpKeys)
 	s.PolicySets, s.Anchors, s.VendorsOff = maps.Clone(s.PolicySets), maps.Clone(s.Anchors), maps.Clone(s.VendorsOff)
+	s.Denials, s.Offline = maps.Clone(s.Denials), maps.Clone(s.Offline)
 	return s
 }
 
@@ -248,6 +264,8 @@ type Command struct {
 	Actor Actor           `json:"actor"`
 	At    Stamp           `json:"at"`
 	Body  json.RawMessage `json:"body"`
+	// Stragglers is the ledger's to set, in commands that remove what another mode than the present one needs.
+	Stragglers *Stragglers `json:"stragglers,omitempty"`
 }
 
 // Door is the way a person came in.

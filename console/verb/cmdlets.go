@@ -66,7 +66,6 @@ var without = map[string]string{
 	"Get-HgsGuardian":              tenantSide,
 	"Remove-HgsGuardian":           tenantSide,
 	"New-HgsKeyProtector":          tenantSide,
-	"ConvertTo-HgsKeyProtector":    tenantSide,
 	"Grant-HgsKeyProtectorAccess":  tenantSide,
 	"Revoke-HgsKeyProtectorAccess": tenantSide,
 	"Get-VMKeyProtector":           tenantSide,

@@ -41,7 +41,13 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 		return nil, fmt.Errorf("encode the command: %w", err)
 	}
 	snap, _ := s.Node.Snapshot()
-	next, _, err := policy.Apply(snap.State, policy.Command{ID: "dry-run", Kind: kind, Actor: s.Actor, At: s.Node.Stamp(), Body: raw})
+	c := policy.Command{ID: "dry-run", Kind: kind, Actor: s.Actor, At: s.Node.Stamp(), Body: raw}
+	seen, err := observed(ctx, s, policy.ObservedHost)
+	if err != nil {
+		return nil, err
+	}
+	c.Stragglers = snap.State.Stragglers(c, func(id string) (policy.Observation, bool) { o, ok := seen[id]; return o, ok }) // as the ledger will
+	next, _, err := policy.Apply(snap.State, c)
 	if err != nil {
 		return nil, err
 	}

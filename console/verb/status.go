@@ -112,7 +112,7 @@ func (v *StatusValue) reported() {
 // records adds what the records themselves say.
 func (v *StatusValue) records(snap policy.Snapshot) {
 	svc := snap.State.Service
-	v.Service, v.Mode = svc.Name, modeName(svc.Mode)
+	v.Service, v.Mode = svc.Name, svc.Mode.String()
 	if self, ok := snap.State.Nodes[snap.NodeID]; ok {
 		nv := nodeValue(self, snap.NodeID)
 		v.Node = &nv

@@ -65,7 +65,7 @@ const MaxStdin = 4 << 20
 
 // WantsStdin reports whether the verb reads standard input with these arguments.
 func (v *Verb) WantsStdin(a Args) bool {
-	return v.Stdin != "" && !a.Has("pending") && !a.Has("host") && !a.Has("sha256")
+	return v.Stdin != "" && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki")
 }
 
 // Permitted reports why the session may not use the verb now, or nil. It looks at the records as they are, so an administrator who was
