@@ -113,12 +113,25 @@ func newKeys(rand io.Reader, epoch time.Time, s *policy.Setup, nodeID func(ed255
 	return keys, err
 }
 
-// PIN is the HSM's user PIN with how to reach the token; the caller wipes it.
+// PIN is the HSM's user PIN with how to reach the token; the caller wipes it. In attended mode there is none.
 func (l *Ledger) PIN(context.Context) (rpc.PINReply, error) {
 	s, _ := l.Snapshot()
 	if !s.State.SetUp() {
 		return rpc.PINReply{}, rpc.ErrUnavailable.With("the node is not set up")
 	}
+	h := s.State.Nodes[s.NodeID].HSM
+	if h.Attended {
+		return rpc.PINReply{HSM: h}, nil
+	}
 	pin, err := l.secret(secretPIN)
-	return rpc.PINReply{PIN: pin, HSM: s.State.Nodes[s.NodeID].HSM}, err
+	return rpc.PINReply{PIN: pin, HSM: h}, err
+}
+
+// HSM is how this node reaches its token.
+func (l *Ledger) HSM(context.Context) (policy.HSM, error) {
+	s, _ := l.Snapshot()
+	if !s.State.SetUp() {
+		return policy.HSM{}, rpc.ErrUnavailable.With("the node is not set up")
+	}
+	return s.State.Nodes[s.NodeID].HSM, nil
 }

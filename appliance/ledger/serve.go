@@ -177,6 +177,7 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		return l.WatchContextKeys(ctx, send)
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
+	rpc.Handle(s, rpc.LedgerHSM, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (policy.HSM, error) { return l.HSM(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
 		if (c.Process == rpc.HGS) != (req.Key == "tls") {
 			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)

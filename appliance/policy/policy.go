@@ -185,6 +185,8 @@ type HSM struct {
 	Module string `json:"module"`           // path of the PKCS#11 module in the image
 	Token  string `json:"token"`            // CKA label of the token
 	Attach string `json:"attach,omitempty"` // "virtio:NAME": bridge the module's socket to this virtio-serial port
+	// Attended: the PIN is not kept; an administrator types it after each boot (hsm unlock).
+	Attended bool `json:"attended,omitempty"`
 }
 
 // State is all records at one index. Treat it and everything reachable from it as immutable: Apply makes a new one.

@@ -284,8 +284,20 @@ func serviceVerbs() []Verb {
 			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
+		{Name: "hsm unlock", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmUnlock, Dialogue: hsmUnlockDialogue,
+			Params: []Param{lastTry}, Stdin: "the token's PIN on one line",
+			Help: "give an attended node its token's PIN after a boot", Example: "hsm unlock",
+			More: "The PIN is not shown while it is typed. Only the HSM process has it, in memory, until the machine stops; it is lent again to a restarted worker without asking. " +
+				"A wrong PIN is tried once."},
+		{Name: "hsm retry", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmRetry, Params: []Param{lastTry},
+			Help: "try the token again after it was mended", Example: "hsm retry",
+			More: "For a token that stopped (wrong or locked PIN) or that was replaced by another one of the same name. A token that was only away comes back by itself. " +
+				"If the PIN is wrong, this costs one of the token's tries."},
 	}
 }
+
+// lastTry is what stands between a person's hurry and a locked token.
+var lastTry = flag("last-try", Switch, "although one more wrong PIN locks the token")
 
 func nodeVerbs() []Verb {
 	return []Verb{

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"math/big"
 	"strings"
 	"time"
@@ -175,8 +176,15 @@ func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
 
 func (f *Fake) hsm(s *rpc.Server) {
 	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
-		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA"}, nil
+		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
 	})
+	on(f, s, rpc.HSMUnlock, func(r rpc.HSMUnlockRequest) (rpc.Empty, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unlocked = append(f.unlocked, fmt.Sprintf("%s %v", r.PIN, r.LastTry))
+		return rpc.Empty{}, nil
+	})
+	on(f, s, rpc.HSMRetry, func(r rpc.HSMRetryRequest) (rpc.Empty, error) { return rpc.Empty{}, nil })
 	on(f, s, rpc.HSMKeys, func(rpc.Empty) ([]rpc.HSMKey, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
