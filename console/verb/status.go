@@ -132,6 +132,7 @@ func (v *StatusValue) records(snap policy.Snapshot) {
 			v.Hosts.Revoked++
 		}
 	}
+	v.Problems = append(v.Problems, httpsProblems(snap, v.Clock)...)
 	var missing []string
 	for _, role := range snap.State.KeyRolesUsed() {
 		if _, ok := snap.State.PrimaryKey(role); !ok {
