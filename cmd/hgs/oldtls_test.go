@@ -54,7 +54,11 @@ func TestOldTLSIsRefusedAndNoted(t *testing.T) {
 	var now time.Duration
 	var noted []policy.Observation
 	o := &oldTLS{bootTime: func() time.Duration { mu.Lock(); defer mu.Unlock(); return now }, stamp: func() policy.Stamp { return policy.Stamp{Earliest: 1, Latest: 2} },
-		observe: func(_ context.Context, list []policy.Observation) { mu.Lock(); defer mu.Unlock(); noted = append(noted, list...) }}
+		observe: func(_ context.Context, list []policy.Observation) {
+			mu.Lock()
+			defer mu.Unlock()
+			noted = append(noted, list...)
+		}}
 	addr := tlsDoor(t, o)
 	dial := func(highest uint16, name string) error {
 		c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: highest, ServerName: name})
