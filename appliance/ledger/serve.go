@@ -35,6 +35,11 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
 		}
+		if c.Kind == policy.CmdHTTPSInstall {
+			if err := l.checkHTTPSInstall(c); err != nil {
+				return policy.Result{}, err
+			}
+		}
 		_, r, err := l.Propose(ctx, c)
 		return r, err
 	}, rpc.Console)
@@ -180,6 +185,9 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		sig, err := l.Sign(req)
 		return rpc.NodeSignReply{Signature: sig}, err
 	}, rpc.HGS, rpc.Console)
+	rpc.Handle(s, rpc.LedgerHTTPSRequest, func(ctx context.Context, _ rpc.Caller, req rpc.HTTPSRequest) (rpc.HTTPSRequestReply, error) {
+		return l.HTTPSRequest(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
 		return l.CheckPassphrase(ctx, req)
 	}, rpc.Console)

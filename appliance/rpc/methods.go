@@ -171,15 +171,19 @@ type PINReply struct {
 	HSM policy.HSM `json:"hsm"`
 }
 
-// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
-// the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh.
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (ECDSA or RSA, Digest is SHA-256/384/512) or "ssh" (Ed25519,
+// Digest is the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh. Of tls there may be
+// several: Ref names the public key of the certificate that is served; empty = the one of the node's record. PSS is for RSA, with a salt
+// of the hash's length.
 type NodeSignRequest struct {
-	Key    string `json:"key"`
-	Digest []byte `json:"digest"`
-	Hash   uint   `json:"hash"`
+	Key    string        `json:"key"`
+	Ref    policy.KeyRef `json:"ref,omitempty"`
+	Digest []byte        `json:"digest"`
+	Hash   uint          `json:"hash"`
+	PSS    bool          `json:"pss,omitempty"`
 }
 
-// NodeSignReply: ASN.1 ECDSA signature, or a raw Ed25519 one.
+// NodeSignReply: ASN.1 ECDSA signature, RSA signature, or a raw Ed25519 one.
 type NodeSignReply struct {
 	Signature []byte `json:"signature"`
 }

@@ -34,6 +34,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerHTTPSRequest, f.httpsRequest)
 	on(f, s, rpc.LedgerAudit, func(e policy.AuditEntry) (policy.AuditReceipt, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
