@@ -82,6 +82,9 @@ type fakeToken struct{}
 func (fakeToken) Info() TokenInfo      { return TokenInfo{Label: "fake", Serial: "1"} }
 func (fakeToken) List() ([]Key, error) { return []Key{{Ref: "r", Label: "l"}}, nil }
 func (fakeToken) Check() error         { return nil }
+func (fakeToken) Request(policy.KeyRef, []byte) ([]byte, error) {
+	return nil, badRequest("no request here")
+}
 func (fakeToken) Generate(role policy.KeyRole, bits int) (Key, error) {
 	time.Sleep(time.Duration(bits) * time.Millisecond)
 	return Key{Ref: "new", Role: role, Bits: bits}, nil
