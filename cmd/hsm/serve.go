@@ -11,35 +11,37 @@ import (
 )
 
 // register offers the hsm.* methods, each to the processes that need it.
-func register(s *rpc.Server, k *hsm.Keeper, c *cable) {
+func register(s *rpc.Server, r hsm.Keyring, c *cable) {
+	k := r.Token
 	rpc.Handle(s, rpc.HSMStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.HSMStatusReply, error) {
 		return status(k.Status(), c.problem()), nil
 	}, rpc.Console, rpc.Ledger, rpc.HGS)
 	rpc.Handle(s, rpc.HSMKeys, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) ([]rpc.HSMKey, error) {
-		keys, err := k.Keys(ctx)
+		keys, err := r.Keys(ctx)
 		out := make([]rpc.HSMKey, 0, len(keys))
 		for _, key := range keys {
 			out = append(out, toRPC(key))
 		}
 		return out, wireError(err)
 	}, rpc.Console, rpc.Ledger)
-	rpc.Handle(s, rpc.HSMGenerate, func(ctx context.Context, _ rpc.Caller, r rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
-		key, err := k.Generate(ctx, r.Role, r.Bits)
+	rpc.Handle(s, rpc.HSMGenerate, func(ctx context.Context, _ rpc.Caller, q rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
+		key, err := r.Generate(ctx, q.Role, q.Bits)
 		return toRPC(key), wireError(err)
 	}, rpc.Ledger)
-	rpc.Handle(s, rpc.HSMSign, func(ctx context.Context, _ rpc.Caller, r rpc.HSMSignRequest) (rpc.HSMSignReply, error) {
+	rpc.Handle(s, rpc.HSMSign, func(ctx context.Context, _ rpc.Caller, q rpc.HSMSignRequest) (rpc.HSMSignReply, error) {
 		scheme := hsm.PKCS1v15
-		if r.PSS {
+		if q.PSS {
 			scheme = hsm.PSS
 		}
-		sig, err := k.Sign(ctx, hsm.SignRequest{Ref: r.Ref, Role: r.Role, Digest: r.Digest, Hash: crypto.Hash(r.Hash), Scheme: scheme})
+		sig, err := r.Sign(ctx, hsm.SignRequest{Ref: q.Ref, Role: q.Role, Digest: q.Digest, Hash: crypto.Hash(q.Hash), Scheme: scheme})
 		return rpc.HSMSignReply{Signature: sig}, wireError(err)
 	}, rpc.HGS, rpc.Ledger)
-	rpc.Handle(s, rpc.HSMDecrypt, func(ctx context.Context, _ rpc.Caller, r rpc.HSMDecryptRequest) (rpc.HSMDecryptReply, error) {
-		plain, err := k.Decrypt(ctx, r.Ref, r.Ciphertext, hsm.OAEP{Hash: crypto.Hash(r.Hash), MGF: crypto.Hash(r.MGF)})
+	rpc.Handle(s, rpc.HSMDecrypt, func(ctx context.Context, _ rpc.Caller, q rpc.HSMDecryptRequest) (rpc.HSMDecryptReply, error) {
+		plain, err := r.Decrypt(ctx, q.Ref, q.Ciphertext, hsm.OAEP{Hash: crypto.Hash(q.Hash), MGF: crypto.Hash(q.MGF)})
 		return rpc.HSMDecryptReply{Plaintext: plain}, wireError(err)
 	}, rpc.HGS)
-	registerTest(s, k)
+	registerTest(s, r)
+	registerSoftware(s, r)
 }
 
 // wireError gives a failure the kind that callers act on; nil stays nil.
@@ -59,7 +61,7 @@ func wireError(err error) error {
 }
 
 func toRPC(k hsm.Key) rpc.HSMKey {
-	return rpc.HSMKey{Ref: k.Ref, Role: k.Role, Label: k.Label, ID: k.ID, SPKI: k.SPKI, Bits: k.Bits, Sensitive: k.Sensitive,
+	return rpc.HSMKey{Store: k.Store, Ref: k.Ref, Role: k.Role, Label: k.Label, ID: k.ID, SPKI: k.SPKI, Bits: k.Bits, Sensitive: k.Sensitive,
 		Extractable: k.Extractable, NeverExtractable: k.NeverExtractable, Sign: k.Sign, Decrypt: k.Decrypt}
 }
 
