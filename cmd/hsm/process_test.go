@@ -37,6 +37,12 @@ type node struct {
 
 func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *node {
 	t.Helper()
+	return startNodeWith(t, as, env, pin, func() ([]rpc.SoftwareKey, error) { return nil, nil })
+}
+
+// startNodeWith has the ledger hold software keys too.
+func startNodeWith(t *testing.T, as, env string, pin func() (rpc.PINReply, error), soft func() ([]rpc.SoftwareKey, error)) *node {
+	t.Helper()
 	dir := t.TempDir()
 	for _, p := range []string{rpc.HSM, rpc.Ledger} {
 		if err := os.Mkdir(filepath.Join(dir, p+".d"), 0o700); err != nil {
@@ -51,6 +57,7 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 	}
 	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
 	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerSoftwareKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.SoftwareKey, error) { return soft() }, rpc.HSM)
 	n := &node{client: rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), notes: make(chan string, 100), exited: make(chan error, 1), audit: make(chan policy.AuditEntry, 100)}
 	rpc.Handle(ledger, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
 		n.audit <- e
