@@ -99,6 +99,8 @@ type Service struct {
 	answered, finished nonces         // contexts of TPM conversations
 	trust              trustCache
 	good               goodBoots
+	verdicts           verdicts
+	eks                ekCache
 }
 
 // New makes the service. It starts nothing.
@@ -106,7 +108,7 @@ func New(d Deps) *Service {
 	if d.GrantsPerMinute == 0 {
 		d.GrantsPerMinute = DefaultGrantsPerMinute
 	}
-	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart), signers: signerCache{now: d.Now}}
+	return &Service{d: d, budget: intake.NewBudget(bodyBudget, bodyStart).Reusing(), signers: signerCache{now: d.Now}}
 }
 
 // request is one request on its way through the service.

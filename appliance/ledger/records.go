@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -32,7 +33,10 @@ func (c *contents) read(tx *bolt.Tx) error {
 	// These maps are nil where there is no record.
 	s.Tenants, s.Baselines, s.CIPolicies, s.DumpKeys = map[string]policy.Tenant{}, map[string]policy.Baseline{}, map[string]policy.CIPolicy{}, map[string]policy.DumpKey{}
 	s.PolicySets, s.Anchors, s.VendorsOff = map[string]policy.PolicySet{}, map[string]policy.Anchor{}, map[string]bool{}
+	s.Denials, s.Offline = map[string]policy.Denial{}, map[string]policy.OfflineCaching{}
 	err := errors.Join(
+		load(tx, bucketDenials, s.Denials, func(d policy.Denial) string { return d.Name }),
+		load(tx, bucketOffline, s.Offline, func(o policy.OfflineCaching) string { return o.Class }),
 		load(tx, bucketTenants, s.Tenants, func(t policy.Tenant) string { return t.Name }),
 		load(tx, bucketBaselines, s.Baselines, func(b policy.Baseline) string { return b.Name }),
 		load(tx, bucketCIPolicies, s.CIPolicies, func(p policy.CIPolicy) string { return p.Name }),
@@ -60,6 +64,7 @@ func (c *contents) read(tx *bolt.Tx) error {
 		s.VendorsOff[vendor] = true
 	}
 	s.Tenants, s.Baselines, s.CIPolicies, s.DumpKeys = orNil(s.Tenants), orNil(s.Baselines), orNil(s.CIPolicies), orNil(s.DumpKeys)
+	s.Denials, s.Offline = orNil(s.Denials), orNil(s.Offline)
 	s.PolicySets, s.Anchors, s.VendorsOff = orNil(s.PolicySets), orNil(s.Anchors), orNil(s.VendorsOff)
 	return err
 }
@@ -139,7 +144,8 @@ func diff[K ~string, V any](tx *bolt.Tx, bucket []byte, old, new map[K]V, same f
 // sameHost is spelled out because there may be 20,000 of them at each change.
 func sameHost(a, b policy.Host) bool {
 	return a.Name == b.Name && a.Class == b.Class && a.Revoked == b.Revoked && a.DenyIssuedBefore == b.DenyIssuedBefore && a.Note == b.Note &&
-		a.Added == b.Added && a.ID == b.ID && bytes.Equal(a.HostKey, b.HostKey) && (a.TPM == b.TPM || same(a.TPM, b.TPM))
+		a.Added == b.Added && a.ID == b.ID && bytes.Equal(a.HostKey, b.HostKey) &&
+		a.DenyForeignBefore == b.DenyForeignBefore && slices.Equal(a.CertifiedKeys, b.CertifiedKeys) && (a.TPM == b.TPM || same(a.TPM, b.TPM))
 }
 
 // sameAnchor too: there may be 2,048. The thumbprint stands for the certificate.
@@ -166,6 +172,8 @@ func writeState(tx *bolt.Tx, old, new policy.State) error {
 		diff(tx, bucketKeys, old.Keys, new.Keys, same),
 		diff(tx, bucketSigners, old.Signers, new.Signers, same),
 		diff(tx, bucketTenants, old.Tenants, new.Tenants, same),
+		diff(tx, bucketDenials, old.Denials, new.Denials, same),
+		diff(tx, bucketOffline, old.Offline, new.Offline, same),
 		diff(tx, bucketBaselines, old.Baselines, new.Baselines, same),
 		diff(tx, bucketCIPolicies, old.CIPolicies, new.CIPolicies, same),
 		diff(tx, bucketDumpKeys, old.DumpKeys, new.DumpKeys, same),

@@ -19,6 +19,8 @@ func everyRecord() policy.State {
 	s.Hosts["A1"] = policy.Host{ID: "A1", Name: "hv1", TPM: &policy.TPMIdentity{EK: []byte{1}, Version: policy.Version2, Chain: []string{"c"}}}
 	s.Keys["k1"] = policy.Key{Ref: "k1", Role: policy.RoleSigning}
 	s.Signers["t1"] = policy.TrustedSigner{Thumbprint: "t1", Name: "site2"}
+	s.Denials = map[string]policy.Denial{"d": {Name: "d", Subject: "hv7"}}
+	s.Offline = map[string]policy.OfflineCaching{"edge": {Class: "edge", MaxUnwraps: 1}}
 	s.Tenants = map[string]policy.Tenant{"acme": {Name: "acme"}}
 	s.Baselines = map[string]policy.Baseline{"r740": {Name: "r740", Version: policy.Version2, Variables: []policy.Measured{{Name: "PK", SHA256: []byte{1}}}}}
 	s.CIPolicies = map[string]policy.CIPolicy{"allow": {Name: "allow", Digests: []policy.HashValue{{Alg: 11, Digest: []byte{2}}}}}

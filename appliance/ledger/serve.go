@@ -35,6 +35,11 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
 		}
+		if c.Kind == policy.CmdHTTPSInstall {
+			if err := l.checkHTTPSInstall(c); err != nil {
+				return policy.Result{}, err
+			}
+		}
 		_, r, err := l.Propose(ctx, c)
 		return r, err
 	}, rpc.Console)
@@ -173,6 +178,7 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		return l.WatchContextKeys(ctx, send)
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
+	rpc.Handle(s, rpc.LedgerHSM, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (policy.HSM, error) { return l.HSM(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
 		if (c.Process == rpc.HGS) != (req.Key == "tls") {
 			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)
@@ -180,6 +186,9 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		sig, err := l.Sign(req)
 		return rpc.NodeSignReply{Signature: sig}, err
 	}, rpc.HGS, rpc.Console)
+	rpc.Handle(s, rpc.LedgerHTTPSRequest, func(ctx context.Context, _ rpc.Caller, req rpc.HTTPSRequest) (rpc.HTTPSRequestReply, error) {
+		return l.HTTPSRequest(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
 		return l.CheckPassphrase(ctx, req)
 	}, rpc.Console)

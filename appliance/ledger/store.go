@@ -30,6 +30,8 @@ var (
 	bucketKeys    = []byte("keys")    // by ref
 	bucketSigners = []byte("signers") // by thumbprint
 	bucketTenants = []byte("tenants") // by name
+	bucketDenials = []byte("denials") // by name
+	bucketOffline = []byte("offline") // by host class
 	bucketResults = []byte("results") // request id -> result
 	bucketOrder   = []byte("order")   // index -> request id, to forget the oldest
 	bucketOutbox  = []byte("outbox")  // index -> audit entry that may not be in the chain yet
@@ -41,7 +43,7 @@ var (
 	bucketAnchors    = []byte("anchors")     // by thumbprint
 	bucketVendorsOff = []byte("vendors-off") // by vendor label
 
-	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketResults, bucketOrder,
+	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
 		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
 
 	keyVersion = []byte("version")

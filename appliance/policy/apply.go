@@ -87,6 +87,12 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 	if b.HealthLife != nil {
 		v.HealthLife = *b.HealthLife
 	}
+	if b.OtherSigning != nil {
+		v.OtherSigning = *b.OtherSigning
+	}
+	if b.ForeignForms != nil {
+		v.ForeignForms = *b.ForeignForms
+	}
 	if b.DenyIssuedBefore != nil {
 		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
 			return Result{}, &Refused{c.Kind, "the deny date may only move forward", ""}
@@ -124,9 +130,6 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 	}
 	if b.HSM != nil {
 		n.HSM = *b.HSM
-	}
-	if b.Certificate != nil {
-		n.Certificate = b.Certificate
 	}
 	if err := checkNode(n); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), ""}

@@ -19,6 +19,7 @@ const (
 	CmdSetup          Kind = "setup"           // Setup
 	CmdServiceSet     Kind = "service.set"     // ServiceSet
 	CmdNodeSet        Kind = "node.set"        // NodeSet
+	CmdHTTPSInstall   Kind = "https.install"   // HTTPSInstall
 	CmdAdminAdd       Kind = "admin.add"       // AdminAdd
 	CmdAdminRemove    Kind = "admin.remove"    // ByName
 	CmdHostAdd        Kind = "host.add"        // HostAdd
@@ -50,6 +51,10 @@ const (
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
 	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
+
+	CmdHostDeny     Kind = "host.deny"             // HostDeny
+	CmdHostAllow    Kind = "host.allow"            // ByName
+	CmdClassOffline Kind = "class.offline-caching" // OfflineSet
 )
 
 // Setup is the body of the first command: it makes the service, its first node and its first administrators.
@@ -66,6 +71,8 @@ type ServiceSet struct {
 	HTTPS            *bool          `json:"https,omitempty"`
 	HealthLife       *time.Duration `json:"healthLife,omitempty"`
 	DenyIssuedBefore *int64         `json:"denyIssuedBefore,omitempty"`
+	OtherSigning     *bool          `json:"otherSigning,omitempty"`
+	ForeignForms     *bool          `json:"foreignForms,omitempty"`
 }
 
 // NodeSet replaces one node's settings; nil leaves them.
@@ -74,7 +81,6 @@ type NodeSet struct {
 	Network     *Network `json:"network,omitempty"`
 	TimeServers []string `json:"timeServers,omitempty"`
 	HSM         *HSM     `json:"hsm,omitempty"`
-	Certificate []byte   `json:"certificate,omitempty"`
 }
 
 // AdminAdd enrols an administrator.
@@ -92,10 +98,12 @@ type HostAdd struct {
 	Note    string `json:"note,omitempty"`
 }
 
-// HostRevoke refuses the host from now on, its still valid health certificates included.
+// HostRevoke refuses the host from now on, its still valid health certificates included. Keys are what they were seen to certify
+// (lower-case hex SHA-256 of the SubjectPublicKeyInfo), as far as the console knows.
 type HostRevoke struct {
-	Name   string `json:"name"`
-	Reason string `json:"reason,omitempty"`
+	Name   string   `json:"name"`
+	Reason string   `json:"reason,omitempty"`
+	Keys   []string `json:"keys,omitempty"`
 }
 
 // ByName is the body of commands that need only a name.
@@ -158,6 +166,7 @@ var handlers = map[Kind]struct {
 	CmdSetup:          {AdminOwner, false, applySetup},
 	CmdServiceSet:     {AdminOperator, false, applyServiceSet},
 	CmdNodeSet:        {AdminOperator, true, applyNodeSet},
+	CmdHTTPSInstall:   {AdminOperator, false, applyHTTPSInstall},
 	CmdAdminAdd:       {AdminOwner, false, applyAdminAdd},
 	CmdAdminRemove:    {AdminOwner, false, applyAdminRemove},
 	CmdHostAdd:        {AdminOperator, false, applyHostAdd},
@@ -188,6 +197,9 @@ var handlers = map[Kind]struct {
 	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},
+	CmdHostDeny:       {AdminOperator, false, applyHostDeny},
+	CmdHostAllow:      {AdminOperator, false, applyHostAllow},
+	CmdClassOffline:   {AdminOperator, false, applyClassOffline},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

@@ -97,9 +97,15 @@ type Host struct {
 	Revoked bool         `json:"revoked"`
 	// DenyIssuedBefore refuses this host's health certificates that were issued before it (D20, B25 for one host): those from before it was
 	// added or restored, or told to attest again. Unix seconds, compared with the second in the serial number; 0 = none.
-	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
-	Note             string `json:"note,omitempty"`
-	Added            Stamp  `json:"added"`
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
+	// DenyForeignBefore does so for certificates of trusted foreign attestation signers that bear this host's name: of restore and reattest, not
+	// of host add, so that a host moves here with what it has. Of theirs the beginning of the validity counts.
+	DenyForeignBefore int64 `json:"denyForeignBefore,omitempty"`
+	// CertifiedKeys are, of a revoked host, the keys that its health certificates were seen with (lower-case hex SHA-256 of the
+	// SubjectPublicKeyInfo): a certificate with one of them is refused, whoever issued it and whatever name it bears.
+	CertifiedKeys []string `json:"certifiedKeys,omitempty"`
+	Note          string   `json:"note,omitempty"`
+	Added         Stamp    `json:"added"`
 }
 
 // TrustedSigner is an attestation signer certificate whose health certificates the key protection service accepts (row B24). The
@@ -148,6 +154,12 @@ type Service struct {
 	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 	// AttestationOnly is a service without key protection (row A05, the SQL Server case): it has no guardian keys. Chosen at setup.
 	AttestationOnly bool `json:"attestationOnly,omitempty"`
+	// SharedHTTPS is served by each node without a certificate of its own.
+	SharedHTTPS *SharedHTTPS `json:"sharedHTTPS,omitempty"`
+	// OtherSigning lists the enabled signing keys that are not primary in metadata.xml (OtherSigningCertificates).
+	OtherSigning bool `json:"otherSigning,omitempty"`
+	// ForeignForms accepts key protectors whose certificate signatures cover another form of the certificate than its DER bytes (kps.md 14.4).
+	ForeignForms bool `json:"foreignForms,omitempty"`
 	// Switched is the last change of Mode, nil if it is still that of setup.
 	Switched *ModeSwitch `json:"switched,omitempty"`
 }
@@ -158,7 +170,10 @@ type Node struct {
 	Name        string   `json:"name"`
 	AuditKey    []byte   `json:"auditKey"`    // Ed25519 public key that signs this node's audit checkpoints
 	SSHHostKey  string   `json:"sshHostKey"`  // authorized_keys form
-	Certificate []byte   `json:"certificate"` // self-signed HTTPS certificate, DER
+	Certificate []byte   `json:"certificate"` // of HTTPS, DER: self-signed at setup, then what was installed
+	Chain       [][]byte `json:"chain,omitempty"`
+	// OwnHTTPS has the node serve Certificate although there is a shared one.
+	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
 	Network     Network  `json:"network"`
 	TimeServers []string `json:"timeServers"` // host or host:port
 	HSM         HSM      `json:"hsm"`
@@ -170,6 +185,8 @@ type HSM struct {
 	Module string `json:"module"`           // path of the PKCS#11 module in the image
 	Token  string `json:"token"`            // CKA label of the token
 	Attach string `json:"attach,omitempty"` // "virtio:NAME": bridge the module's socket to this virtio-serial port
+	// Attended: the PIN is not kept; an administrator types it after each boot (hsm unlock).
+	Attended bool `json:"attended,omitempty"`
 }
 
 // State is all records at one index. Treat it and everything reachable from it as immutable: Apply makes a new one.
@@ -190,6 +207,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Of key protection; each map may be nil.
+	Denials map[string]Denial         `json:"denials,omitempty"` // by name
+	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
@@ -213,6 +233,7 @@ func (s State) clone() State {
 	s.Tenants = maps.Clone(s.Tenants)
 	s.Baselines, s.CIPolicies, s.DumpKeys = maps.Clone(s.Baselines), maps.Clone(s.CIPolicies), maps.Clone(s.DumpKeys)
 	s.PolicySets, s.Anchors, s.VendorsOff = maps.Clone(s.PolicySets), maps.Clone(s.Anchors), maps.Clone(s.VendorsOff)
+	s.Denials, s.Offline = maps.Clone(s.Denials), maps.Clone(s.Offline)
 	return s
 }
 

@@ -231,6 +231,7 @@ func (n *node) change(edit func(s *policy.State)) {
 	for k, v := range n.snap.State.Hosts {
 		s.Hosts[k] = v
 	}
+	s.Denials, s.Offline = n.snap.State.Denials, n.snap.State.Offline
 	for k, v := range n.snap.State.Signers {
 		s.Signers[k] = v
 	}

@@ -14,7 +14,9 @@
 // Limits: a request is not signed, so who sends it is not proven; only the
 // holder of the certified key can read the reply. Private keys lie elsewhere
 // and are named by policy.KeyRef. Deadlines of the connection are the server's
-// (cmd/hgs). Offline unwrapping is off.
+// (cmd/hgs). Offline unwrapping is off but for host classes that the records
+// name, and there until the moment they name; a foreign attestation signer's
+// hosts belong to no class of ours.
 package protect
 
 import (

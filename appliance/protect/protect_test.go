@@ -294,26 +294,6 @@ func TestDenyDatesOfServiceAndSigner(t *testing.T) {
 	wantRefusal(t, n.roll(protector, cert), http.StatusBadRequest, kps.CodeHealthCertificate, string(health.UnknownSigner))
 }
 
-func TestForeignHostsAreNotLookedUpAmongOurs(t *testing.T) {
-	n := newNode(t)
-	protector, _ := n.protector()
-	k := testKeys()
-	other := signerCertificate(t, k[foreign])
-	n.change(func(s *policy.State) {
-		s.Signers["x"] = policy.TrustedSigner{Thumbprint: "x", Certificate: other.Raw}
-		h := s.Hosts[hostID]
-		h.Revoked = true
-		s.Hosts[hostID] = h
-	})
-	if w := n.roll(protector, healthy(t, health.Order{}, other, k[foreign])); w.Code != http.StatusOK {
-		t.Errorf("%s", w.Body)
-	}
-	e := n.entries[len(n.entries)-1]
-	if want := "foreign " + policy.Thumbprint(other.Raw)[:16] + " " + hostID; e.Subject != want || e.Facts["host"] != "" {
-		t.Errorf("the audit says that %q (%q) got a key, a foreign signer said so of %q", e.Subject, e.Facts["host"], want)
-	}
-}
-
 func TestRefusesProtectorsAndSaysWhich(t *testing.T) {
 	n := newNode(t)
 	good, _ := n.protector()

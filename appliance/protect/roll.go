@@ -29,10 +29,12 @@ const (
 	outcomeUnknownHost = "host-unknown"
 	outcomeRevoked     = "host-revoked"
 	outcomeHostDenied  = "host-issued-before-deny-date"
+	outcomeDenied      = "certificate-denied"
 	outcomeTooOften    = "host-too-often"
 	outcomeProtector   = "protector-refused"
 	outcomeNoWrapping  = "protector-not-for-us"
 	outcomeSecret      = "transport-key-refused"
+	outcomeChanged     = "records-changed"
 	outcomeAudit       = "audit-unavailable"
 )
 
@@ -52,8 +54,9 @@ func (q *request) roll() {
 		return
 	}
 	p, err := kps.ParseProtector(req.IngressProtector)
+	var forms []string
 	if err == nil {
-		err = p.Verify()
+		forms, err = q.verify(p)
 	}
 	if err != nil {
 		q.refuseError(outcomeProtector, host.id, err)
@@ -65,7 +68,29 @@ func (q *request) roll() {
 			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable, or for a tenant's key tenant set"})
 		return
 	}
+	with.forms = forms
 	q.unwrap(req, host, p, with)
+}
+
+// verify proves everything of a protector that needs no key. It gives the
+// foreign forms of certificate signatures that were needed (kps.md 14.4), which
+// count only where an administrator switched them on.
+func (q *request) verify(p *kps.Protector) ([]string, error) {
+	if q.snap.State.Service.ForeignForms {
+		return p.VerifyForeign()
+	}
+	return nil, p.Verify()
+}
+
+// offline is what the host is told as MaxOfflineUnwraps; only version 2 of the
+// protocol knows it (kps.md 14.11).
+func (q *request) offline(host caller) policy.OfflineCaching {
+	_, latest, ok := q.d.Now()
+	if !ok || !host.own || q.route.Version != kps.PayloadV2 {
+		return policy.OfflineCaching{}
+	}
+	o, _ := q.snap.State.OfflineUnwraps(q.snap.State.Hosts[host.id].Class, latest)
+	return o
 }
 
 // barred tells why a tenant's key is not for this host (row B20). Hosts of a
@@ -113,8 +138,9 @@ type caller struct {
 }
 
 // checkHost is step 1: the health certificate, then whether its host is still
-// welcome. The second question is asked only of our own certificates: a foreign
-// attestation signer names its hosts as it likes.
+// welcome. Of our own certificates the host must be registered; a foreign
+// attestation signer's hosts need not be, but what is denied here is denied
+// whoever issued the certificate.
 func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	c := caller{Verdict: health.Check(req.HealthCertificate, health.Encryption, q.keys.signers, health.Between(q.d.Now()))}
 	switch {
@@ -138,6 +164,10 @@ func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	if !c.own { // it may name one of our hosts: neither the audit nor the rate of that host may take it for them
 		c.id = "foreign " + thumbprint(c.Signer)[:16] + " " + c.id
 	}
+	if why, denied := q.keys.denied.find(c); denied {
+		q.refuse(why)
+		return c, false
+	}
 	if c.own && !q.welcome(c, q.snap.State) {
 		return c, false
 	}
@@ -156,9 +186,6 @@ func (q *request) welcome(c caller, s policy.State) bool {
 	switch {
 	case c.HostID == "" || !registered:
 		why.outcome, why.detail, why.remedy = outcomeUnknownHost, "no host is registered under the id of the health certificate", "host add, then the host must attest again"
-	case host.Revoked:
-		why.outcome, why.detail, why.remedy = outcomeRevoked, "the host is revoked", "host restore, if it may work again; then it must attest again"
-		why.host = host.ID
 	case host.DenyIssuedBefore != 0 && c.Issued.Before(time.Unix(host.DenyIssuedBefore, 0)):
 		why.outcome, why.detail, why.remedy = outcomeHostDenied, "the health certificate is older than an administrator allows for this host", "the host must attest again"
 		why.host = host.ID
@@ -189,7 +216,8 @@ func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.P
 		q.tokenFailed(err)
 		return
 	}
-	next, egress, err := p.NextVersion(kps.Egress{Ingress: ingress, Guardian: with.wrapping, Signer: signer, Random: q.d.Random})
+	with.offline = q.offline(host)
+	next, egress, err := p.NextVersion(kps.Egress{Ingress: ingress, Guardian: with.wrapping, Signer: signer, MaxOffline: with.offline.MaxUnwraps, Random: q.d.Random})
 	if err != nil {
 		q.rollFailed(outcomeProtector, host, err)
 		return
@@ -219,6 +247,10 @@ func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool 
 	q.snap, q.keys = snap, q.Service.keys.of(snap)
 	host, ok := q.checkHost(req)
 	if !ok {
+		return false
+	}
+	if with.offline.MaxUnwraps != 0 && q.offline(host) != with.offline {
+		q.unavailable(outcomeChanged, "the rules of offline caching changed meanwhile", "the host asks again by itself")
 		return false
 	}
 	if !q.keys.byRef[with.encryption.Ref].Enabled || !q.keys.byRef[with.signing.Ref].Enabled {
@@ -270,6 +302,14 @@ func (q *request) record(r rolled) bool {
 	}
 	if known, ok := q.snap.State.Hosts[r.host.id]; ok && r.host.own {
 		e.Facts["host"] = known.Name
+	}
+	if o := r.with.offline; o.MaxUnwraps != 0 {
+		e.Detail += "; the host may keep it for starts without this service"
+		e.Facts["offlineUnwraps"] = decimal(o.MaxUnwraps)
+		e.Facts["offlineClass"] = o.Class
+	}
+	if len(r.with.forms) > 0 {
+		e.Facts["foreignForms"] = strings.Join(r.with.forms, ",")
 	}
 	if t := r.with.encryption.Tenant; t != "" {
 		e.Facts["tenant"] = t

@@ -44,7 +44,8 @@ var (
 	LedgerSetupKey      = Method[Empty, SetupKeyReply]{"ledger.SetupKey"}                  // [console] before setup only
 	LedgerSetupApply    = Method[SetupRequest, policy.Result]{"ledger.SetupApply"}         // [console] before setup only
 	LedgerContextKeys   = Stream[Empty, ContextKeys]{"ledger.ContextKeys"}                 // [hgs] now and at each change of the hour
-	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup
+	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup; no PIN in attended mode
+	LedgerHSM           = Method[Empty, policy.HSM]{"ledger.HSM"}                          // [hsm] how to reach the token now; ErrUnavailable before setup
 	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh]
 	LedgerPassphrase    = Method[PassphraseRequest, PassphraseReply]{"ledger.Passphrase"}  // [console] verifies a serial passphrase
 	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
@@ -61,6 +62,8 @@ var (
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
 	HSMRequest  = Method[HSMRequestRequest, HSMSignReply]{"hsm.Request"}    // [ledger] the signature of a PKCS#10 request
 	HSMSoftware = Method[Empty, Empty]{"hsm.Software"}                      // [ledger] software keys have changed: fetch them now
+	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
+	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
 )
 
@@ -178,15 +181,19 @@ type PINReply struct {
 	HSM policy.HSM `json:"hsm"`
 }
 
-// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
-// the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh.
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (ECDSA or RSA, Digest is SHA-256/384/512) or "ssh" (Ed25519,
+// Digest is the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh. Of tls there may be
+// several: Ref names the public key of the certificate that is served; empty = the one of the node's record. PSS is for RSA, with a salt
+// of the hash's length.
 type NodeSignRequest struct {
-	Key    string `json:"key"`
-	Digest []byte `json:"digest"`
-	Hash   uint   `json:"hash"`
+	Key    string        `json:"key"`
+	Ref    policy.KeyRef `json:"ref,omitempty"`
+	Digest []byte        `json:"digest"`
+	Hash   uint          `json:"hash"`
+	PSS    bool          `json:"pss,omitempty"`
 }
 
-// NodeSignReply: ASN.1 ECDSA signature, or a raw Ed25519 one.
+// NodeSignReply: ASN.1 ECDSA signature, RSA signature, or a raw Ed25519 one.
 type NodeSignReply struct {
 	Signature []byte `json:"signature"`
 }
@@ -230,7 +237,21 @@ type HSMStatusReply struct {
 	Serial   string           `json:"serial"`
 	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
 	Restarts int              `json:"restarts"`
+	Breaker  string           `json:"breaker"`  // closed: calls are served; open: answered at once as unavailable; half-open: the token is on trial
+	Waiting  int              `json:"waiting"`  // calls in the queue
+	Attended bool             `json:"attended"` // the PIN is typed at each boot, and lies nowhere
 	Problems []policy.Problem `json:"problems,omitempty"`
+}
+
+// HSMUnlockRequest is the PIN as typed; both sides wipe it. LastTry confirms a login although one more wrong PIN locks the token.
+type HSMUnlockRequest struct {
+	PIN     []byte `json:"pin"`
+	LastTry bool   `json:"lastTry"`
+}
+
+// HSMRetryRequest starts the token over after a failure, with the PIN at hand: a wrong one costs one of the token's tries.
+type HSMRetryRequest struct {
+	LastTry bool `json:"lastTry"`
 }
 
 // HSMKey is a key as the token describes it, or a software key as its worker does.

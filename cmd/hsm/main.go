@@ -5,7 +5,8 @@
 //	hsm software
 //
 // Started plain it is the keeper: it asks the ledger for the PIN and the
-// module's name, holds the PIN in locked memory, serves the hsm.* methods on its
+// module's name (the PIN of an attended node comes from the console instead, and
+// the ledger never sees it), holds the PIN in locked memory, serves the hsm.* methods on its
 // rpc socket and runs itself as `hsm worker`, which loads the module. Only the
 // worker is ever killed. The worker takes the PIN from a pipe on descriptor 4
 // and calls on descriptor 3; it is of no use by hand.
@@ -106,9 +107,10 @@ func keeper(child *supervise.Child, attachDir string) error {
 	c := &cable{dir: attachDir, log: child.Logf}
 	// The PIN and software keys come from there, so the ledger's uid is proved.
 	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
+	from := &source{ledger: ledger, k: k, c: c}
 	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(self, "software") }, softwareKeys(ledger), child.Logf)
 	server := rpc.NewServer(child.UIDs)
-	register(server, hsm.Keyring{Token: k, Software: soft}, c)
+	register(server, hsm.Keyring{Token: k, Software: soft}, from)
 	listener, err := rpc.Listen(child.Socket(rpc.HSM))
 	if err != nil {
 		return err
@@ -117,9 +119,9 @@ func keeper(child *supervise.Child, attachDir string) error {
 	go func() { ran <- k.Run(ctx) }()
 	softly := make(chan struct{})
 	go func() { defer close(softly); soft.Run(ctx) }()
-	go settings(ctx, ledger, k, c)
-	go report(ctx, k, chronicle(ctx, child, ledger))
-	go supervise.Ready(ctx, statusLine(k.Status()), k.Alive)
+	go from.run(ctx)
+	go report(ctx, k, from.attended, chronicle(ctx, child, ledger))
+	go supervise.Ready(ctx, statusLine(k.Status(), false), k.Alive)
 	err = server.Serve(ctx, listener)
 	stop()
 	<-ran // the worker is dead and the PIN wiped

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -201,11 +200,4 @@ func operation(role policy.KeyRole) string {
 		return "decryption"
 	}
 	return "signature"
-}
-
-// registerTest offers hsm.Test.
-func registerTest(s *rpc.Server, token tested) {
-	rpc.Handle(s, rpc.HSMTest, func(ctx context.Context, _ rpc.Caller, r rpc.HSMTestRequest) ([]rpc.HSMTestResult, error) {
-		return selfTest(ctx, token, r, rand.Reader)
-	}, rpc.Console, rpc.Ledger)
 }

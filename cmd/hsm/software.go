@@ -39,8 +39,8 @@ func softwareKeys(ledger *rpc.Client) func(context.Context) ([]hsm.SoftwareKey, 
 // registerSoftware offers what the ledger needs for keys that are not made here: requests for certificates, and word of new software
 // keys.
 func registerSoftware(s *rpc.Server, r hsm.Keyring) {
-	rpc.Handle(s, rpc.HSMRequest, func(ctx context.Context, _ rpc.Caller, q rpc.HSMRequestRequest) (rpc.HSMSignReply, error) {
-		sig, err := r.Request(ctx, q.Ref, q.Info)
+	rpc.Handle(s, rpc.HSMRequest, func(ctx context.Context, by rpc.Caller, q rpc.HSMRequestRequest) (rpc.HSMSignReply, error) {
+		sig, err := r.Request(hsm.WithCaller(ctx, by.Process), q.Ref, q.Info)
 		return rpc.HSMSignReply{Signature: sig}, wireError(err)
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMSoftware, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.Empty, error) {

@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), tpmVerbs(), policyVerbs(), trustVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -148,8 +148,10 @@ func tpmVerbs() []Verb {
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
 			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
-			Stdin:  "the boot log of a host that encrypts dumps to it (.tcglog)",
-			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < hv7.tcglog",
+			Stdin:  "the dump key's certificate (PEM or DER), or the boot log of a host that encrypts dumps to it (.tcglog)",
+			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < dump-key.cer",
+			More: "What counts is the SHA-256 of the public key as the hosts' registry has it (CrashControl, EncryptionCertificates, PublicKey). Of a certificate it is " +
+				"computed here.",
 			Replaces: []string{"Add-HgsAttestationDumpPolicy"}},
 		{Name: "dump-key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: dumpKeyList,
 			Help: "keys that crash dumps may be encrypted to", Example: "dump-key list",
@@ -260,7 +262,9 @@ func serviceVerbs() []Verb {
 		{Name: "service set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: serviceSet,
 			Params: []Param{flag("mode", Choice, "attestation mode that hosts are told", modeNames...),
 				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
-				flag("health-life", Duration, "life of health certificates, 15m to 24h")},
+				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
+				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
+				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
@@ -282,8 +286,20 @@ func serviceVerbs() []Verb {
 			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
+		{Name: "hsm unlock", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmUnlock, Dialogue: hsmUnlockDialogue,
+			Params: []Param{lastTry}, Stdin: "the token's PIN on one line",
+			Help: "give an attended node its token's PIN after a boot", Example: "hsm unlock",
+			More: "The PIN is not shown while it is typed. Only the HSM process has it, in memory, until the machine stops; it is lent again to a restarted worker without asking. " +
+				"A wrong PIN is tried once."},
+		{Name: "hsm retry", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmRetry, Params: []Param{lastTry},
+			Help: "try the token again after it was mended", Example: "hsm retry",
+			More: "For a token that stopped (wrong or locked PIN) or that was replaced by another one of the same name. A token that was only away comes back by itself. " +
+				"If the PIN is wrong, this costs one of the token's tries."},
 	}
 }
+
+// lastTry is what stands between a person's hurry and a locked token.
+var lastTry = flag("last-try", Switch, "although one more wrong PIN locks the token")
 
 func nodeVerbs() []Verb {
 	return []Verb{

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"math/big"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerHTTPSRequest, f.httpsRequest)
 	on(f, s, rpc.LedgerAudit, func(e policy.AuditEntry) (policy.AuditReceipt, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -174,8 +176,15 @@ func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
 
 func (f *Fake) hsm(s *rpc.Server) {
 	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
-		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA"}, nil
+		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
 	})
+	on(f, s, rpc.HSMUnlock, func(r rpc.HSMUnlockRequest) (rpc.Empty, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unlocked = append(f.unlocked, fmt.Sprintf("%s %v", r.PIN, r.LastTry))
+		return rpc.Empty{}, nil
+	})
+	on(f, s, rpc.HSMRetry, func(r rpc.HSMRetryRequest) (rpc.Empty, error) { return rpc.Empty{}, nil })
 	on(f, s, rpc.HSMKeys, func(rpc.Empty) ([]rpc.HSMKey, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

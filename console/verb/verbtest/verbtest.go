@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,7 @@ type Fake struct {
 	changed  chan struct{}
 	audit    []policy.AuditEntry
 	power    []string
+	unlocked []string
 	pending  []policy.Observation
 	observed []policy.Observation
 	uses     []policy.ProtectorUse
@@ -300,4 +302,11 @@ func certificate(t testing.TB, key *rsa.PrivateKey, cn string) []byte {
 		t.Fatal(err)
 	}
 	return der
+}
+
+// Unlocked is what hsm.Unlock got: the PIN, a blank and whether the last try was confirmed.
+func (f *Fake) Unlocked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.unlocked)
 }
