@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -18,12 +20,13 @@ import (
 )
 
 // ServeSoftware is the worker that holds software keys: it takes them from conn, answers calls with them until conn ends, and forgets
-// them with its process. It never loads foreign code and shares no process with what does. All of its memory is locked, so that nothing
-// of a key is ever written to a disk; where that is refused it holds no key at all.
+// them with its process. It never loads foreign code and shares no process with what does. Nothing of a key is ever written to a disk:
+// all of its memory is locked or, where the limit does not allow that (Go reserves gigabytes of addresses, and all would count), the
+// machine has no swap; else it holds no key at all.
 func ServeSoftware(conn io.ReadWriteCloser) error {
 	defer conn.Close()
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		return fmt.Errorf("hsm: lock the memory of software keys (raise the limit MEMLOCK): %w", err)
+	if err := stayInMemory(); err != nil {
+		return err
 	}
 	s := &softToken{keys: map[policy.KeyRef]softKey{}}
 	w := &worker{conn: conn, token: s}
@@ -47,6 +50,22 @@ func ServeSoftware(conn io.ReadWriteCloser) error {
 		clear(body)
 		w.send(a, nil)
 	}
+}
+
+// stayInMemory sees that no page of this process reaches a disk.
+func stayInMemory() error {
+	locked := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	if locked == nil {
+		return nil
+	}
+	swaps, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return fmt.Errorf("hsm: the memory of software keys can't be locked (%w), and whether there is swap is not known: %w", locked, err)
+	}
+	if bytes.Count(bytes.TrimSpace(swaps), []byte("\n")) > 0 { // a header, then a line for each
+		return fmt.Errorf("hsm: the memory of software keys can't be locked, and this machine has swap (raise the limit MEMLOCK): %w", locked)
+	}
+	return nil
 }
 
 type softKey struct {

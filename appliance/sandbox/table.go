@@ -81,7 +81,7 @@ var Table = []Process{
 		Name: rpc.HSM, UID: 902, GID: 902, Program: "/bin/hsm",
 		Devices:  []Device{{Port: "org.guardhouse.hsm", Mode: 0o600}},
 		Paths:    []Path{{Path: "/run/hsm", Mode: 0o700}, {Path: "/data/hsm", Mode: 0o700, OnDisk: true}, {Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}}, // on disk: tokens of a module inside the image
-		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 16384 * mib, Heap: 64 * mib},                                                           // locked: `hsm software` locks all it has, and Go reserves gigabytes of addresses that it never touches; Data bounds what it does
+		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
 		OOMScore: -500, Watchdog: 30 * time.Second,
 	},
 	{
