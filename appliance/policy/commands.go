@@ -19,6 +19,7 @@ const (
 	CmdSetup          Kind = "setup"           // Setup
 	CmdServiceSet     Kind = "service.set"     // ServiceSet
 	CmdNodeSet        Kind = "node.set"        // NodeSet
+	CmdHTTPSInstall   Kind = "https.install"   // HTTPSInstall
 	CmdAdminAdd       Kind = "admin.add"       // AdminAdd
 	CmdAdminRemove    Kind = "admin.remove"    // ByName
 	CmdHostAdd        Kind = "host.add"        // HostAdd
@@ -80,7 +81,6 @@ type NodeSet struct {
 	Network     *Network `json:"network,omitempty"`
 	TimeServers []string `json:"timeServers,omitempty"`
 	HSM         *HSM     `json:"hsm,omitempty"`
-	Certificate []byte   `json:"certificate,omitempty"`
 }
 
 // AdminAdd enrols an administrator.
@@ -166,6 +166,7 @@ var handlers = map[Kind]struct {
 	CmdSetup:          {AdminOwner, false, applySetup},
 	CmdServiceSet:     {AdminOperator, false, applyServiceSet},
 	CmdNodeSet:        {AdminOperator, true, applyNodeSet},
+	CmdHTTPSInstall:   {AdminOperator, false, applyHTTPSInstall},
 	CmdAdminAdd:       {AdminOwner, false, applyAdminAdd},
 	CmdAdminRemove:    {AdminOwner, false, applyAdminRemove},
 	CmdHostAdd:        {AdminOperator, false, applyHostAdd},

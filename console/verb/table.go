@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -108,6 +108,8 @@ func hostVerbs() []Verb {
 		{Name: "host findings", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFindings, Params: []Param{name},
 			Help: "why a host's TPM evidence failed, and what to do", Example: "host findings hv7",
 			Replaces: []string{"Get-HgsTrace"}},
+		{Name: "evidence verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: evidenceVerify, Params: []Param{flag("host", Word, "only of this host")},
+			Help: "prove the stored boot logs again and compare with what is on record", Example: "evidence verify --host hv7"},
 	}
 }
 
@@ -148,8 +150,10 @@ func tpmVerbs() []Verb {
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
 			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
-			Stdin:  "the boot log of a host that encrypts dumps to it (.tcglog)",
-			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < hv7.tcglog",
+			Stdin:  "the dump key's certificate (PEM or DER), or the boot log of a host that encrypts dumps to it (.tcglog)",
+			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < dump-key.cer",
+			More: "What counts is the SHA-256 of the public key as the hosts' registry has it (CrashControl, EncryptionCertificates, PublicKey). Of a certificate it is " +
+				"computed here.",
 			Replaces: []string{"Add-HgsAttestationDumpPolicy"}},
 		{Name: "dump-key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: dumpKeyList,
 			Help: "keys that crash dumps may be encrypted to", Example: "dump-key list",
