@@ -102,7 +102,7 @@ func TestVolumeGivesBackWhatWasWrittenWithItsKeyAlone(t *testing.T) {
 	if got := readAt(t, path, 0, 1<<20); !bytes.Equal(got, make([]byte, 1<<20)) {
 		t.Error("unwritten room is not zero")
 	}
-	corruptOneSector(t, d, path, at, secret)
+	corruptOneSector(t, d, at, secret)
 }
 
 func readAt(t *testing.T, path string, at int64, n int) []byte {
@@ -120,7 +120,7 @@ func readAt(t *testing.T, path string, at int64, n int) []byte {
 }
 
 // corruptOneSector flips one bit of ciphertext: its sector reads as an error, never as data, and its neighbours stay readable.
-func corruptOneSector(t *testing.T, d Disk, path string, at int64, secret []byte) {
+func corruptOneSector(t *testing.T, d Disk, at int64, secret []byte) {
 	if err := Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,8 @@ func corruptOneSector(t *testing.T, d Disk, path string, at int64, secret []byte
 		f.ReadAt(b, place)
 		f.WriteAt([]byte{b[0] ^ 4}, place)
 		f.Sync()
-		if path, err = Open(d, testKey); err != nil {
+		path, err := Open(d, testKey)
+		if err != nil {
 			t.Fatal(err)
 		}
 		v, err := os.Open(path)

@@ -51,9 +51,10 @@ type Slot struct {
 // Header is what lies in clear before an encrypted volume. Nothing in it is secret; the MAC proves that it was written by somebody who
 // knew the volume key, so that a foreign volume with the right magic is refused before its file system is looked at.
 type Header struct {
-	Volume     string `json:"volume"`     // random name of the volume, hex
-	Sequence   uint64 `json:"sequence"`   // rises with each write
-	Generation uint64 `json:"generation"` // rises with each boot: see package volume
+	Volume     string `json:"volume"`              // random name of the volume, hex
+	Sequence   uint64 `json:"sequence"`            // rises with each write
+	Generation uint64 `json:"generation"`          // rises with each boot: see package volume
+	Preparing  bool   `json:"preparing,omitempty"` // nothing is kept yet: a power cut before the end means that the disk is prepared anew
 	Slots      []Slot `json:"slots"`
 	MAC        []byte `json:"mac"` // HMAC-SHA256 of the rest under a key derived from the volume key
 }
@@ -108,9 +109,8 @@ func (h *Header) mac(key []byte) ([]byte, error) {
 
 // Labels of the keys that are derived from a volume key.
 const (
-	LabelDisk    = "guardhouse disk"    // encryption and integrity of the disk
-	LabelHeader  = "guardhouse header"  // MAC of the header
-	LabelSecrets = "guardhouse secrets" // the ledger's root key
+	LabelDisk   = "guardhouse disk"   // encryption and integrity of the disk
+	LabelHeader = "guardhouse header" // MAC of the header
 )
 
 // Derive makes a key of n bytes for a label (HKDF-SHA256, RFC 5869). The caller wipes it.

@@ -45,7 +45,7 @@ func NewHeader() (*Header, error) {
 
 // Create makes an encrypted volume on a blank disk: an integrity layer, an encrypted layer above it, and every sector written once,
 // because a sector that was never written has no valid check value. It leaves the volume open and gives the path of the device to put
-// a file system on. It does not write the header: until the caller does, the disk is nobody's and may be formatted again.
+// a file system on. It does not touch the header.
 func Create(ctx context.Context, d Disk, key []byte, progress Progress) (string, error) {
 	if err := wipeStart(d.Path); err != nil {
 		return "", volumeFailed("prepare", d, err)
@@ -179,13 +179,13 @@ func dataSectors(path string) (uint64, error) {
 	return n &^ (sectorSize/512 - 1), nil
 }
 
-// wipeStart zeroes what tells the integrity layer that it was used before, and both header copies.
+// wipeStart zeroes what tells the integrity layer that it was used before.
 func wipeStart(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(make([]byte, bodyStart+64<<10), 0)
+	_, err = f.WriteAt(make([]byte, 64<<10), bodyStart)
 	return errors.Join(err, f.Sync(), f.Close())
 }
 

@@ -120,7 +120,7 @@ func authorityPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 		Unique:           tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.FillBytes(make([]byte, 256))})}
 }
 
-// SealVolume puts the volume key into the TPM's custody, for boots that the authority signs. TakeOwnership must have been called.
+// SealVolume puts the volume key into the TPM's custody, for boots that the authority signs. Prepare must have been called.
 func (t *TPM) SealVolume(authority *rsa.PublicKey, authorityPEM, key []byte) (VolumeSlot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,11 +171,7 @@ func (t *TPM) UnsealVolume(slot VolumeSlot, policies []SignedPolicy) ([]byte, Si
 	if !bytes.Equal(srk.name.Buffer, slot.Root) {
 		return nil, SignedPolicy{}, otherTPM()
 	}
-	now, err := readPCRs(t.t, PolicyPCRs)
-	if err != nil {
-		return nil, SignedPolicy{}, err
-	}
-	p, err := fitting(policies, AuthorityID(authority), now)
+	p, err := t.fitting(policies, AuthorityID(authority))
 	if err != nil {
 		return nil, SignedPolicy{}, err
 	}
@@ -183,8 +179,20 @@ func (t *TPM) UnsealVolume(slot VolumeSlot, policies []SignedPolicy) ([]byte, Si
 	return key, p, err
 }
 
+// Fitting is the policy of this boot, or an *Error that says why there is none: what is asked before a disk is prepared, because what
+// is sealed then must open again.
+func (t *TPM) Fitting(authority *rsa.PublicKey, policies []SignedPolicy) (SignedPolicy, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.fitting(policies, AuthorityID(authority))
+}
+
 // fitting picks the newest release's policy by the authority whose registers are the present ones.
-func fitting(policies []SignedPolicy, authority string, now map[uint][]byte) (SignedPolicy, error) {
+func (t *TPM) fitting(policies []SignedPolicy, authority string) (SignedPolicy, error) {
+	now, err := readPCRs(t.t, PolicyPCRs)
+	if err != nil {
+		return SignedPolicy{}, err
+	}
 	var found, nearest *SignedPolicy
 	foreign := 0
 	for i := range policies {
