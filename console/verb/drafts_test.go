@@ -30,7 +30,9 @@ func TestStagedChangesAreTriedTogetherCommittedAndUndone(t *testing.T) {
 	}
 	staged := func(n int) {
 		t.Helper()
-		waitFor(t, f, func(st policy.State) bool { return n == 0 && st.Draft == nil || st.Draft != nil && len(st.Draft.Steps) == n })
+		waitFor(t, f, func(st policy.State) bool {
+			return n == 0 && st.Draft == nil || st.Draft != nil && len(st.Draft.Steps) == n
+		})
 	}
 	if text := flat(t, s, "draft show", ""); !strings.Contains(text, "Nothing is staged") {
 		t.Errorf("draft show said %s", text)
