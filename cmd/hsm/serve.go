@@ -11,9 +11,12 @@ import (
 )
 
 // register offers the hsm.* methods, each to the processes that need it.
-func register(s *rpc.Server, k *hsm.Keeper, c *cable) {
+func register(s *rpc.Server, k *hsm.Keeper, c *cable, st *site) {
+	st.register(s)
 	rpc.Handle(s, rpc.HSMStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.HSMStatusReply, error) {
-		return status(k.Status(), c.problem()), nil
+		r := status(k.Status(), c.problem())
+		r.Pack = st.manifest.Title()
+		return r, nil
 	}, rpc.Console, rpc.Ledger, rpc.HGS)
 	rpc.Handle(s, rpc.HSMKeys, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) ([]rpc.HSMKey, error) {
 		keys, err := k.Keys(ctx)

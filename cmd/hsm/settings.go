@@ -18,18 +18,19 @@ import (
 
 // settings asks the ledger for PIN and module: often until the node is set up,
 // then only while the token is not ready, because what is wrong may be mended
-// there. A PIN that the token refused is not tried again: the keeper ignores the
-// same one.
-func settings(ctx context.Context, ledger *rpc.Client, k *hsm.Keeper, c *cable) {
-	pause, said := 250*time.Millisecond, ""
+// there, or the site's data changed. A PIN that the token refused is not tried
+// again: the keeper ignores the same one.
+func settings(ctx context.Context, ledger *rpc.Client, k *hsm.Keeper, c *cable, st *site) {
+	pause, said, anew := 250*time.Millisecond, "", false
 	for {
-		if k.Status().State != hsm.StateReady {
+		if anew || k.Status().State != hsm.StateReady {
 			call, cancel := context.WithTimeout(ctx, 5*time.Second)
 			r, err := rpc.LedgerPIN.Call(call, ledger, rpc.Empty{})
 			cancel()
 			if err == nil {
 				pause = 5 * time.Second
-				err = apply(ctx, r, k, c)
+				err = apply(ctx, r, k, c, st)
+				anew = anew && err != nil
 			}
 			clear(r.PIN)
 			if err != nil && !errors.Is(err, rpc.ErrUnavailable) && err.Error() != said && ctx.Err() == nil {
@@ -41,22 +42,22 @@ func settings(ctx context.Context, ledger *rpc.Client, k *hsm.Keeper, c *cable) 
 		case <-ctx.Done():
 			c.lay(ctx, "")
 			return
+		case <-st.changed:
+			anew = true
 		case <-time.After(pause):
 		}
 	}
 }
 
-// embedded is the module that keeps its token on this node's disk. Its token is
-// made when it is missing; no real HSM is ever initialised by us.
-const embedded = "libsofthsm2.so"
-
-// apply lays the cable first, so that the module finds its socket.
-func apply(ctx context.Context, r rpc.PINReply, k *hsm.Keeper, c *cable) error {
+// apply lays the cable first, so that the module finds its socket. A missing
+// token is made only where the image's pack says that its module keeps it on
+// this node's disk; no real HSM is ever initialised by us.
+func apply(ctx context.Context, r rpc.PINReply, k *hsm.Keeper, c *cable, st *site) error {
 	if err := c.lay(ctx, r.HSM.Attach); err != nil {
 		return err
 	}
-	cfg := hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token, Create: filepath.Base(r.HSM.Module) == embedded}
-	if err := k.Configure(cfg, c.env()); err != nil {
+	cfg := hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token, Create: st.makesToken(r.HSM.Module)}
+	if err := k.Configure(cfg, append(st.env(), c.env()...)); err != nil {
 		return err
 	}
 	return k.SetPIN(r.PIN)

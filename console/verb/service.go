@@ -327,7 +327,7 @@ func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error
 		return Output{}, err
 	}
 	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", cmp.Or(st.Token, "none"), cmp.Or(st.Serial, "not known")).
-		Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
+		Field("pack", "%s", cmp.Or(st.Pack, "none")).Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
 	problems(p, st.Problems)
 	return Output{Text: p, Value: st}, nil
 }

@@ -275,6 +275,15 @@ func serviceVerbs() []Verb {
 			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
+		{Name: "hsm site-data list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: siteList,
+			Help: "this site's own files for the HSM pack, by hash", Example: "hsm site-data list"},
+		{Name: "hsm site-data put", Role: owner, Doors: onlySSH, Risk: Changes, Run: sitePut, Params: []Param{place("name", Word, "as the pack declares it")},
+			Stdin: "the file as it is: a certificate, a key, a security-world file",
+			Help:  "store one of them on this node's disk", Example: "hsm site-data put client.pem < client.pem",
+			More: "An image never holds what belongs to one site. These files lie on the node's disk, readable by the HSM process and the pack's helper only; " +
+				"the audit records name and hash. The PIN does not belong here: it is one of the node's secrets."},
+		{Name: "hsm site-data remove", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: siteRemove, Params: []Param{place("name", Word, "as site-data list shows it")},
+			Help: "delete one of them from this node's disk", Example: "hsm site-data remove client.pem"},
 	}
 }
 
