@@ -250,7 +250,10 @@ func TestForeignProgramIsReadyWhileItRuns(t *testing.T) {
 		}
 		return exec.Command("/bin/sleep", "60"), nil
 	}}
-	n := native(t, tm, foreign)
+	n := native(t, tm)
+	if err := n.Add(foreign); err != nil {
+		t.Fatal(err)
+	}
 	ready(t, n, "foreign")
 	time.Sleep(3 * tm.StartLimit)
 	if s := status(n, "foreign"); s.State != StateReady || s.Restarts != 0 {
