@@ -201,7 +201,7 @@ func (b *build) addProgram(name, file string) error {
 
 // closure adds a file's shared libraries and remembers them for the notice.
 func (b *build) closure(files ...string) error {
-	libs, err := b.list.AddClosure(files...)
+	libs, err := b.list.AddClosure(nil, files...)
 	b.hostFiles = append(b.hostFiles, libs...)
 	return err
 }
