@@ -31,6 +31,7 @@ import (
 	"guardhouse/board/q35"
 	"guardhouse/images/debian"
 	"guardhouse/images/esp"
+	"guardhouse/images/hsmpack"
 	"guardhouse/images/uki"
 	"guardhouse/initramfs"
 )
@@ -57,7 +58,7 @@ type Options struct {
 	Cache    string            // cache folder, made if missing
 	Release  initramfs.Release // version and build time
 	Commands []string          // programs to include; empty means all of Programs
-	HSM      HSM               // which PKCS#11 module is inside
+	HSM      HSM               // which HSM pack is inside
 	PCRKey   []byte            // PEM public key for .pcrpkey; may be empty
 	Logf     func(format string, args ...any)
 }
@@ -76,7 +77,7 @@ type Result struct {
 // earlier build, never half written ones.
 func Build(ctx context.Context, opt Options) (*Result, error) {
 	start := time.Now()
-	if err := errors.Join(opt.HSM.Validate(), opt.Release.Validate()); err != nil {
+	if err := opt.Release.Validate(); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{opt.Out, opt.Cache} {
@@ -120,6 +121,7 @@ type build struct {
 	hostFiles []string // Debian files used, for the notice
 	pkgs      []debian.Package
 	goModules []GoModule
+	hsm       *hsmpack.Pack
 	initrd    []byte
 	result    Result
 }
@@ -152,7 +154,7 @@ func (b *build) fetchKernel(ctx context.Context) (err error) {
 	return err
 }
 
-func (b *build) contents(context.Context) error {
+func (b *build) contents(ctx context.Context) error {
 	if err := b.list.AddSkeleton(b.Release); err != nil {
 		return err
 	}
@@ -173,7 +175,7 @@ func (b *build) contents(context.Context) error {
 		}
 		b.hostFiles = append(b.hostFiles, from)
 	}
-	return b.addHSM()
+	return b.addHSM(ctx)
 }
 
 // diskTools make and repair the data disk's file system.

@@ -136,7 +136,7 @@ func (m Manifest) Validate() error {
 	}
 	for i, f := range m.Files {
 		if !clean(f.Path) || f.Mode != 0o644 && f.Mode != 0o755 || f.Size < 0 || !hashForm.MatchString(f.SHA256) {
-			return bad("files", "%.128q: want a clean absolute path, mode 0644 or 0755 and a SHA-256", f.Path)
+			return bad("files", "%.128q: want a clean path where packs may put files, mode 0644 or 0755 and a SHA-256", f.Path)
 		}
 		if i > 0 && m.Files[i-1].Path >= f.Path {
 			return bad("files", "%.128q is not in order, or is there twice", f.Path)
@@ -169,8 +169,15 @@ func (m Manifest) Validate() error {
 	return nil
 }
 
+// homes are where the files of a pack may lie: nowhere else, so that no pack replaces a program or a setting of the node.
+var homes = []string{"/usr/lib/", "/lib/x86_64-linux-gnu/", "/lib64/", "/opt/", "/etc/"}
+
+// settings are the node's own below /etc.
+var settings = []string{ManifestPath, "/etc/os-release", "/etc/modules.list", "/etc/modules.match", "/etc/resolv.conf", "/etc/ld.so.preload"}
+
 func clean(p string) bool {
-	return path.IsAbs(p) && path.Clean(p) == p && p != "/" && len(p) <= 512 && !strings.ContainsAny(p, "\x00\n")
+	home := slices.ContainsFunc(homes, func(h string) bool { return strings.HasPrefix(p, h) })
+	return home && !slices.Contains(settings, p) && path.IsAbs(p) && path.Clean(p) == p && p != "/" && len(p) <= 512 && !strings.ContainsAny(p, "\x00\n")
 }
 
 func (m Manifest) holds(p string) bool {
