@@ -17,6 +17,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -32,6 +33,8 @@ import (
 	"guardhouse/images/debian"
 	"guardhouse/images/esp"
 	"guardhouse/images/hsmpack"
+	"guardhouse/images/keys"
+	"guardhouse/images/measure"
 	"guardhouse/images/uki"
 	"guardhouse/initramfs"
 )
@@ -49,7 +52,11 @@ const (
 	DiskFile     = "guardhouse.img"
 	ManifestFile = "manifest.json"
 	NoticeFile   = "NOTICE"
+	PolicyFile   = "policy.json"
 )
+
+// PolicyPath is where the signed policies lie beside the image.
+const PolicyPath = "/guardhouse/policy.json"
 
 // Options of a build.
 type Options struct {
@@ -59,7 +66,8 @@ type Options struct {
 	Release  initramfs.Release // version and build time
 	Commands []string          // programs to include; empty means all of Programs
 	HSM      HSM               // which HSM pack is inside
-	PCRKey   []byte            // PEM public key for .pcrpkey; may be empty
+	Keys     *keys.Set         // signs the image and its boots
+	DBX      [][]byte          // each content of dbx that machines may have; an empty one is always among them
 	Logf     func(format string, args ...any)
 }
 
@@ -80,6 +88,10 @@ func Build(ctx context.Context, opt Options) (*Result, error) {
 	if err := opt.Release.Validate(); err != nil {
 		return nil, err
 	}
+	if opt.Keys == nil {
+		return nil, errors.New("no key set; make one with mkimage keys")
+	}
+	opt.Release.Evaluation = opt.Keys.Evaluation
 	for _, dir := range []string{opt.Out, opt.Cache} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
@@ -254,20 +266,50 @@ func (b *build) assemble(context.Context) error {
 		{Name: uki.OSRel, Data: []byte(b.Release.Text())},
 		{Name: uki.Cmdline, Data: []byte(kernel.Text(kernel.CommandLine))},
 		{Name: uki.Uname, Data: []byte(b.tree.Version)},
+		{Name: uki.PCRPKey, Data: b.Keys.Public(keys.Policy)},
+		{Name: uki.Linux, Data: linux}, {Name: uki.Initrd, Data: b.initrd},
 	}
-	if len(b.PCRKey) > 0 {
-		sections = append(sections, uki.Section{Name: uki.PCRPKey, Data: b.PCRKey})
-	}
-	sections = append(sections, uki.Section{Name: uki.Linux, Data: linux}, uki.Section{Name: uki.Initrd, Data: b.initrd})
 	img, err := uki.Build(stub, sections)
 	if err != nil {
+		return err
+	}
+	signer, err := b.Keys.Signer(keys.DB)
+	if err != nil {
+		return err
+	}
+	if img, err = uki.Sign(img, b.Keys.Certs[keys.DB], signer); err != nil {
 		return err
 	}
 	b.result.UKISize = int64(len(img))
 	if err := replace(filepath.Join(b.Out, UKIFile), img); err != nil {
 		return err
 	}
-	return esp.Write(filepath.Join(b.Out, DiskFile), []esp.File{{Path: esp.BootPath, Data: img}})
+	policies, err := b.policies(img)
+	if err != nil {
+		return err
+	}
+	if err := replace(filepath.Join(b.Out, PolicyFile), policies); err != nil {
+		return err
+	}
+	return esp.Write(filepath.Join(b.Out, DiskFile), []esp.File{{Path: esp.BootPath, Data: img}, {Path: PolicyPath, Data: policies}})
+}
+
+// policies signs the boots of the image on machines with our keys and each of the given contents of dbx.
+func (b *build) policies(img []byte) ([]byte, error) {
+	boots := []measure.Boot{{Name: b.Keys.Name + ", dbx empty", Firmware: measure.FirmwareOf(b.Keys, nil)}}
+	for _, dbx := range b.DBX {
+		boots = append(boots, measure.Boot{Name: fmt.Sprintf("%s, dbx %.8x", b.Keys.Name, sha256.Sum256(dbx)), Firmware: measure.FirmwareOf(b.Keys, dbx)})
+	}
+	signer, err := b.Keys.Signer(keys.Policy)
+	if err != nil {
+		return nil, err
+	}
+	f, err := measure.SignPolicies(img, b.Release.Number, boots, signer)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(f, "", " ")
+	return append(text, '\n'), err
 }
 
 // checkSigner compares our hash of the kernel with the one its signer put

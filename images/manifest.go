@@ -22,6 +22,8 @@ type Manifest struct {
 	Name       string           `json:"name"`
 	Version    string           `json:"version"`
 	BuildEpoch int64            `json:"build_epoch"`
+	Release    uint64           `json:"release"`
+	KeySet     string           `json:"key_set"`  // its name; "EVALUATION ONLY" is never for production
 	Complete   bool             `json:"complete"` // false when programs were left out
 	HSM        HSMRecord        `json:"hsm"`
 	Outputs    []FileRecord     `json:"outputs"`
@@ -64,7 +66,7 @@ func (b *build) manifest(ctx context.Context) error {
 		return err
 	}
 	m := Manifest{
-		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Complete: len(b.programs) == len(Programs),
+		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Release: b.Release.Number, KeySet: b.Keys.Name, Complete: len(b.programs) == len(Programs),
 		HSM: HSMRecord{Manifest: b.hsm.Manifest}, Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
 		GoModules: b.goModules, Debian: b.pkgs,
 	}
@@ -80,7 +82,7 @@ func (b *build) manifest(ctx context.Context) error {
 	for _, e := range b.list.Entries() {
 		m.Files = append(m.Files, describe(e))
 	}
-	for _, name := range []string{UKIFile, DiskFile, NoticeFile} {
+	for _, name := range []string{UKIFile, DiskFile, NoticeFile, PolicyFile} {
 		f, err := hashFile(filepath.Join(b.Out, name))
 		if err != nil {
 			return err

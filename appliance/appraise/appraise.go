@@ -10,7 +10,8 @@
 // SecureBoot itself, which has its own policy) and the whole list of launch authorities are the same, and firmware's DMA protection is no worse.
 //
 // Limits: pure; no files, sockets, clocks. Whether the facts are proved is package evidence's affair, whether they are fresh is the
-// session's. A certificate's validity period is not looked at: a TPM is as genuine after it as before.
+// session's. A certificate's validity period refuses nobody, because a TPM is as genuine after it as before: [Trust.Dates] tells
+// administrators of it when a host is registered or shown.
 package appraise
 
 import (

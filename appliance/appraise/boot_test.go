@@ -169,7 +169,12 @@ func newSite(t testing.TB) *site {
 
 func (s *site) issue(t testing.TB, name string, pub *ecdsa.PublicKey, ca bool) []byte {
 	t.Helper()
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name}, NotAfter: time.Unix(2e9, 0), IsCA: ca, BasicConstraintsValid: true}
+	return s.issueFor(t, name, pub, ca, time.Time{}, time.Unix(2e9, 0))
+}
+
+func (s *site) issueFor(t testing.TB, name string, pub *ecdsa.PublicKey, ca bool, from, until time.Time) []byte {
+	t.Helper()
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: until, IsCA: ca, BasicConstraintsValid: true}
 	parent := &x509.Certificate{Subject: pkix.Name{CommonName: "Vendor Root"}}
 	if ca {
 		parent = tmpl

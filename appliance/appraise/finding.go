@@ -45,6 +45,7 @@ const (
 	SettingUnmeasured  Kind = "setting-unmeasured"
 	VersionsMixed      Kind = "versions-mixed" // a match exists, but of the other policy version
 	SettingContradicts Kind = "setting-contradicts"
+	OldTLS             Kind = "tls-old" // no verdict's: the host's connection was refused, not its evidence
 )
 
 // Finding is one reason why a host does not pass. It is for audit and console; hosts get only the GUID.
@@ -82,6 +83,17 @@ func of(b *policy.Builtin, kind Kind, what, remedy string) Finding {
 	return f
 }
 
+// TLSRemedy is for a host whose .NET offers TLS 1.0 only, as Windows Server 2016 does until it is told to use what the system has.
+const TLSRemedy = `on the host: reg add HKLM\SOFTWARE\Microsoft\.NETFramework\v4.0.30319 /v SystemDefaultTlsVersions /t REG_DWORD /d 1 /f /reg:64, ` +
+	"the same with /reg:32, then restart it"
+
+// TLSFinding is on a host from whose address a connection offered no TLS 1.2. Nothing proves that it was the host's own.
+func TLSFinding(address, offered string) Finding {
+	f := about(OldTLS, fmt.Sprintf("from its address %s somebody asked for HTTPS with %s at best, which is refused", address, offered), TLSRemedy, "")
+	f.Measured, f.Expected = offered, []string{"TLS 1.2 or newer"}
+	return f
+}
+
 func untrustedFinding(err error) Finding {
 	f := about(UntrustedEK, "the endorsement key's certificate is not trusted: "+err.Error(), "import the certificate that is named, if you trust the TPM's vendor", "tpm-trust import VENDOR < FILE")
 	var missing *evidence.MissingIssuer
@@ -97,7 +109,7 @@ func untrustedFinding(err error) Finding {
 // logRemedies say what is usually behind a refused log.
 var logRemedies = map[evidence.Kind]string{
 	evidence.KindLog:       "restart the host; if it stays, its firmware writes logs that do not follow the standard: update the firmware",
-	evidence.KindBank:      "switch the TPM's SHA-256 bank on in the firmware's setup, and restart the host",
+	evidence.KindBank:      "the firmware measures or logs SHA-1 only: update it, switch the SHA-256 bank on in its setup, and restart the host",
 	evidence.KindPCR:       "restart the host; if it boots over the network, update its PXE boot program; else somebody changed the log or measured past it",
 	evidence.KindUnlogged:  "restart the host; if it stays, find out which software extends PCRs without logging it",
 	evidence.KindDigest:    "the log was changed after the boot: treat the host as suspect, restart it and look again",

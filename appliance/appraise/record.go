@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
 
 	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
@@ -43,7 +44,7 @@ func Record(v *Verdict, facts *evidence.Facts, extra map[string]string) (map[str
 	}
 	m["verdict"] = string(b)
 	if facts != nil {
-		if b, err = pack(facts); err != nil {
+		if b, err = Pack(facts); err != nil {
 			return nil, fmt.Errorf("record of facts: %w", err)
 		}
 		for i := 0; len(b) > 0; i++ {
@@ -94,17 +95,22 @@ func (f Finding) shortened() Finding {
 	}
 }
 
-// pack is facts as JSON, deflated, in base64: about 1.6 KB for a real host.
-func pack(facts *evidence.Facts) ([]byte, error) {
+// deflaters are kept: each takes a megabyte.
+var deflaters = sync.Pool{New: func() any {
+	w, _ := flate.NewWriter(nil, flate.DefaultCompression) // an error only for a level that does not exist
+	return w
+}}
+
+// Pack is facts as JSON, deflated, in base64: about 1.6 KB for a real host. Unpack reads it.
+func Pack(facts *evidence.Facts) ([]byte, error) {
 	b, err := json.Marshal(facts)
 	if err != nil {
 		return nil, err
 	}
 	var z bytes.Buffer
-	w, err := flate.NewWriter(&z, flate.DefaultCompression)
-	if err != nil {
-		return nil, err
-	}
+	w := deflaters.Get().(*flate.Writer)
+	defer deflaters.Put(w)
+	w.Reset(&z)
 	if _, err := w.Write(b); err != nil {
 		return nil, err
 	}
@@ -138,13 +144,14 @@ func Recorded(m map[string]string) (v *Verdict, facts *evidence.Facts, err error
 	if len(packed) == 0 {
 		return v, nil, nil
 	}
-	if facts, err = unpack(packed); err != nil {
+	if facts, err = Unpack(packed); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	return v, facts, nil
 }
 
-func unpack(packed []byte) (*evidence.Facts, error) {
+// Unpack reads what Pack wrote.
+func Unpack(packed []byte) (*evidence.Facts, error) {
 	z, err := base64.StdEncoding.AppendDecode(nil, packed)
 	if err != nil {
 		return nil, err

@@ -104,3 +104,25 @@ func (t *Trust) Chain(c *evidence.Certificate) ([]string, error) {
 	}
 	return tps, nil
 }
+
+// Dates tells what is odd about the validity of a certificate and of the issuers that lead to its root, at a time; nil if nothing is. They
+// are notes for administrators and refuse nobody: manufacturers' certificates run out while the TPM is in service, nobody can renew
+// them, and a TPM is as genuine after it as before. What counts is who registered the host, and whether its vendor is on.
+func (t *Trust) Dates(c *evidence.Certificate, at time.Time) (notes []string) {
+	chain, err := t.chains.Chain(c, time.Time{})
+	if err != nil {
+		chain = []*evidence.Certificate{c} // that it leads nowhere is told by Chain
+	}
+	for i, c := range chain {
+		switch {
+		case at.Before(c.NotBefore):
+			notes = append(notes, fmt.Sprintf("%q is valid only from %s on", c.Name(), c.NotBefore.UTC().Format(time.DateOnly)))
+		case at.After(c.NotAfter):
+			notes = append(notes, fmt.Sprintf("%q has expired on %s", c.Name(), c.NotAfter.UTC().Format(time.DateOnly)))
+		}
+		if i+1 < len(chain) && c.NotBefore.After(chain[i+1].NotAfter) {
+			notes = append(notes, fmt.Sprintf("%q was issued after its issuer %q had expired", c.Name(), chain[i+1].Name()))
+		}
+	}
+	return notes
+}

@@ -48,7 +48,8 @@ func TestRegisteredHostGetsItsCertificates(t *testing.T) {
 		e.Source != "192.0.2.7" || e.Facts["host"] != "host1" || !strings.Contains(e.Facts["certificate2"], "type 2 sha256 ") || len(e.Facts) > policy.MaxAuditFacts {
 		t.Errorf("%d entries, first %+v", len(n.audit), e)
 	}
-	if len(n.refusals) != 0 || len(n.observed) != 5 || n.observed[0].Kind != policy.ObservedHost || n.observed[0].Facts["verdict"] != "ok" {
+	if len(n.refusals) != 0 || len(n.observed) != 10 || n.observed[0].Kind != policy.ObservedHost || n.observed[0].Facts["verdict"] != "ok" ||
+		n.observed[1].Kind != policy.ObservedIdentity || len(n.observed[1].Facts["vsmKey"]) != 64 {
 		t.Errorf("refusals %v, observed %v", n.refusals, n.observed)
 	}
 }
@@ -235,7 +236,7 @@ func TestRefusalsNeedNoAudit(t *testing.T) {
 	}
 }
 
-func TestGetInfo(t *testing.T) {
+func TestP13_13_FunctionalLevels(t *testing.T) {
 	n := newNode(t)
 	for _, path := range []string{"/Attestation/Getinfo", "/attestation/v2.0/GETINFO/", "/Attestation/attestationservice.svc/getinfo"} {
 		w := n.do("GET", path, nil)

@@ -329,6 +329,11 @@ func (q *request) grant(host policy.Host, o order) {
 		return
 	}
 	q.verdict(host, "ok")
+	for _, w := range o.wanted {
+		if health.Purpose(w.content) == health.Encryption {
+			q.observe(policy.ObservedIdentity, host.ID, "vsmKey", keyHash(w.key))
+		}
+	}
 	if o.granted != nil {
 		o.granted()
 	}

@@ -34,6 +34,7 @@ const (
 	outcomeTPM        = "tpm-failed"
 	outcomeOtherEK    = "tpm-other-key"
 	outcomeForged     = "tpm-forged"
+	outcomeBank       = "tpm-bank-missing"
 )
 
 // pendingPerMinute bounds the unknown TPMs that one source may put before the
@@ -45,7 +46,10 @@ const pendingPerMinute = 6
 type claim struct {
 	session     hgsa.GUID
 	requested   []hgsa.AttestationResultType
+	certified   bool   // v2.0: key is its certificate
+	key         []byte // as it came
 	ek          *evidence.EK
+	known       bool                  // ek was parsed before, for a registered host; then certificate is nil
 	certificate *evidence.Certificate // v2.0 only
 	context     []byte                // empty in the first request
 }
@@ -78,7 +82,7 @@ func (q *request) tpmAttest() {
 		return
 	}
 	d := &evidence.Dialogue{Keys: keys, Codec: evidence.PrivateCodec, Random: q.d.Random}
-	who := evidence.Host{EK: ek, Session: c.session, Bank: evidence.SHA256}
+	who := evidence.Host{EK: ek, Session: c.session, Bank: evidence.SHA256, Fallback: evidence.SHA384}
 	if len(c.context) == 0 {
 		q.begin(d, who, host, earliest)
 		return
@@ -127,14 +131,17 @@ func (q *request) dialogueFailed(host policy.Host, err error) {
 		why.outcome, why.remedy = outcomeExpired, "none if the host begins anew; else see why its TPM needs more than two minutes"
 	case errors.Is(err, evidence.ErrContext):
 	case errors.Is(err, evidence.ErrTPM):
-		why.outcome, why.remedy = outcomeTPM, "see tpm.msc on the host; a TPM in lockout or without a SHA-256 bank can't attest"
+		why.outcome, why.remedy = outcomeTPM, "see tpm.msc on the host; a TPM in lockout can't attest"
+	case errors.Is(err, evidence.ErrBank):
+		why.outcome = outcomeBank
+		why.remedy = "switch the TPM's SHA-256 bank on in the host's firmware setup (or with its vendor's tool) and restart it: SHA-1 alone can't attest"
 	case errors.Is(err, evidence.ErrOtherEK):
 		why.outcome = outcomeOtherEK
 		why.remedy = "if its mainboard or TPM was replaced: host remove " + host.Name + ", then register its new platform identifier"
 	case errors.Is(err, evidence.ErrForged):
 		why.outcome, why.remedy = outcomeForged, "somebody answers in the place of this host's TPM: look at what runs at the source address"
 	case errors.Is(err, evidence.ErrEKKind):
-		why.outcome, why.remedy = outcomeEK, "only RSA 2048 and P-256 endorsement keys of the default templates can attest"
+		why.outcome, why.remedy = outcomeEK, "only RSA 2048 and 3072, P-256 and P-384 endorsement keys of the default templates can attest"
 	default:
 		q.d.Log("attestation: TPM conversation with host %s: %v", host.Name, err)
 		q.unavailable(outcomeNoKeys, err.Error(), "see log show hgs")
@@ -161,12 +168,15 @@ func (q *request) readClaim() (claim, bool) {
 		q.badPayload(err)
 		return claim{}, false
 	}
-	c, key, err := claimOf(message, q.route.Version)
+	c, err := claimOf(message, q.route.Version)
 	if err != nil {
 		q.badPayload(err)
 		return claim{}, false
 	}
-	if c.ek, c.certificate, err = endorsementKey(key, q.route.Version == "v2.0"); err != nil {
+	if c.ek, c.known = q.eks.get(c.keyOf()); c.known {
+		return c, true
+	}
+	if err = c.parseKey(); err != nil {
 		q.refuse(http.StatusOK, hgsa.UnauthorizedError(), refusal{outcome: outcomeEK, detail: err.Error(),
 			remedy: "see Get-TpmEndorsementKeyInfo on the host; a key that can't be read can't be registered"})
 		return claim{}, false
@@ -174,32 +184,45 @@ func (q *request) readClaim() (claim, bool) {
 	return c, true
 }
 
-// claimOf takes a message apart; key is the endorsement key or its certificate.
-func claimOf(message hgsa.Request, version string) (c claim, key []byte, err error) {
+// claimOf takes a message apart.
+func claimOf(message hgsa.Request, version string) (c claim, err error) {
 	switch m := message.(type) {
 	case *hgsa.TpmRequestInitial:
-		c, key = claim{session: m.SessionId, requested: m.RequestedContent}, m.RtpmPublicEndorsementKey
+		c = claim{session: m.SessionId, requested: m.RequestedContent, key: m.RtpmPublicEndorsementKey}
 	case *hgsa.TpmRequestContinue:
-		c, key = claim{session: m.SessionId, requested: m.RequestedContent, context: m.RtpmNewContext}, m.RtpmPublicEndorsementKey
+		c = claim{session: m.SessionId, requested: m.RequestedContent, context: m.RtpmNewContext, key: m.RtpmPublicEndorsementKey}
 	case *hgsa.AttestationRequest:
-		c = claim{session: m.SessionId, requested: m.RequestedContent}
-		if key, c.context, err = provided(m); err != nil {
-			return claim{}, nil, err
+		c = claim{session: m.SessionId, requested: m.RequestedContent, certified: true}
+		if c.key, c.context, err = provided(m); err != nil {
+			return claim{}, err
 		}
 	}
-	_, certified := message.(*hgsa.AttestationRequest)
-	if certified != (version == "v2.0") {
-		return claim{}, nil, fmt.Errorf("the message is not one of the protocol's version %s", version)
+	if c.certified != (version == "v2.0") {
+		return claim{}, fmt.Errorf("the message is not one of the protocol's version %s", version)
 	}
 	if n := len(c.requested); n == 0 || n > 2 {
-		return claim{}, nil, fmt.Errorf("%d certificates are requested, 1 or 2 are served", n)
+		return claim{}, fmt.Errorf("%d certificates are requested, 1 or 2 are served", n)
 	}
 	for _, t := range c.requested {
 		if t != hgsa.VSMIdentityEncryptionKeyCertificate && t != hgsa.VSMIdentitySigningKeyCertificate {
-			return claim{}, nil, fmt.Errorf("a certificate of type %d is requested, 1 and 2 are served", t)
+			return claim{}, fmt.Errorf("a certificate of type %d is requested, 1 and 2 are served", t)
 		}
 	}
-	return c, key, nil
+	return c, nil
+}
+
+// keyOf is what ekCache knows the key by: bytes that are a certificate in v2.0
+// are another form of key in v1.0.
+func (c *claim) keyOf() []byte {
+	if c.certified {
+		return append([]byte("certificate\x00"), c.key...)
+	}
+	return c.key
+}
+
+func (c *claim) parseKey() (err error) {
+	c.ek, c.certificate, err = endorsementKey(c.key, c.certified)
+	return err
 }
 
 // provided wants one item of type 4, at most one of type 2, and none of the kinds that nobody here understands.
@@ -257,23 +280,30 @@ func (q *request) knownTPM(c claim) (policy.Host, *evidence.EK, bool) {
 	id := c.ek.ID()
 	host, ok := q.snap.State.Hosts[id]
 	if !ok || host.TPM == nil {
+		if c.known { // the host was registered until now
+			_ = c.parseKey() // as it went the first time
+		}
 		q.pendingTPM(c, id)
 		q.refuse(http.StatusOK, hgsa.UnauthorizedError(), refusal{outcome: outcomeUnknownTPM, subject: id,
 			detail: "no host is registered with this endorsement key",
 			remedy: "if it is yours: register its platform identifier (Get-PlatformIdentifier), or see host pending"})
 		return policy.Host{}, nil, false
 	}
-	ek, err := evidence.ParseEK(host.TPM.EK)
-	if err != nil || !ek.Same(c.ek) {
+	registered, err := q.eks.registered(host.TPM.EK)
+	if err != nil || !registered.Same(c.ek) {
 		q.d.Log("attestation: the recorded endorsement key of host %s can't be used: %v", host.Name, err)
 		q.refuseHost(host, hgsa.UnauthorizedError(), refusal{outcome: outcomeEK, detail: "the recorded endorsement key can't be used",
 			remedy: "host remove " + host.Name + ", then register its platform identifier again"})
 		return policy.Host{}, nil, false
 	}
+	if !c.known {
+		q.eks.put(c.keyOf(), c.ek)
+	}
+	ek := *registered
 	if name := evidence.Bank(host.TPM.NameAlg); name.Size() > 0 {
 		ek.NameAlg, ek.Symmetric = name, host.TPM.Symmetric
 	}
-	return host, ek, true
+	return host, &ek, true
 }
 
 // pendingTPM notes an unknown TPM, so that an administrator can register it.

@@ -3,8 +3,6 @@ package attest
 import (
 	"crypto/rsa"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -21,15 +19,7 @@ import (
 // appraise decides over an authentic reading: the host, its log, the policies,
 // and at last whether there are keys to certify.
 func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *evidence.Reading) {
-	digest := sha256.Sum256(reading.Log)
-	e := proved{host: host, log: hex.EncodeToString(digest[:])}
-	var failure *evidence.Failure
-	e.facts, failure = evidence.Prove(reading.Log, reading.PCRs, reading.Bank)
-	in := appraise.Input{State: q.snap.State, Trust: q.trust.of(q.snap), Host: host, EK: ek, Facts: e.facts, Failure: failure}
-	if e.verdict = appraise.Judge(in); !e.verdict.Passed {
-		in.LastGood = q.good.get(host.ID) // only shown
-		e.verdict = appraise.Judge(in)
-	}
+	e := q.judge(host, ek, reading)
 	switch {
 	case e.verdict.Passed:
 	case e.verdict.Unauthorized():
@@ -43,9 +33,9 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 		return
 	}
 	o := order{session: c.session, begun: reading.Started, facts: map[string]string{"log": e.log, "baseline": e.verdict.Matched.Baseline,
-		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d", reading.Device.Version, reading.Device.Interface)}}
+		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d bank %s", reading.Device.Version, reading.Device.Interface, reading.Bank)}}
 	for _, t := range c.requested {
-		key, err := identityKey(e.facts, t)
+		key, err := e.identityKey(t)
 		if err != nil {
 			e.verdict.Findings = append(e.verdict.Findings, appraise.Finding{Kind: appraise.NoIdentityKey, SubStatus: "VirtualSecureMode", PCR: -1, Event: -1,
 				What: err.Error(), Remedy: "run a version of Windows that measures this key, or ask for the other certificate only"})
@@ -56,7 +46,7 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 		o.facts[fmt.Sprintf("vsmKey%d", t)] = keyHash(key)
 	}
 	o.granted = func() {
-		if q.good.news(&e, q.d.BootTime()) {
+		if e.facts != nil && q.good.news(&e, q.d.BootTime()) {
 			q.keep(policy.ObservedGood, e)
 		}
 	}
@@ -67,8 +57,10 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 type proved struct {
 	host    policy.Host
 	log     string          // SHA-256
-	facts   *evidence.Facts // nil if the log proved nothing
+	facts   *evidence.Facts // nil if the log proved nothing, and where the verdict was remembered
 	verdict appraise.Verdict
+	// idk and idks are the VSM identity keys that the boot shows.
+	idk, idks []byte
 }
 
 // reasons are the GUIDs of the failed policies.
@@ -84,10 +76,10 @@ func reasons(v *appraise.Verdict) (ids []hgsa.GUID) {
 }
 
 // identityKey is the key that the boot log shows for a type of certificate.
-func identityKey(facts *evidence.Facts, t hgsa.AttestationResultType) (*rsa.PublicKey, error) {
-	payload := facts.IDK
+func (e *proved) identityKey(t hgsa.AttestationResultType) (*rsa.PublicKey, error) {
+	payload := e.idk
 	if t == hgsa.VSMIdentitySigningKeyCertificate {
-		payload = facts.IDKS
+		payload = e.idks
 	}
 	if payload == nil {
 		return nil, fmt.Errorf("the boot log holds no VSM identity key for %s", t)
@@ -205,14 +197,23 @@ type goodBoots struct {
 type goodBoot struct {
 	log     string
 	matched appraise.Matched
-	facts   []byte        // JSON
+	facts   []byte        // packed
 	told    time.Duration // CLOCK_BOOTTIME; zero: it must be told again
 }
 
 const (
-	maxGoodBoots = 8 << 10          // of about 3 KB
+	maxGoodBoots = 16 << 10         // of about 2 KB
 	goodBootNews = 10 * time.Minute // how old the note of an unchanged boot may become
 )
+
+// due reports whether news would be told of this boot: what is only remembered
+// can't be told.
+func (g *goodBoots) due(host, log string, matched appraise.Matched, now time.Duration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old, ok := g.boots[host]
+	return !ok || old.log != log || old.matched != matched || old.told <= 0 || now-old.told >= goodBootNews
+}
 
 // news remembers a boot that passed and reports whether the ledger should hear
 // of it.
@@ -225,7 +226,7 @@ func (g *goodBoots) news(e *proved, now time.Duration) bool {
 		return false
 	}
 	if !same {
-		b, err := json.Marshal(e.facts)
+		b, err := appraise.Pack(e.facts)
 		if err != nil {
 			return true // no facts that came out of a log
 		}
@@ -254,8 +255,11 @@ func (g *goodBoots) get(id string) *evidence.Facts {
 	g.mu.Lock()
 	b := g.boots[id].facts
 	g.mu.Unlock()
-	f := &evidence.Facts{}
-	if b == nil || json.Unmarshal(b, f) != nil {
+	if b == nil {
+		return nil
+	}
+	f, err := appraise.Unpack(b)
+	if err != nil {
 		return nil
 	}
 	return f

@@ -18,6 +18,12 @@ type device struct {
 
 func startTPM(t testing.TB) *device {
 	t.Helper()
+	return startTPMIn(t, t.TempDir())
+}
+
+// startTPMIn runs a TPM with the state in a directory.
+func startTPMIn(t testing.TB, dir string) *device {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // finds a free port
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +31,7 @@ func startTPM(t testing.TB) *device {
 	addr := l.Addr().String()
 	l.Close()
 	_, port, _ := net.SplitHostPort(addr)
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+t.TempDir(), "--server", "type=tcp,bindaddr=127.0.0.1,port="+port,
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--server", "type=tcp,bindaddr=127.0.0.1,port="+port,
 		"--flags", "not-need-init,startup-clear")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -84,6 +90,14 @@ func (d *device) extend(x Extend, banks []Bank) {
 		b = append(binary.BigEndian.AppendUint16(b, uint16(bank)), x.Digests[i]...)
 	}
 	d.must(command(tagSessions, 0x182, words(uint32(x.PCR)), emptyPassword, b))
+}
+
+// createEK is CreatePrimary with template L-2 (P-256) or L-1 (RSA 2048).
+func createEK(ecc bool) []byte {
+	if ecc {
+		return ekTemplates[1].create()
+	}
+	return ekTemplates[0].create()
 }
 
 // ek makes the endorsement key and gives its public area; persist puts it where Windows does.

@@ -40,6 +40,8 @@ type EK struct {
 	NameAlg Bank
 	// Symmetric is the key size in bits of the AES-CFB that protects the key's children; the same default applies.
 	Symmetric int
+
+	id string // of Public, where newEK made the key
 }
 
 // Reasons why an endorsement key is refused.
@@ -51,6 +53,9 @@ var (
 
 // ID names a host by its endorsement key: upper-case hex SHA-256 of the SubjectPublicKeyInfo, whatever form the key came in (hgsa.md 13.16).
 func (k *EK) ID() string {
+	if k.id != "" {
+		return k.id
+	}
 	spki, err := x509.MarshalPKIXPublicKey(k.Public)
 	if err != nil {
 		return "" // not for the keys that ParseEK lets through
@@ -126,6 +131,7 @@ func newEK(key crypto.PublicKey, form EKForm) (*EK, error) {
 	default:
 		return nil, fmt.Errorf("%w, this one is %T", ErrEKKind, key)
 	}
+	ek.id = ek.ID()
 	return ek, nil
 }
 

@@ -145,3 +145,8 @@ func FuzzReadBundle(f *testing.F) {
 		}
 	})
 }
+
+// decryptSalt is what a TPM does with an encrypted salt: OAEP with the label "SECRET" and its NUL.
+func decryptSalt(key *rsa.PrivateKey, secret []byte) ([]byte, error) {
+	return rsa.DecryptOAEP(crypto.SHA256.New(), nil, key, secret, []byte("SECRET\x00"))
+}

@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"sync"
-	"time"
 )
 
 // ContextKeys are the keys that every node of the cluster shares for an hour: Current for Epoch, Previous for the hour before. 32 bytes.
@@ -75,32 +73,4 @@ func aeadOf(key []byte) (cipher.AEAD, error) {
 		return nil, fmt.Errorf("context key: %w", err)
 	}
 	return cipher.NewGCM(block)
-}
-
-// Replays remembers which contexts were answered, so that a node answers each only once. It is bounded: after [SessionLifetime], or
-// sooner if more than maxReplays conversations run at once, it forgets. What that allows is a second answer to the same context, which
-// leads to the same keys. The zero value is ready; it is safe for concurrent use.
-type Replays struct {
-	mu       sync.Mutex
-	now, old map[[12]byte]struct{}
-	turned   time.Time
-}
-
-const maxReplays = 1 << 16
-
-// First says whether this is the first answer to the context with this nonce.
-func (r *Replays) First(nonce [12]byte, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.now == nil || len(r.now) >= maxReplays || now.Sub(r.turned) > SessionLifetime || now.Before(r.turned.Add(-SessionLifetime)) {
-		r.now, r.old, r.turned = make(map[[12]byte]struct{}), r.now, now
-	}
-	if _, ok := r.now[nonce]; ok {
-		return false
-	}
-	if _, ok := r.old[nonce]; ok {
-		return false
-	}
-	r.now[nonce] = struct{}{}
-	return true
 }

@@ -2,8 +2,6 @@ package evidence
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -21,6 +19,7 @@ var (
 	ErrTPM     = errors.New("the TPM did not do what was asked")
 	ErrOtherEK = errors.New("the TPM has another endorsement key than the registered one")
 	ErrForged  = errors.New("the TPM's answer is not authentic")
+	ErrBank    = errors.New("the TPM has no PCR bank that can attest")
 )
 
 // SessionLifetime is how long a conversation may take, from its first context to its last answer.
@@ -49,6 +48,9 @@ type Host struct {
 	EK      *EK      // as registered; never what the client sends
 	Session [16]byte // the protocol's SessionId
 	Bank    Bank     // to be read
+	// Fallback is read instead where the TPM itself says, under the session, that Bank is switched off; 0: none. It must be no weaker than
+	// Bank, because who configures the host's firmware chooses.
+	Fallback Bank
 }
 
 // Turn is the outcome of one answer: another context to send, or at the end the reading.
@@ -91,29 +93,15 @@ type session struct {
 
 // Begin makes the first context of a conversation.
 func (d *Dialogue) Begin(h Host, now time.Time) ([]byte, error) {
-	if _, err := templateFor(h.EK); err != nil {
+	template, err := templateFor(h.EK)
+	if err != nil {
 		return nil, err
 	}
 	if h.Bank.Size() == 0 {
 		return nil, fmt.Errorf("there is no bank %s", h.Bank)
 	}
 	s := &session{stage: stageReadPublic, bank: h.Bank, started: now}
-	return d.send(h, s, command(tagNoSessions, ccReadPublic, words(persistentEK)))
-}
-
-// templateFor says whether the endorsement key is of the ECC template. Only keys of the default templates L-1 and L-2 can be made anew.
-func templateFor(ek *EK) (ecc bool, err error) {
-	switch key := ek.Public.(type) {
-	case *rsa.PublicKey:
-		if key.N.BitLen() == 2048 && ek.NameAlg == SHA256 {
-			return false, nil
-		}
-	case *ecdsa.PublicKey:
-		if key.Params().BitSize == 256 && ek.NameAlg == SHA256 {
-			return true, nil
-		}
-	}
-	return false, fmt.Errorf("%w: TPM attestation takes RSA 2048 and P-256 only", ErrEKKind)
+	return d.send(h, s, command(tagNoSessions, ccReadPublic, words(template.persistent)))
 }
 
 // Next takes the answer to a context.
@@ -153,16 +141,16 @@ func (d *Dialogue) Next(h Host, context []byte, now time.Time) (*Turn, error) {
 func (d *Dialogue) turn(h Host, s *session, r response, a *Answer) (*Turn, error) {
 	switch {
 	case s.stage == stageReadPublic:
-		public, _, ok := take2B(r.body)
-		if ek, err := parseTPMT(public, EKTPM2B); r.code == 0 && ok && err == nil && ek.Same(h.EK) {
-			return d.start(h, s, persistentEK)
-		}
-		ecc, err := templateFor(h.EK)
+		template, err := templateFor(h.EK)
 		if err != nil {
 			return nil, err
 		}
+		public, _, ok := take2B(r.body)
+		if ek, err := parseTPMT(public, EKTPM2B); r.code == 0 && ok && err == nil && ek.Same(h.EK) {
+			return d.start(h, s, template.persistent)
+		}
 		s.stage = stageCreate
-		return d.turnTo(h, s, createEK(ecc))
+		return d.turnTo(h, s, template.create())
 	case s.stage == stageCreate:
 		return d.created(h, s, r)
 	case s.stage == stageSession:
@@ -240,6 +228,10 @@ func (d *Dialogue) ask(h Host, s *session) (*Turn, error) {
 func (d *Dialogue) read(h Host, s *session, r response, a *Answer) (*Turn, error) {
 	from := 8 * int(s.stage-stageRead)
 	counter, values, err := s.pcrValues(r, from, from == 16)
+	if errors.Is(err, errEmptyBank) && from == 0 && s.bank == h.Bank && h.Fallback.Size() > 0 {
+		s.bank = h.Fallback
+		return d.ask(h, s) // the session goes on
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -286,10 +278,11 @@ func (d *Dialogue) send(h Host, s *session, cmd []byte) ([]byte, error) {
 	return d.Codec.EncodeOrder(&Order{State: state, Commands: [][]byte{cmd}, WantLog: s.stage == stageRead+2})
 }
 
-// bound ties sealed state to one host, session and bank.
+// bound ties sealed state to one host, session and choice of banks.
 func (h *Host) bound() []byte {
 	sum := sha256.Sum256([]byte(h.EK.ID()))
-	return binary.BigEndian.AppendUint16(append(append([]byte("rtpm 1\x00"), sum[:]...), h.Session[:]...), uint16(h.Bank))
+	b := append(append([]byte("rtpm 1\x00"), sum[:]...), h.Session[:]...)
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, uint16(h.Bank)), uint16(h.Fallback))
 }
 
 func (s *session) wipe() {

@@ -124,7 +124,7 @@ func TestIssuesWhatTheGenuineServiceIssued(t *testing.T) {
 	}
 }
 
-func TestEncryptionProfile(t *testing.T) {
+func TestP13_17_EncryptionProfile(t *testing.T) {
 	k := keys()
 	signer := newSigner(t, k[0])
 	der, err := Issue(rand.Reader, at(noon), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0])
@@ -408,6 +408,33 @@ func BenchmarkIssue(b *testing.B) {
 	for b.Loop() {
 		if _, err := Issue(rand.Reader, at(noon), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0]); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestP13_18_SignersLastAYearAndSerialsHaveSixteenBytes; see p13_test.go of package hgsa. The second of issue in a health certificate's
+// serial leaves 88 random bits.
+func TestP13_18_SignersLastAYearAndSerialsHaveSixteenBytes(t *testing.T) {
+	k := keys()
+	year := 365 * 24 * time.Hour
+	if DefaultSignerLife != year {
+		t.Errorf("a signer lasts %s", DefaultSignerLife)
+	}
+	seen := map[string]bool{}
+	for range 20 {
+		signer, err := NewSignerCertificate(rand.Reader, at(noon), "", DefaultSignerLife, k[0])
+		s := parse(t, signer, err)
+		der, err := Issue(rand.Reader, at(noon), Order{Signing, &k[1].PublicKey, hostID, DefaultLife}, s, k[0])
+		for _, c := range []*x509.Certificate{s, parse(t, der, err)} {
+			raw := c.SerialNumber.FillBytes(make([]byte, 16))
+			if random := string(raw[secondBytes:]); c.SerialNumber.Sign() <= 0 || raw[0]&0x80 != 0 || seen[random] {
+				t.Errorf("serial %x", raw)
+			} else {
+				seen[random] = true
+			}
+			if der, err := asn1.Marshal(c.SerialNumber); err != nil || len(der) > 2+16 {
+				t.Errorf("serial of %d bytes: %v", len(der)-2, err)
+			}
 		}
 	}
 }

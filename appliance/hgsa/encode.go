@@ -2,6 +2,7 @@ package hgsa
 
 import (
 	"encoding/base64"
+	"slices"
 	"strconv"
 )
 
@@ -192,12 +193,21 @@ func (w *writer) base64(v []byte) {
 
 // appendNumbers writes [n,n,...,n] without white space.
 func appendNumbers(dst, v []byte) []byte {
-	dst = append(dst, '[')
-	for i, c := range v {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = strconv.AppendUint(dst, uint64(c), 10)
+	dst = append(slices.Grow(dst, 4*len(v)+2), '[')
+	for _, c := range v {
+		n := &written[c]
+		dst = append(dst, n[0], n[1], n[2], n[3])[:len(dst)+int(n[4])]
+	}
+	if len(v) > 0 {
+		dst = dst[:len(dst)-1] // the last comma
 	}
 	return append(dst, ']')
 }
+
+// written has each byte as a number with a comma, and in the end how long that is.
+var written = func() (t [256][5]byte) {
+	for i := range t {
+		t[i][4] = byte(copy(t[i][:4], strconv.Itoa(i)+","))
+	}
+	return t
+}()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -164,4 +165,52 @@ func BenchmarkDecodeHostKeyAttest(b *testing.B) {
 			}
 		})
 	}
+}
+
+func FuzzParseGUID(f *testing.F) {
+	f.Add(session.String())
+	f.Add("{0B8C6C1E-6D0E-4C6F-9F0A-3D1F6F6B2A11}")
+	f.Add("--------------------------------------")
+	f.Fuzz(func(t *testing.T, s string) {
+		g, err := ParseGUID(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseGUID(g.String()); err != nil || again != g || !strings.EqualFold(strings.Trim(s, "{}"), g.String()) {
+			t.Fatalf("%q became %s", s, g)
+		}
+	})
+}
+
+// BenchmarkDecodeLog reads a request with a boot log of 43 KB, whose bytes come
+// in no order. Compare with BenchmarkDecodeLogWithJSON.
+func BenchmarkDecodeLog(b *testing.B) {
+	body := logRequest()
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := DecodeAttest(body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkDecodeLogWithJSON(b *testing.B) {
+	body := logRequest()
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		var m struct{ RtpmNewContext []uint16 }
+		if err := json.Unmarshal(body, &m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func logRequest() []byte {
+	log := make([]byte, 43000)
+	for i := range log {
+		log[i] = byte(i * i * 31 >> (i % 5))
+	}
+	return EncodeRequest(&TpmRequestContinue{TpmRequest: TpmRequest{RtpmPublicEndorsementKey: log[:300]}, RtpmNewContext: log}, Style{})
 }

@@ -63,7 +63,7 @@ func tpmPublic(key *rsa.PublicKey) []byte {
 	})
 }
 
-func TestEveryKeyEncodingNamesTheSameKey(t *testing.T) {
+func TestP13_05_EveryKeyEncodingNamesTheSameKey(t *testing.T) {
 	key := &testKey().PublicKey
 	spki, _ := x509.MarshalPKIXPublicKey(key)
 	tpmt := tpmPublic(key)
@@ -174,7 +174,7 @@ func TestRefusesWeakAndAbsurdKeys(t *testing.T) {
 	}
 }
 
-func TestHostKeySignatureForms(t *testing.T) {
+func TestP13_08_HostKeySignatureForms(t *testing.T) {
 	key, item8, item1 := testKey(), []byte("the host key bytes"), []byte("the VSM key bytes")
 	digest := func(h crypto.Hash) []byte {
 		w := h.New()

@@ -102,7 +102,7 @@ func TestReadsAndWritesTheDocumentedReplies(t *testing.T) {
 	}
 }
 
-func TestEveryErrorReplyCarriesItsTypeAndRetryable(t *testing.T) {
+func TestP13_11_EveryErrorReplyCarriesItsTypeAndRetryable(t *testing.T) {
 	cases := []struct {
 		reply Failure
 		wire  string

@@ -27,7 +27,11 @@ var (
 type Budget struct {
 	left  atomic.Int64
 	start int // bytes of each body that are not counted: a usual one
+	again *[maxDoublings]sync.Pool
 }
+
+// maxDoublings bounds the sizes of buffers that are used again; larger ones are left to the garbage collector.
+const maxDoublings = 10
 
 // NewBudget holds at most size bytes, not counting the first start bytes of each body. start is positive.
 func NewBudget(size int64, start int) *Budget {
@@ -36,35 +40,67 @@ func NewBudget(size int64, start int) *Budget {
 	return b
 }
 
+// Reusing has the memory of bodies used again after done; make it so before the first Body. Only for callers that keep no part of a body
+// beyond done, and whose bodies hold no secrets: a buffer is not wiped. Buffers are used again by size, so a slow caller still holds no more
+// than it sent.
+func (b *Budget) Reusing() *Budget {
+	b.again = new([maxDoublings]sync.Pool)
+	return b
+}
+
+// buffer has no bytes and room for start doubled so many times.
+func (b *Budget) buffer(doublings int) []byte {
+	if b.again != nil && doublings < maxDoublings {
+		if p, ok := b.again[doublings].Get().(*[]byte); ok {
+			return (*p)[:0]
+		}
+	}
+	return make([]byte, 0, b.start<<doublings)
+}
+
+func (b *Budget) free(buffer []byte, doublings int) {
+	if b.again != nil && doublings < maxDoublings {
+		b.again[doublings].Put(&buffer)
+	}
+}
+
 // Left is how many bytes may still be taken.
 func (b *Budget) Left() int64 { return b.left.Load() }
 
 // Body reads the request's body of at most limit bytes, in pieces that count once they have arrived. done gives its bytes back: call it
-// when the body is not needed any more; after an error it is nil. The error is ErrTooLarge, ErrBusy or ErrBody.
+// when the body is not needed any more, once; after an error it is nil. The error is ErrTooLarge, ErrBusy or ErrBody.
 func (b *Budget) Body(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, done func(), err error) {
 	if r.ContentLength > limit {
 		return nil, nil, ErrTooLarge
 	}
 	in := http.MaxBytesReader(w, r.Body, limit)
 	var taken int64
-	body = make([]byte, 0, b.start)
+	doublings := 0
+	body = b.buffer(0)
+	give := func() {
+		b.free(body, doublings)
+		b.left.Add(taken)
+	}
 	for {
 		if len(body) == cap(body) {
-			more := int64(cap(body)) // doubling
+			more := int64(cap(body))
 			if b.left.Add(-more) < 0 {
-				b.left.Add(more + taken)
+				b.left.Add(more)
+				give()
 				return nil, nil, ErrBusy
 			}
 			taken += more
-			body = append(make([]byte, 0, 2*cap(body)), body...)
+			larger := append(b.buffer(doublings+1), body...)
+			b.free(body, doublings)
+			body, doublings = larger, doublings+1
 		}
 		n, err := in.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		if err == io.EOF {
-			return body, sync.OnceFunc(func() { b.left.Add(taken) }), nil
+			return body, sync.OnceFunc(give), nil
 		}
 		if err != nil {
-			b.left.Add(taken)
+			give()
 			var large *http.MaxBytesError
 			if errors.As(err, &large) {
 				return nil, nil, ErrTooLarge

@@ -80,3 +80,25 @@ func TestCounterForgetsAfterAMinuteAndIsBounded(t *testing.T) {
 		t.Fatalf("%d keys in memory", len(c.seen))
 	}
 }
+
+// TestUsedMemoryHoldsNothingOfTheBodyBefore: a shorter body in the same buffer, and one that grows through several.
+func TestUsedMemoryHoldsNothingOfTheBodyBefore(t *testing.T) {
+	b := NewBudget(1<<20, 16).Reusing()
+	for i, size := range []int{0, 300, 10, 16, 17, 5000, 299, 40000, 1, 300} {
+		want := bytes.Repeat([]byte{byte(i)}, size)
+		body, done, err := b.Body(httptest.NewRecorder(), httptest.NewRequest("POST", "/", iotest.HalfReader(bytes.NewReader(want))), 1<<20)
+		if err != nil || !bytes.Equal(body, want) {
+			t.Fatalf("body %d: %d bytes, %v", i, len(body), err)
+		}
+		other, otherDone, err := b.Body(httptest.NewRecorder(), httptest.NewRequest("POST", "/", bytes.NewReader(make([]byte, 70))), 1<<20)
+		if err != nil || !bytes.Equal(body, want) || !bytes.Equal(other, make([]byte, 70)) {
+			t.Fatalf("body %d shares memory with one that is read at the same time: %v", i, err)
+		}
+		done()
+		otherDone()
+		done()
+		if b.Left() != 1<<20 {
+			t.Fatalf("%d bytes left", b.Left())
+		}
+	}
+}

@@ -39,6 +39,18 @@ type Wrapping struct {
 	EncryptionCertificate          *x509.Certificate
 	EncryptionCertificateSignature Signature // by its own signing key, over the DER bytes
 	TransportKey                   EncryptedData
+
+	// The certificates' elements as they were received; zero in a wrapping that
+	// was made here. A roll copies them: a foreign form of the signatures covers
+	// the text.
+	signingText, encryptionText certificateText
+}
+
+// certificateText is the content of a certificate's element: its text, and
+// whether the element has a prefix or declarations, which a copy would lose.
+type certificateText struct {
+	text string
+	bare bool
 }
 
 // IsOwner reports whether the wrapping names itself as its parent.
@@ -187,7 +199,7 @@ func parseWrapping(el *etree.Element) (w Wrapping, err error) {
 	if w.ID, err = number(id); err != nil {
 		return w, fmt.Errorf("element Id: %w", err)
 	}
-	if w.SigningCertificate, err = parseCertificate(kids[1]); err != nil {
+	if w.SigningCertificate, w.signingText, err = receivedCertificate(kids[1]); err != nil {
 		return w, err
 	}
 	parent, ok := attribute(kids[2], "ParentWrappingId")
@@ -200,7 +212,7 @@ func parseWrapping(el *etree.Element) (w Wrapping, err error) {
 	if w.SigningCertificateSignature, err = parseHolder(kids[2], "ParentWrappingId"); err != nil {
 		return w, err
 	}
-	if w.EncryptionCertificate, err = parseCertificate(kids[3]); err != nil {
+	if w.EncryptionCertificate, w.encryptionText, err = receivedCertificate(kids[3]); err != nil {
 		return w, err
 	}
 	if w.EncryptionCertificateSignature, err = parseHolder(kids[4]); err != nil {
@@ -423,6 +435,15 @@ func parseCertificate(el *etree.Element) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("%s: %w", el.Tag, err)
 	}
 	return cert, nil
+}
+
+// receivedCertificate is parseCertificate that keeps how it was written.
+func receivedCertificate(el *etree.Element) (*x509.Certificate, certificateText, error) {
+	cert, err := parseCertificate(el)
+	if err != nil {
+		return nil, certificateText{}, err
+	}
+	return cert, certificateText{text: el.Text(), bare: el.Space == "" && len(el.Attr) == 0}, nil
 }
 
 // number reads an xs:unsignedInt; surrounding white space collapses.

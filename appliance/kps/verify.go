@@ -2,28 +2,93 @@ package kps
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/hmac"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Verify proves everything that needs no secret, in the order of
 // [MS-KPS 3.1.5.1.1.3]: GuardianSignature, then every wrapping. What is left
 // is VerifyTransportKey.
 func (p *Protector) Verify() error {
+	_, err := p.verify(formsDER)
+	return err
+}
+
+// VerifyForeign is Verify that also accepts what a foreign writer's certificate
+// signatures might cover instead of the certificate's DER bytes, which the
+// specification leaves open [kps.md 14.4]. It gives the names of those forms
+// that were needed. All forms say the same thing of the same certificate.
+func (p *Protector) VerifyForeign() ([]string, error) { return p.verify(formsForeign) }
+
+func (p *Protector) verify(forms []certificateForm) ([]string, error) {
 	if err := p.verifyGraph(); err != nil {
-		return recode(CodeInvalidWrapping, "", err)
+		return nil, recode(CodeInvalidWrapping, "", err)
 	}
 	if err := p.verifyGuardian(); err != nil {
-		return recode(CodeInvalidProtector, "", err)
+		return nil, recode(CodeInvalidProtector, "", err)
 	}
+	var used []string
 	for i := range p.Wrappings {
-		if err := p.verifyWrapping(&p.Wrappings[i]); err != nil {
-			return recode(CodeInvalidWrapping, fmt.Sprintf("wrapping %d", p.Wrappings[i].ID), err)
+		foreign, err := p.verifyWrapping(&p.Wrappings[i], forms)
+		if err != nil {
+			return nil, recode(CodeInvalidWrapping, fmt.Sprintf("wrapping %d", p.Wrappings[i].ID), err)
+		}
+		for _, name := range foreign {
+			if !slices.Contains(used, name) {
+				used = append(used, name)
+			}
 		}
 	}
-	return nil
+	return used, nil
+}
+
+// certificateForm is what a signature over a certificate may cover. bytes gives
+// nil where the form can't be known.
+type certificateForm struct {
+	name  string // empty: ours
+	bytes func(name string, der []byte, received certificateText) []byte
+}
+
+var (
+	derForm      = certificateForm{"", func(_ string, der []byte, _ certificateText) []byte { return der }}
+	formsDER     = []certificateForm{derForm}
+	formsForeign = []certificateForm{derForm, {"base64", base64Form}, {"element", elementForm}}
+)
+
+// base64Form is the text of the element.
+func base64Form(_ string, _ []byte, received certificateText) []byte { return []byte(received.text) }
+
+// elementForm is the exclusive canonical form of the element. One with a prefix
+// is left out: the next version of the protector would write it without.
+func elementForm(name string, _ []byte, received certificateText) []byte {
+	if !received.bare {
+		return nil
+	}
+	return []byte("<" + name + ` xmlns="` + Namespace + `">` + escapeText.Replace(received.text) + "</" + name + ">")
+}
+
+// verifyCertificate checks a signature over a certificate in the first form
+// that fits and gives that form's name.
+func verifyCertificate(key crypto.PublicKey, sig Signature, name string, der []byte, received certificateText, forms []certificateForm) (string, error) {
+	var first error
+	for _, form := range forms {
+		message := form.bytes(name, der, received)
+		if len(message) == 0 {
+			continue
+		}
+		err := verifyRSA(key, sig, message)
+		if err == nil {
+			return form.name, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return "", first
 }
 
 // verifyGraph checks ids and parents alone, which costs nothing: unique ids,
@@ -71,15 +136,22 @@ func (p *Protector) verifyGuardian() error {
 	return nil
 }
 
-func (p *Protector) verifyWrapping(w *Wrapping) error {
+func (p *Protector) verifyWrapping(w *Wrapping, forms []certificateForm) (foreign []string, err error) {
 	parent := p.Wrapping(w.ParentID)
-	if err := verifyRSA(parent.SigningCertificate.PublicKey, w.SigningCertificateSignature, w.SigningCertificate.Raw); err != nil {
-		return fmt.Errorf("SigningCertificateSignature: %w", err)
+	a, err := verifyCertificate(parent.SigningCertificate.PublicKey, w.SigningCertificateSignature, "SigningCertificate", w.SigningCertificate.Raw, w.signingText, forms)
+	if err != nil {
+		return nil, fmt.Errorf("SigningCertificateSignature: %w", err)
 	}
-	if err := verifyRSA(w.SigningCertificate.PublicKey, w.EncryptionCertificateSignature, w.EncryptionCertificate.Raw); err != nil {
-		return fmt.Errorf("EncryptionCertificateSignature: %w", err)
+	b, err := verifyCertificate(w.SigningCertificate.PublicKey, w.EncryptionCertificateSignature, "EncryptionCertificate", w.EncryptionCertificate.Raw, w.encryptionText, forms)
+	if err != nil {
+		return nil, fmt.Errorf("EncryptionCertificateSignature: %w", err)
 	}
-	return nil
+	for _, name := range []string{a, b} {
+		if name != "" {
+			foreign = append(foreign, name)
+		}
+	}
+	return foreign, nil
 }
 
 // VerifyTransportKey checks TransportKeySignature under a transport key. The

@@ -27,6 +27,17 @@ func writeBase64(w *bytes.Buffer, name string, value []byte) {
 	w.WriteString("</" + name + ">")
 }
 
+// writeCertificate writes a certificate as it was received, else as base64.
+func writeCertificate(w *bytes.Buffer, name string, der []byte, received certificateText) {
+	if received.text == "" {
+		writeBase64(w, name, der)
+		return
+	}
+	w.WriteString("<" + name + ">")
+	escapeText.WriteString(w, received.text)
+	w.WriteString("</" + name + ">")
+}
+
 func (s Signature) write(w *bytes.Buffer, name string) {
 	fmt.Fprintf(w, `<%s Algorithm="%s">%s`, name, escapeAttribute.Replace(s.Algorithm), s.parameters)
 	writeBase64(w, "SignatureValue", s.Value)
@@ -35,11 +46,11 @@ func (s Signature) write(w *bytes.Buffer, name string) {
 
 func (x *Wrapping) write(w *bytes.Buffer) {
 	fmt.Fprintf(w, "<Wrapping><Id>%d</Id>", x.ID)
-	writeBase64(w, "SigningCertificate", x.SigningCertificate.Raw)
+	writeCertificate(w, "SigningCertificate", x.SigningCertificate.Raw, x.signingText)
 	fmt.Fprintf(w, `<SigningCertificateSignature ParentWrappingId="%d">`, x.ParentID)
 	x.SigningCertificateSignature.write(w, "Signature")
 	w.WriteString("</SigningCertificateSignature>")
-	writeBase64(w, "EncryptionCertificate", x.EncryptionCertificate.Raw)
+	writeCertificate(w, "EncryptionCertificate", x.EncryptionCertificate.Raw, x.encryptionText)
 	w.WriteString("<EncryptionCertificateSignature>")
 	x.EncryptionCertificateSignature.write(w, "Signature")
 	fmt.Fprintf(w, `</EncryptionCertificateSignature><TransportKey><EncryptedData Algorithm="%s">`, x.TransportKey.Algorithm)

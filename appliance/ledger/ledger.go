@@ -12,7 +12,8 @@
 // outbox); then the entry goes into the chain; then the caller is answered. A crash in between is repaired at the next start.
 //
 // Limits. One node so far: Log is where a replicated log slips in. Snapshots are whole. The newest 10,000 request ids are remembered.
-// Observations are kept in memory and written once a minute: a crash loses the last minute of them.
+// Observations are kept in memory and written once a minute: a crash loses the last minute of them, and the last second of the record of
+// which key protectors use which key.
 package ledger
 
 import (
@@ -69,6 +70,7 @@ type Ledger struct {
 	tpm      *tpm.TPM     // nil when there is none
 	secrets  *tpm.Secrets // nil when they can't be unsealed
 	observed *observations
+	used     *usage
 
 	deliverMu sync.Mutex // one audit entry of a command at a time
 	setupMu   sync.Mutex
@@ -116,6 +118,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	l.openSecrets()
 	l.openRecords(ctx, records)
 	l.observed = openObservations(ctx, observed, cfg)
+	l.used = openUsage(l.observed.db, cfg.Log)
 	if l.logins, err = openLogins(filepath.Join(cfg.Dir, "logins.json"), cfg.BootTime); err != nil {
 		return nil, err
 	}
@@ -313,7 +316,8 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
 // whole audit chain, successors of the attestation signer.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner} {
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner,
+		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {
 			defer l.started.Done()
@@ -379,7 +383,7 @@ func (l *Ledger) Close() error {
 	if l.store != nil {
 		err = errors.Join(l.forgetDelivered(), guard(l.store.db.Close))
 	}
-	err = errors.Join(err, l.observed.close(), l.audit.Close())
+	err = errors.Join(err, l.used.flush(), l.observed.close(), l.audit.Close())
 	if l.secrets != nil {
 		err = errors.Join(err, l.secrets.Close())
 	}

@@ -192,6 +192,8 @@ func (l *Ledger) Propose(ctx context.Context, c policy.Command) (uint64, policy.
 	if err := l.audit.Admits(policy.AuditCommand); err != nil {
 		return 0, policy.Result{}, rpc.ErrUnavailable.With("nothing may be changed that can't be recorded: %v", err)
 	}
+	state, _ := l.Snapshot()
+	c.Stragglers = state.State.Stragglers(c, l.observed.lastOfHost()) // whatever the sender says
 	b, err := json.Marshal(c)
 	if err != nil {
 		return 0, policy.Result{}, rpc.ErrRefused.With("the command does not encode: %v", err)

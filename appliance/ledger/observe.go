@@ -19,11 +19,12 @@ import (
 // observedLimits bounds the observations of each kind: how many, beyond which the oldest sixteenth goes, and the bytes of each one's
 // facts. All together they stay below 150 MB of memory, whatever the public face sends.
 var observedLimits = map[policy.ObservationKind]struct{ count, facts int }{
-	policy.ObservedHost:      {policy.MaxHosts, 256}, // source, verdict
-	policy.ObservedPending:   {1000, 2048},           // source, public key of 4096 bits in base64
-	policy.ObservedProtector: {50000, 512},           // key, host, hash
-	policy.ObservedGood:      {10000, 4096},          // verdict and proved facts, packed
-	policy.ObservedFindings:  {2048, 16 << 10},       // and findings, of at most appraise.MaxRecord bytes
+	policy.ObservedHost:     {policy.MaxHosts, 256}, // source, verdict
+	policy.ObservedIdentity: {8000, 160},            // source, hash of a key
+	policy.ObservedPending:  {1000, 2048},           // source, public key of 4096 bits in base64
+	policy.ObservedOldTLS:   {1000, 512},            // version, name
+	policy.ObservedGood:     {10000, 4096},          // verdict and proved facts, packed
+	policy.ObservedFindings: {2048, 16 << 10},       // and findings, of at most appraise.MaxRecord bytes
 }
 
 const (
@@ -193,6 +194,16 @@ func (o *observations) list(kind policy.ObservationKind, subject string, limit i
 		return cmp.Or(compareStamps(b.Last, a.Last), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Subject, b.Subject))
 	})
 	return all[:min(limit, len(all))]
+}
+
+// lastOfHost finds what was last seen of a host, by its id.
+func (o *observations) lastOfHost() func(id string) (policy.Observation, bool) {
+	return func(id string) (policy.Observation, bool) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		one, ok := o.kinds[policy.ObservedHost][id]
+		return one, ok
+	}
 }
 
 func (o *observations) run(ctx context.Context) {

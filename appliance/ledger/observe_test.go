@@ -97,7 +97,7 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 	long := strings.Repeat("x", 1<<10)
 	fine := map[string]string{"source": "192.0.2.1", "verdict": "ok"}
 	for name, one := range map[string]policy.Observation{
-		"endless facts":   {Kind: policy.ObservedProtector, Subject: "s", Facts: map[string]string{"host": long}},
+		"endless facts":   {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"host": long}},
 		"facts of a host": {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"verdict": long}},
 		"endless subject": {Kind: policy.ObservedHost, Subject: long, Facts: fine},
 		"endless boot id": {Kind: policy.ObservedHost, Subject: "s", Last: policy.Stamp{Boot: long}, Facts: fine},

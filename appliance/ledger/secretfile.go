@@ -25,8 +25,8 @@ type setupSecrets struct {
 	Passphrases map[string]string `toml:"passphrase"` // administrator -> serial passphrase
 }
 
-// openSecretFile decrypts and checks the secrets file. Errors never repeat what is in it.
-func openSecretFile(file []byte, identity age.Identity, admins []policy.Admin) (setupSecrets, error) {
+// openSecretFile decrypts and checks the secrets file of a node that is set up as setup says. Errors never repeat what is in it.
+func openSecretFile(file []byte, identity age.Identity, setup policy.Setup) (setupSecrets, error) {
 	var s setupSecrets
 	if len(file) > maxAnswers {
 		return s, fmt.Errorf("secrets file: it is larger than 64 KiB")
@@ -52,11 +52,15 @@ func openSecretFile(file []byte, identity age.Identity, admins []policy.Admin) (
 	if s.Version != 1 {
 		return s, fmt.Errorf("secrets file: it must begin with version = 1")
 	}
-	if n := len(s.PIN); n < minPIN || n > maxPIN {
+	switch n := len(s.PIN); {
+	case setup.Node.HSM.Attended && n > 0:
+		return s, fmt.Errorf("secrets file: the answer file says that the HSM's PIN is attended, so hsm-pin does not belong here")
+	case setup.Node.HSM.Attended:
+	case n < minPIN || n > maxPIN:
 		return s, fmt.Errorf("secrets file: hsm-pin must have %d to %d characters", minPIN, maxPIN)
 	}
 	enrolled := map[string]bool{}
-	for _, a := range admins {
+	for _, a := range setup.Admins {
 		enrolled[a.Name] = true
 	}
 	for name, p := range s.Passphrases {

@@ -22,6 +22,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 	}, rpc.Console, rpc.Init)
 	l.registerChanges(s)
 	l.registerAudit(s)
+	l.registerUsage(s)
 	l.registerSecrets(s)
 }
 
@@ -33,6 +34,11 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		}
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
+		}
+		if c.Kind == policy.CmdHTTPSInstall {
+			if err := l.checkHTTPSInstall(c); err != nil {
+				return policy.Result{}, err
+			}
 		}
 		_, r, err := l.Propose(ctx, c)
 		return r, err
@@ -171,6 +177,7 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		return l.WatchContextKeys(ctx, send)
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
+	rpc.Handle(s, rpc.LedgerHSM, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (policy.HSM, error) { return l.HSM(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
 		if (c.Process == rpc.HGS) != (req.Key == "tls") {
 			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)
@@ -178,6 +185,9 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		sig, err := l.Sign(req)
 		return rpc.NodeSignReply{Signature: sig}, err
 	}, rpc.HGS, rpc.Console)
+	rpc.Handle(s, rpc.LedgerHTTPSRequest, func(ctx context.Context, _ rpc.Caller, req rpc.HTTPSRequest) (rpc.HTTPSRequestReply, error) {
+		return l.HTTPSRequest(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
 		return l.CheckPassphrase(ctx, req)
 	}, rpc.Console)

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"reflect"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -30,10 +29,22 @@ var (
 	bucketHosts   = []byte("hosts")   // by id
 	bucketKeys    = []byte("keys")    // by ref
 	bucketSigners = []byte("signers") // by thumbprint
+	bucketTenants = []byte("tenants") // by name
+	bucketDenials = []byte("denials") // by name
+	bucketOffline = []byte("offline") // by host class
 	bucketResults = []byte("results") // request id -> result
 	bucketOrder   = []byte("order")   // index -> request id, to forget the oldest
 	bucketOutbox  = []byte("outbox")  // index -> audit entry that may not be in the chain yet
-	buckets       = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketResults, bucketOrder, bucketOutbox}
+
+	bucketBaselines  = []byte("baselines")   // by name
+	bucketCIPolicies = []byte("ci-policies") // by name
+	bucketDumpKeys   = []byte("dump-keys")   // by name
+	bucketPolicySets = []byte("policy-sets") // "class " and the class, which may be empty
+	bucketAnchors    = []byte("anchors")     // by thumbprint
+	bucketVendorsOff = []byte("vendors-off") // by vendor label
+
+	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
+		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
 
 	keyVersion = []byte("version")
 	keyIndex   = []byte("index")
@@ -203,99 +214,6 @@ func readNumber(b []byte) uint64 {
 		return 0
 	}
 	return binary.BigEndian.Uint64(b)
-}
-
-func (c *contents) read(tx *bolt.Tx) error {
-	meta := tx.Bucket(bucketMeta)
-	if v := readNumber(meta.Get(keyVersion)); v != policy.Version {
-		return fmt.Errorf("the records have version %d, this image knows version %d", v, policy.Version)
-	}
-	c.index = readNumber(meta.Get(keyIndex))
-	c.node = string(tx.Bucket(bucketLocal).Get(keyNode))
-	if b := meta.Get(keyService); b != nil {
-		if err := json.Unmarshal(b, &c.state.Service); err != nil {
-			return fmt.Errorf("service settings: %w", err)
-		}
-	}
-	return errors.Join(
-		load(tx, bucketNodes, c.state.Nodes, func(n policy.Node) string { return n.ID }),
-		load(tx, bucketAdmins, c.state.Admins, func(a policy.Admin) string { return a.Name }),
-		load(tx, bucketHosts, c.state.Hosts, func(h policy.Host) string { return h.ID }),
-		load(tx, bucketKeys, c.state.Keys, func(k policy.Key) policy.KeyRef { return k.Ref }),
-		load(tx, bucketSigners, c.state.Signers, func(s policy.TrustedSigner) string { return s.Thumbprint }),
-		tx.Bucket(bucketOutbox).ForEach(func(k, v []byte) error {
-			var o outgoing
-			if err := json.Unmarshal(v, &o); err != nil {
-				return fmt.Errorf("outbox: %w", err)
-			}
-			c.outbox[readNumber(k)] = o
-			return nil
-		}))
-}
-
-func load[K ~string, V any](tx *bolt.Tx, bucket []byte, into map[K]V, key func(V) K) error {
-	return tx.Bucket(bucket).ForEach(func(k, v []byte) error {
-		var r V
-		if err := json.Unmarshal(v, &r); err != nil {
-			return fmt.Errorf("record %s/%.40q: %w", bucket, k, err)
-		}
-		if string(key(r)) != string(k) {
-			return fmt.Errorf("record %s/%.40q has another name inside", bucket, k)
-		}
-		into[K(k)] = r
-		return nil
-	})
-}
-
-// diff writes what differs between two maps of records.
-func diff[K ~string, V any](tx *bolt.Tx, bucket []byte, old, new map[K]V, same func(a, b V) bool) error {
-	b := tx.Bucket(bucket)
-	for k, v := range new {
-		if o, ok := old[k]; ok && same(o, v) {
-			continue
-		}
-		j, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		if err := b.Put([]byte(k), j); err != nil {
-			return err
-		}
-	}
-	for k := range old {
-		if _, ok := new[k]; !ok {
-			if err := b.Delete([]byte(k)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// sameHost is spelled out because there may be 20,000 of them at each change.
-func sameHost(a, b policy.Host) bool {
-	return a.Name == b.Name && a.Class == b.Class && a.Revoked == b.Revoked && a.DenyIssuedBefore == b.DenyIssuedBefore && a.Note == b.Note &&
-		a.Added == b.Added && a.ID == b.ID && bytes.Equal(a.HostKey, b.HostKey)
-}
-
-func same[V any](a, b V) bool { return reflect.DeepEqual(a, b) }
-
-func writeState(tx *bolt.Tx, old, new policy.State) error {
-	if !same(old.Service, new.Service) {
-		b, err := json.Marshal(new.Service)
-		if err != nil {
-			return err
-		}
-		if err := tx.Bucket(bucketMeta).Put(keyService, b); err != nil {
-			return err
-		}
-	}
-	return errors.Join(
-		diff(tx, bucketNodes, old.Nodes, new.Nodes, same),
-		diff(tx, bucketAdmins, old.Admins, new.Admins, same),
-		diff(tx, bucketHosts, old.Hosts, new.Hosts, sameHost),
-		diff(tx, bucketKeys, old.Keys, new.Keys, same),
-		diff(tx, bucketSigners, old.Signers, new.Signers, same))
 }
 
 // change is one command's whole effect.

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -28,6 +27,9 @@ func applySetup(s *State, c Command) (Result, error) {
 	}
 	if b.Service.DenyIssuedBefore != 0 {
 		return Result{}, &Refused{c.Kind, "a new service has no deny date", ""}
+	}
+	if b.Service.Switched != nil {
+		return Result{}, &Refused{c.Kind, "a new service has had no other mode", ""}
 	}
 	if err := checkNode(b.Node); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), "correct the answer file"}
@@ -72,7 +74,8 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	v := *s.Service
-	if b.Mode != nil {
+	if b.Mode != nil && *b.Mode != v.Mode {
+		v.Switched = &ModeSwitch{From: v.Mode, At: c.At}
 		v.Mode = *b.Mode
 	}
 	if b.HTTP != nil {
@@ -83,6 +86,12 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 	}
 	if b.HealthLife != nil {
 		v.HealthLife = *b.HealthLife
+	}
+	if b.OtherSigning != nil {
+		v.OtherSigning = *b.OtherSigning
+	}
+	if b.ForeignForms != nil {
+		v.ForeignForms = *b.ForeignForms
 	}
 	if b.DenyIssuedBefore != nil {
 		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
@@ -121,9 +130,6 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 	}
 	if b.HSM != nil {
 		n.HSM = *b.HSM
-	}
-	if b.Certificate != nil {
-		n.Certificate = b.Certificate
 	}
 	if err := checkNode(n); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), ""}
@@ -190,133 +196,6 @@ func applyAdminRemove(s *State, c Command) (Result, error) {
 		return Result{}, &Refused{c.Kind, "nobody with the role owner would be left", "enrol another owner first"}
 	}
 	return Result{Message: "administrator " + b.Name + " removed", Subject: b.Name}, nil
-}
-
-func (r KeyRole) valid() bool {
-	for _, known := range KeyRoles {
-		if r == known {
-			return true
-		}
-	}
-	return false
-}
-
-func applyKeyAdd(s *State, c Command) (Result, error) {
-	b, err := decode[KeyAdd](c)
-	if err != nil {
-		return Result{}, err
-	}
-	if !b.Role.valid() {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%.64q is not a key role", b.Role), ""}
-	}
-	if !validText(b.Label, MaxLabel) {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("the label is no printable text of at most %d bytes", MaxLabel), ""}
-	}
-	cert, err := parseCertificate(c, b.Certificate)
-	if err != nil {
-		return Result{}, err
-	}
-	ref := RefOf(cert.RawSubjectPublicKeyInfo)
-	if k, ok := s.Keys[ref]; ok {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("this key is already recorded with the role %s", k.Role), "install a renewed certificate with its own verb"}
-	}
-	if len(s.Keys) >= MaxKeys {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("%d keys are recorded, the limit", MaxKeys), "remove keys that are not in use"}
-	}
-	if !slices.Contains(s.KeyRolesUsed(), b.Role) {
-		return Result{}, &Refused{c.Kind, "this service only attests: it has no keys but attestation signers", "protecting keys is chosen at setup"}
-	}
-	_, has := s.PrimaryKey(b.Role)
-	k := Key{Ref: ref, Role: b.Role, Label: b.Label, Certificate: b.Certificate, Primary: !has, Enabled: true, Added: c.At}
-	if b.Role == RoleAttestationSigner {
-		if err := startSigner(s, c, &k); err != nil {
-			return Result{}, err
-		}
-	}
-	s.Keys[ref] = k
-	return Result{Message: fmt.Sprintf("%s key %.16s added", b.Role, ref), Subject: string(ref)}, nil
-}
-
-// changeKey finds a key and applies edit, which may refuse.
-func changeKey(s *State, c Command, edit func(*Key) error) (Key, error) {
-	b, err := decode[KeyChange](c)
-	if err != nil {
-		return Key{}, err
-	}
-	k, ok := s.Keys[b.Ref]
-	if !ok {
-		return Key{}, &Refused{c.Kind, fmt.Sprintf("there is no key %.16q", b.Ref), "see key list"}
-	}
-	if err := edit(&k); err != nil {
-		return Key{}, err
-	}
-	s.Keys[k.Ref] = k
-	return k, nil
-}
-
-func applyKeyPrimary(s *State, c Command) (Result, error) {
-	k, err := changeKey(s, c, func(k *Key) error {
-		if !k.Enabled {
-			return &Refused{c.Kind, "the key is disabled", "enable it first"}
-		}
-		if k.Role == RoleAttestationSigner {
-			if err := preferSigner(s, c, k); err != nil {
-				return err
-			}
-		}
-		for ref, other := range s.Keys {
-			if other.Role == k.Role && other.Primary {
-				other.Primary = false
-				s.Keys[ref] = other
-			}
-		}
-		k.Primary = true
-		return nil
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: fmt.Sprintf("%s key %.16s is now primary", k.Role, k.Ref), Subject: string(k.Ref)}, nil
-}
-
-func applyKeyEnable(s *State, c Command) (Result, error) {
-	k, err := changeKey(s, c, func(k *Key) error { k.Enabled = true; return nil })
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: fmt.Sprintf("%s key %.16s enabled", k.Role, k.Ref), Subject: string(k.Ref)}, nil
-}
-
-func applyKeyDisable(s *State, c Command) (Result, error) {
-	k, err := changeKey(s, c, func(k *Key) error {
-		if k.Primary {
-			return &Refused{c.Kind, "the key is primary", "make another key primary first"}
-		}
-		k.Enabled = false
-		return nil
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	if k.Role == RoleAttestationSigner {
-		succeed(s, c, k)
-		return Result{Message: fmt.Sprintf("attestation signer %.16s disabled: the health certificates it signed are refused", k.Ref), Subject: string(k.Ref)}, nil
-	}
-	return Result{Message: fmt.Sprintf("%s key %.16s disabled: key protectors that only it can open are refused", k.Role, k.Ref), Subject: string(k.Ref)}, nil
-}
-
-func applyKeyRemove(s *State, c Command) (Result, error) {
-	k, err := changeKey(s, c, func(k *Key) error {
-		if k.Enabled {
-			return &Refused{c.Kind, "the key is enabled", "disable it first and see whether anything still needs it"}
-		}
-		return nil
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	delete(s.Keys, k.Ref)
-	return Result{Message: fmt.Sprintf("%s key %.16s removed from the records; it is still in the token", k.Role, k.Ref), Subject: string(k.Ref)}, nil
 }
 
 func applySignerTrust(s *State, c Command) (Result, error) {

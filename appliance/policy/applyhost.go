@@ -89,8 +89,11 @@ func applyHostRevoke(s *State, c Command) (Result, error) {
 	if !validText(b.Reason, MaxNote) {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("the reason is no printable text of at most %d bytes", MaxNote), ""}
 	}
+	if err := checkRevokedKeys(c, b.Keys); err != nil {
+		return Result{}, err
+	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
-		h.Revoked = true
+		h.Revoked, h.CertifiedKeys = true, addKeys(h.CertifiedKeys, b.Keys)
 		if b.Reason != "" {
 			h.Note = b.Reason
 		}
@@ -99,7 +102,7 @@ func applyHostRevoke(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return Result{Message: "host " + h.Name + " revoked: it gets no health certificate, and those it has are refused", Subject: h.ID}, nil
+	return Result{Message: "host " + h.Name + " revoked: it gets no health certificate, and those it has are refused, whoever issued them", Subject: h.ID}, nil
 }
 
 func applyHostRestore(s *State, c Command) (Result, error) {
@@ -112,8 +115,9 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
 		// Not NextSecond: a revoked host gets no certificates, so none can stem from this very second, and it may attest at once.
-		h.Revoked = false
+		h.Revoked, h.CertifiedKeys = false, nil
 		h.DenyIssuedBefore = max(h.DenyIssuedBefore, c.At.Latest/1000)
+		h.DenyForeignBefore = max(h.DenyForeignBefore, c.At.Latest/1000)
 		return h
 	})
 	if err != nil {
@@ -123,19 +127,34 @@ func applyHostRestore(s *State, c Command) (Result, error) {
 }
 
 func applyHostRemove(s *State, c Command) (Result, error) {
-	b, err := decode[ByName](c)
+	b, err := decode[HostRemove](c)
 	if err != nil {
 		return Result{}, err
 	}
-	hosts := s.HostsByName(b.Name)
+	hosts := b.records(s)
 	if len(hosts) == 0 {
-		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no host %.64q", b.Name), "see host list"}
+		what := fmt.Sprintf("there is no host %.64q", b.Name)
+		if b.Mode != ModeUnknown {
+			what += " in " + b.Mode.String() + " mode"
+		}
+		return Result{}, &Refused{c.Kind, what, "see host list"}
+	}
+	what, note := "removed", ""
+	if !b.leaves(s) {
+		what = "removed from " + b.Mode.String() + " mode"
+	}
+	for _, h := range hosts {
+		said, err := s.keepOld(c, h.Mode(), b.Phrase)
+		if err != nil {
+			return Result{}, err
+		}
+		note += said
 	}
 	for _, h := range hosts {
 		delete(s.Hosts, h.ID)
 	}
 	h := hosts[0]
-	return Result{Message: "host " + h.Name + " removed: its health certificates are refused", Subject: h.ID}, nil
+	return Result{Message: "host " + h.Name + " " + what + ": the health certificates it has of this service are refused" + note, Subject: h.ID}, nil
 }
 
 // HostSet changes the fields that are not nil, in each record of the machine.

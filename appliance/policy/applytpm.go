@@ -119,16 +119,21 @@ func newRecord[V any](c Command, what, name string, have map[string]V, most int)
 	return nil
 }
 
-func removeRecord[V any](c Command, what, list string, have map[string]V) (string, error) {
-	b, err := decode[ByName](c)
+// removeRecord removes a record of TPM mode; result is what that means for hosts.
+func removeRecord[V any](s *State, c Command, what, list string, have map[string]V, result string) (Result, error) {
+	b, err := decode[Removal](c)
 	if err != nil {
-		return "", err
+		return Result{}, err
 	}
 	if _, ok := have[b.Name]; !ok {
-		return "", &Refused{c.Kind, fmt.Sprintf("there is no %s %.64q", what, b.Name), "see " + list}
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no %s %.64q", what, b.Name), "see " + list}
+	}
+	note, err := s.keepOld(c, ModeTPM, b.Phrase)
+	if err != nil {
+		return Result{}, err
 	}
 	delete(have, b.Name)
-	return b.Name, nil
+	return Result{Message: what + " " + b.Name + " removed: " + result + note, Subject: b.Name}, nil
 }
 
 func applyHostAddTPM(s *State, c Command) (Result, error) {
@@ -297,11 +302,7 @@ func sortedNames[V any](m map[string]V) []string {
 }
 
 func applyBaselineRemove(s *State, c Command) (Result, error) {
-	name, err := removeRecord(c, "baseline", "baseline list", s.Baselines)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: "baseline " + name + " removed: hosts that match no other one fail", Subject: name}, nil
+	return removeRecord(s, c, "baseline", "baseline list", s.Baselines, "hosts that match no other one fail")
 }
 
 // hashSizes are the hashes that a host may measure with, by TCG algorithm id.
@@ -353,11 +354,7 @@ func (p CIPolicy) Matches(alg uint16, digest []byte) bool {
 }
 
 func applyCIPolicyRemove(s *State, c Command) (Result, error) {
-	name, err := removeRecord(c, "code integrity policy", "ci-policy list", s.CIPolicies)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: "code integrity policy " + name + " removed: hosts that run under no other one fail", Subject: name}, nil
+	return removeRecord(s, c, "code integrity policy", "ci-policy list", s.CIPolicies, "hosts that run under no other one fail")
 }
 
 func applyDumpKeyAdd(s *State, c Command) (Result, error) {
@@ -381,9 +378,5 @@ func applyDumpKeyAdd(s *State, c Command) (Result, error) {
 }
 
 func applyDumpKeyRemove(s *State, c Command) (Result, error) {
-	name, err := removeRecord(c, "dump key", "dump-key list", s.DumpKeys)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Message: "dump key " + name + " removed: hosts that encrypt dumps to it fail", Subject: name}, nil
+	return removeRecord(s, c, "dump key", "dump-key list", s.DumpKeys, "hosts that encrypt dumps to it fail")
 }

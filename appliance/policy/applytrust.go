@@ -108,7 +108,7 @@ func applyTrustImport(s *State, c Command) (Result, error) {
 }
 
 func applyTrustRemove(s *State, c Command) (Result, error) {
-	b, err := decode[ByName](c)
+	b, err := decode[Removal](c)
 	if err != nil {
 		return Result{}, err
 	}
@@ -126,13 +126,17 @@ func applyTrustRemove(s *State, c Command) (Result, error) {
 	if removed == 0 {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted TPM certificate or vendor %.64q", b.Name), "see tpm-trust list"}
 	}
+	note, err := s.keepOld(c, ModeTPM, b.Phrase)
+	if err != nil {
+		return Result{}, err
+	}
 	for _, a := range s.Anchors {
 		left = left || a.Vendor == vendor
 	}
 	if !left {
 		delete(s.VendorsOff, vendor)
 	}
-	return Result{Message: fmt.Sprintf("%d certificates of the TPM vendor %s are no longer trusted", removed, vendor), Subject: b.Name}, nil
+	return Result{Message: fmt.Sprintf("%d certificates of the TPM vendor %s are no longer trusted%s", removed, vendor, note), Subject: b.Name}, nil
 }
 
 func applyTrustVendor(s *State, c Command) (Result, error) {

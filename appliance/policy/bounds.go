@@ -32,7 +32,7 @@ const maxHostBytes = 44 << 20
 
 // room is at least what the host takes as JSON in a State. Notes and reasons may need six bytes for one.
 func (h Host) room() int {
-	n := 640 + len(h.ID)*2 + len(h.Name) + len(h.Class) + 6*len(h.Note) + 4*len(h.HostKey)/3
+	n := 680 + 67*len(h.CertifiedKeys) + len(h.ID)*2 + len(h.Name) + len(h.Class) + 6*len(h.Note) + 4*len(h.HostKey)/3
 	if t := h.TPM; t != nil {
 		n += 256 + 4*(len(t.EK)+len(t.EKCert))/3 + 67*len(t.Chain) + 6*(len(t.Forced)+len(t.Inventory))
 	}

@@ -22,6 +22,14 @@ const message = 64 << 20
 // wide is n bytes of the character whose JSON is widest.
 func wide(n int) string { return strings.Repeat("<", n) }
 
+// revokedKeys are n different hashes.
+func revokedKeys(n int) (keys []string) {
+	for i := range n {
+		keys = append(keys, Thumbprint([]byte{byte(i)}))
+	}
+	return keys
+}
+
 func size(t *testing.T, v any) int {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -50,9 +58,14 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(CmdHostAdd, HostAdd{Name: name, HostKey: der, Class: name, Note: wide(MaxNote)})
-	send(CmdHostRevoke, HostRevoke{Name: name, Reason: wide(MaxNote)})
+	send(CmdHostRevoke, HostRevoke{Name: name, Reason: wide(MaxNote), Keys: revokedKeys(maxRevokedKeys)})
+	send(CmdHostDeny, HostDeny{Name: name, Subject: wide(MaxSubject), Key: revokedKeys(1)[0], Note: wide(MaxNote)})
+	send(CmdClassOffline, OfflineSet{Class: name, MaxUnwraps: MaxOfflineUnwraps, Until: at.Latest/1000 + 60, Note: wide(MaxNote)})
 	cert := padded(t, MaxCertificate)
 	send(CmdKeyAdd, KeyAdd{Role: RoleAttestationSigner, Label: wide(MaxLabel), Certificate: cert})
+	send(CmdTenantAdd, TenantAdd{Name: name, Note: wide(MaxNote)})
+	brought := s.Tenants[name]
+	brought.Classes = slices.Repeat([]string{name}, MaxTenantClasses)
 	send(CmdSignerTrust, SignerTrust{Name: name, Certificate: cert})
 	send(CmdTrustImport, TrustImport{Vendor: name, Anchors: []TrustAnchor{{Root: true, Name: wide(MaxNameLength), Certificate: padded(t, MaxEKCertificate)}}})
 	var anchors []string
@@ -90,6 +103,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	}
 	key, signer := 0, 0
 	for _, k := range s.Keys {
+		k.Tenant, k.Store = name, StoreSoftware
 		key = entry(string(k.Ref), k)
 	}
 	for _, x := range s.Signers {
@@ -98,10 +112,11 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	anchor := s.Anchors[anchors[0]]
 	anchor.Certificate = nil
 	const admin = 6*maxSSHKey + 1<<10
-	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 4*MaxCertificate
+	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 2*(2+MaxChain)*MaxCertificate
 	attestation := MaxBaselines*entry(name, s.Baselines[name]) + MaxCIPolicies*entry(name, s.CIPolicies[name]) + MaxDumpKeys*entry(name, s.DumpKeys[name]) +
-		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4
-	total := maxHostBytes + key*MaxKeys + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
+		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4 +
+		MaxDenials*entry(name, s.Denials[name]) + MaxOfflineClasses*entry(name, s.Offline[name])
+	total := maxHostBytes + key*MaxKeys + entry(name, brought)*MaxTenants + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
 	t.Logf("hosts %d, key %d, attestation signer %d, attestation policies %d bytes; %d bytes in all", maxHostBytes, key, signer, attestation, total)
 	if total > message {
 		t.Fatalf("%d bytes, one message holds %d: the processes would hear of nothing any more", total, message)
@@ -144,7 +159,7 @@ func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
 		"too many interfaces":       command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: make([]Interface, maxEntries+1)}}),
 		"interface name too long":   command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: []Interface{{Name: long}}}}),
 		"resolver too long":         command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Resolvers: []string{long}}}),
-		"node certificate too big":  command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Certificate: make([]byte, MaxCertificate+1)}),
+		"HTTPS certificate too big": command(t, CmdHTTPSInstall, owner, HTTPSInstall{Node: "n1", Certificate: tooBig}),
 	} {
 		t.Run(name, func(t *testing.T) { refused(t, s, c) })
 	}

@@ -19,33 +19,42 @@ const (
 	CmdSetup          Kind = "setup"           // Setup
 	CmdServiceSet     Kind = "service.set"     // ServiceSet
 	CmdNodeSet        Kind = "node.set"        // NodeSet
+	CmdHTTPSInstall   Kind = "https.install"   // HTTPSInstall
 	CmdAdminAdd       Kind = "admin.add"       // AdminAdd
 	CmdAdminRemove    Kind = "admin.remove"    // ByName
 	CmdHostAdd        Kind = "host.add"        // HostAdd
 	CmdHostRevoke     Kind = "host.revoke"     // HostRevoke
 	CmdHostRestore    Kind = "host.restore"    // ByName
-	CmdHostRemove     Kind = "host.remove"     // ByName
+	CmdHostRemove     Kind = "host.remove"     // HostRemove
 	CmdHostReattest   Kind = "host.reattest"   // ByName
 	CmdKeyAdd         Kind = "key.add"         // KeyAdd
 	CmdKeyPrimary     Kind = "key.primary"     // KeyChange
 	CmdKeyEnable      Kind = "key.enable"      // KeyChange
 	CmdKeyDisable     Kind = "key.disable"     // KeyChange
 	CmdKeyRemove      Kind = "key.remove"      // KeyChange
+	CmdKeyInstall     Kind = "key.install"     // KeyInstall
+	CmdTenantAdd      Kind = "tenant.add"      // TenantAdd
+	CmdTenantSet      Kind = "tenant.set"      // TenantSet
+	CmdTenantRemove   Kind = "tenant.remove"   // ByName
 	CmdSignerTrust    Kind = "signer.trust"    // SignerTrust
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
 
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
 	CmdBaselineAdd    Kind = "baseline.add"     // BaselineAdd
-	CmdBaselineRemove Kind = "baseline.remove"  // ByName
+	CmdBaselineRemove Kind = "baseline.remove"  // Removal
 	CmdCIPolicyAdd    Kind = "ci-policy.add"    // CIPolicyAdd
-	CmdCIPolicyRemove Kind = "ci-policy.remove" // ByName
+	CmdCIPolicyRemove Kind = "ci-policy.remove" // Removal
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
-	CmdDumpKeyRemove  Kind = "dump-key.remove"  // ByName
+	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
-	CmdTrustRemove    Kind = "tpm-trust.remove" // ByName (thumbprint)
+	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
+
+	CmdHostDeny     Kind = "host.deny"             // HostDeny
+	CmdHostAllow    Kind = "host.allow"            // ByName
+	CmdClassOffline Kind = "class.offline-caching" // OfflineSet
 )
 
 // Setup is the body of the first command: it makes the service, its first node and its first administrators.
@@ -62,6 +71,8 @@ type ServiceSet struct {
 	HTTPS            *bool          `json:"https,omitempty"`
 	HealthLife       *time.Duration `json:"healthLife,omitempty"`
 	DenyIssuedBefore *int64         `json:"denyIssuedBefore,omitempty"`
+	OtherSigning     *bool          `json:"otherSigning,omitempty"`
+	ForeignForms     *bool          `json:"foreignForms,omitempty"`
 }
 
 // NodeSet replaces one node's settings; nil leaves them.
@@ -70,7 +81,6 @@ type NodeSet struct {
 	Network     *Network `json:"network,omitempty"`
 	TimeServers []string `json:"timeServers,omitempty"`
 	HSM         *HSM     `json:"hsm,omitempty"`
-	Certificate []byte   `json:"certificate,omitempty"`
 }
 
 // AdminAdd enrols an administrator.
@@ -88,10 +98,12 @@ type HostAdd struct {
 	Note    string `json:"note,omitempty"`
 }
 
-// HostRevoke refuses the host from now on, its still valid health certificates included.
+// HostRevoke refuses the host from now on, its still valid health certificates included. Keys are what they were seen to certify
+// (lower-case hex SHA-256 of the SubjectPublicKeyInfo), as far as the console knows.
 type HostRevoke struct {
-	Name   string `json:"name"`
-	Reason string `json:"reason,omitempty"`
+	Name   string   `json:"name"`
+	Reason string   `json:"reason,omitempty"`
+	Keys   []string `json:"keys,omitempty"`
 }
 
 // ByName is the body of commands that need only a name.
@@ -99,12 +111,22 @@ type ByName struct {
 	Name string `json:"name"`
 }
 
-// KeyAdd records a key pair made in the HSM. The first key of a role becomes primary. A new attestation signer always does; when it is
-// published and used follows from the command's time (startSigner).
+// KeyAdd records a key pair. The first key of a role becomes primary unless it is spare or a tenant's. A new attestation signer always
+// does; when it is published and used follows from the command's time (startSigner).
 type KeyAdd struct {
 	Role        KeyRole `json:"role"`
 	Label       string  `json:"label"`
 	Certificate []byte  `json:"certificate"` // DER; its public key is the key's name
+	// Spare keeps the key from becoming primary even as the first of its role: it failed its test on some node.
+	Spare  bool     `json:"spare,omitempty"`
+	Store  KeyStore `json:"store,omitempty"`
+	Tenant string   `json:"tenant,omitempty"` // a recorded tenant's name; "" = this service's own key
+}
+
+// KeyInstall gives a recorded key the certificate (DER) that a CA issued for it.
+type KeyInstall struct {
+	Ref         KeyRef `json:"ref"`
+	Certificate []byte `json:"certificate"`
 }
 
 // KeyChange names the key of a primary, enable, disable or remove command.
@@ -144,6 +166,7 @@ var handlers = map[Kind]struct {
 	CmdSetup:          {AdminOwner, false, applySetup},
 	CmdServiceSet:     {AdminOperator, false, applyServiceSet},
 	CmdNodeSet:        {AdminOperator, true, applyNodeSet},
+	CmdHTTPSInstall:   {AdminOperator, false, applyHTTPSInstall},
 	CmdAdminAdd:       {AdminOwner, false, applyAdminAdd},
 	CmdAdminRemove:    {AdminOwner, false, applyAdminRemove},
 	CmdHostAdd:        {AdminOperator, false, applyHostAdd},
@@ -156,6 +179,10 @@ var handlers = map[Kind]struct {
 	CmdKeyEnable:      {AdminOperator, false, applyKeyEnable},
 	CmdKeyDisable:     {AdminOperator, false, applyKeyDisable},
 	CmdKeyRemove:      {AdminOperator, false, applyKeyRemove},
+	CmdKeyInstall:     {AdminOperator, false, applyKeyInstall},
+	CmdTenantAdd:      {AdminOperator, false, applyTenantAdd},
+	CmdTenantSet:      {AdminOperator, false, applyTenantSet},
+	CmdTenantRemove:   {AdminOperator, false, applyTenantRemove},
 	CmdSignerTrust:    {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust: {AdminOperator, false, applySignerDistrust},
 	CmdHostAddTPM:     {AdminOperator, false, applyHostAddTPM},
@@ -170,6 +197,9 @@ var handlers = map[Kind]struct {
 	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},
+	CmdHostDeny:       {AdminOperator, false, applyHostDeny},
+	CmdHostAllow:      {AdminOperator, false, applyHostAllow},
+	CmdClassOffline:   {AdminOperator, false, applyClassOffline},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

@@ -57,7 +57,15 @@ var KeyRoles = []KeyRole{RoleSigning, RoleEncryption, RoleCommunications, RoleAt
 // be changed by whoever administers the token; a public key can't be.
 type KeyRef string
 
-// Key is one key pair in the HSM with its certificate.
+// KeyStore is where the private half of a key lies.
+type KeyStore string
+
+const (
+	StoreToken    KeyStore = ""         // in the PKCS#11 token, as all keys are that were made here
+	StoreSoftware KeyStore = "software" // imported from a PFX: sealed by the ledger, in memory of its own while in use, never in the token
+)
+
+// Key is one key pair with its certificate.
 type Key struct {
 	Ref         KeyRef  `json:"ref"`
 	Role        KeyRole `json:"role"`
@@ -66,6 +74,10 @@ type Key struct {
 	Primary     bool    `json:"primary"`
 	Enabled     bool    `json:"enabled"`
 	Added       Stamp   `json:"added"`
+	// Store tells software keys, which everything that shows keys must name so.
+	Store KeyStore `json:"store,omitempty"`
+	// Tenant is whose key this is where a tenant brought it (row B20): then it is never primary, and Tenants says for which hosts it is used.
+	Tenant string `json:"tenant,omitempty"`
 	// Of attestation signers only, unix seconds: shown in signingCertificates from PublishedAt, signs from UseFrom, signs no more from
 	// RetiredAt on (0 = no successor yet) and is withdrawn SignerOverlap later. All 0: of a version that did not know these.
 	PublishedAt int64 `json:"publishedAt,omitempty"`
@@ -85,9 +97,15 @@ type Host struct {
 	Revoked bool         `json:"revoked"`
 	// DenyIssuedBefore refuses this host's health certificates that were issued before it (D20, B25 for one host): those from before it was
 	// added or restored, or told to attest again. Unix seconds, compared with the second in the serial number; 0 = none.
-	DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
-	Note             string `json:"note,omitempty"`
-	Added            Stamp  `json:"added"`
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
+	// DenyForeignBefore does so for certificates of trusted foreign attestation signers that bear this host's name: of restore and reattest, not
+	// of host add, so that a host moves here with what it has. Of theirs the beginning of the validity counts.
+	DenyForeignBefore int64 `json:"denyForeignBefore,omitempty"`
+	// CertifiedKeys are, of a revoked host, the keys that its health certificates were seen with (lower-case hex SHA-256 of the
+	// SubjectPublicKeyInfo): a certificate with one of them is refused, whoever issued it and whatever name it bears.
+	CertifiedKeys []string `json:"certifiedKeys,omitempty"`
+	Note          string   `json:"note,omitempty"`
+	Added         Stamp    `json:"added"`
 }
 
 // TrustedSigner is an attestation signer certificate whose health certificates the key protection service accepts (row B24). The
@@ -136,6 +154,14 @@ type Service struct {
 	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 	// AttestationOnly is a service without key protection (row A05, the SQL Server case): it has no guardian keys. Chosen at setup.
 	AttestationOnly bool `json:"attestationOnly,omitempty"`
+	// SharedHTTPS is served by each node without a certificate of its own.
+	SharedHTTPS *SharedHTTPS `json:"sharedHTTPS,omitempty"`
+	// OtherSigning lists the enabled signing keys that are not primary in metadata.xml (OtherSigningCertificates).
+	OtherSigning bool `json:"otherSigning,omitempty"`
+	// ForeignForms accepts key protectors whose certificate signatures cover another form of the certificate than its DER bytes (kps.md 14.4).
+	ForeignForms bool `json:"foreignForms,omitempty"`
+	// Switched is the last change of Mode, nil if it is still that of setup.
+	Switched *ModeSwitch `json:"switched,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
@@ -144,7 +170,10 @@ type Node struct {
 	Name        string   `json:"name"`
 	AuditKey    []byte   `json:"auditKey"`    // Ed25519 public key that signs this node's audit checkpoints
 	SSHHostKey  string   `json:"sshHostKey"`  // authorized_keys form
-	Certificate []byte   `json:"certificate"` // self-signed HTTPS certificate, DER
+	Certificate []byte   `json:"certificate"` // of HTTPS, DER: self-signed at setup, then what was installed
+	Chain       [][]byte `json:"chain,omitempty"`
+	// OwnHTTPS has the node serve Certificate although there is a shared one.
+	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
 	Network     Network  `json:"network"`
 	TimeServers []string `json:"timeServers"` // host or host:port
 	HSM         HSM      `json:"hsm"`
@@ -156,6 +185,8 @@ type HSM struct {
 	Module string `json:"module"`           // path of the PKCS#11 module in the image
 	Token  string `json:"token"`            // CKA label of the token
 	Attach string `json:"attach,omitempty"` // "virtio:NAME": bridge the module's socket to this virtio-serial port
+	// Attended: the PIN is not kept; an administrator types it after each boot (hsm unlock).
+	Attended bool `json:"attended,omitempty"`
 }
 
 // State is all records at one index. Treat it and everything reachable from it as immutable: Apply makes a new one.
@@ -167,6 +198,8 @@ type State struct {
 	Hosts   map[string]Host          `json:"hosts"`   // by ID
 	Keys    map[KeyRef]Key           `json:"keys"`    // by ref
 	Signers map[string]TrustedSigner `json:"signers"` // by thumbprint
+	// Tenants bring keys of their own; by name, may be nil.
+	Tenants map[string]Tenant `json:"tenants,omitempty"`
 	// TPM mode; each map may be nil.
 	Baselines  map[string]Baseline  `json:"baselines,omitempty"`  // by name
 	CIPolicies map[string]CIPolicy  `json:"ciPolicies,omitempty"` // by name
@@ -174,6 +207,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Of key protection; each map may be nil.
+	Denials map[string]Denial         `json:"denials,omitempty"` // by name
+	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
@@ -194,8 +230,10 @@ func NewState() State {
 func (s State) clone() State {
 	s.Nodes, s.Admins, s.Hosts = maps.Clone(s.Nodes), maps.Clone(s.Admins), maps.Clone(s.Hosts)
 	s.Keys, s.Signers = maps.Clone(s.Keys), maps.Clone(s.Signers)
+	s.Tenants = maps.Clone(s.Tenants)
 	s.Baselines, s.CIPolicies, s.DumpKeys = maps.Clone(s.Baselines), maps.Clone(s.CIPolicies), maps.Clone(s.DumpKeys)
 	s.PolicySets, s.Anchors, s.VendorsOff = maps.Clone(s.PolicySets), maps.Clone(s.Anchors), maps.Clone(s.VendorsOff)
+	s.Denials, s.Offline = maps.Clone(s.Denials), maps.Clone(s.Offline)
 	return s
 }
 
@@ -228,6 +266,8 @@ type Command struct {
 	Actor Actor           `json:"actor"`
 	At    Stamp           `json:"at"`
 	Body  json.RawMessage `json:"body"`
+	// Stragglers is the ledger's to set, in commands that remove what another mode than the present one needs.
+	Stragglers *Stragglers `json:"stragglers,omitempty"`
 }
 
 // Door is the way a person came in.

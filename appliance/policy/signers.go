@@ -218,6 +218,7 @@ func applyHostReattest(s *State, c Command) (Result, error) {
 	}
 	h, err := changeHost(s, c, b.Name, func(h Host) Host {
 		h.DenyIssuedBefore = max(h.DenyIssuedBefore, NextSecond(c.At))
+		h.DenyForeignBefore = max(h.DenyForeignBefore, NextSecond(c.At))
 		return h
 	})
 	if err != nil {

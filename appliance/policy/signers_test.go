@@ -214,3 +214,16 @@ func TestReattestRefusesWhatOneHostHas(t *testing.T) {
 	c.At = Stamp{}
 	refused(t, s, c)
 }
+
+// TestP13_18_SignersAreRenewedAtTwoThirdsAndOverlapADay; see p13_test.go of package hgsa.
+func TestP13_18_SignersAreRenewedAtTwoThirdsAndOverlapADay(t *testing.T) {
+	if SignerBits != 3072 || SignerOverlap != 24*time.Hour {
+		t.Errorf("RSA %d, overlap %s", SignerBits, SignerOverlap)
+	}
+	l := newLife(t)
+	l.apply(l.signer(spring))
+	_, valid, due, ok := l.s.SignerRenewal()
+	if two := valid.To.Sub(valid.From) * 2 / 3; !ok || due.Sub(valid.From)-two > time.Second || two-due.Sub(valid.From) > time.Second {
+		t.Errorf("renewed after %s of %s", due.Sub(valid.From), valid.To.Sub(valid.From))
+	}
+}

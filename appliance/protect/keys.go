@@ -30,6 +30,7 @@ type keyring struct {
 	communications *key
 	signers        []health.Signer
 	own            map[string]bool // DER of the cluster's own attestation signers
+	denied         denials
 	memory         signatureMemory
 }
 
@@ -50,7 +51,7 @@ func (c *keyCache) of(snap policy.Snapshot) *keyring {
 }
 
 func newKeyring(s policy.State) *keyring {
-	ring := &keyring{byRef: map[policy.KeyRef]key{}, own: map[string]bool{}}
+	ring := &keyring{byRef: map[policy.KeyRef]key{}, own: map[string]bool{}, denied: newDenials(s)}
 	all := time.Time{}
 	if s.Service != nil && s.Service.DenyIssuedBefore != 0 {
 		all = time.Unix(s.Service.DenyIssuedBefore, 0)
@@ -114,37 +115,34 @@ type opener struct {
 	wrapping   *kps.Wrapping
 	encryption key
 	signing    key
+	forms      []string              // foreign forms of certificate signatures in the protector
+	offline    policy.OfflineCaching // what the host is given beside the key; zero = nothing
 }
 
-// find compares by public key, so that a certificate renewed with the same key
-// serves. The pair of primary keys goes first. Where there is none, why tells
-// what is nearest to one.
-func (ring *keyring) find(p *kps.Protector) (found opener, why string, ok bool) {
-	why = "none of its wrappings is for a key of this service"
-	for i := range p.Wrappings {
-		w := &p.Wrappings[i]
-		e, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.EncryptionCertificate))]
-		if !mine || e.Role != policy.RoleEncryption {
-			continue
-		}
-		s, mine := ring.byRef[policy.KeyRef(kps.KeyID(w.SigningCertificate))]
-		switch {
-		case !mine || s.Role != policy.RoleSigning:
-			why = "wrapping " + decimal(w.ID) + " has our encryption key " + short(e.Ref) + " with a signing key that is not ours"
-		case w.IsOwner():
-			why = "this service is the owner in wrapping " + decimal(w.ID) + ", not a guardian"
-		case !e.Enabled:
-			why = "wrapping " + decimal(w.ID) + " is for encryption key " + short(e.Ref) + ", which is disabled"
-		case !s.Enabled:
-			why = "wrapping " + decimal(w.ID) + " is for signing key " + short(s.Ref) + ", which is disabled"
-		case !ok || (e.Primary && s.Primary):
-			found, ok = opener{w, e, s}, true
+// find gives the wrapping that this service opens, and its keys. A tenant's keys
+// count only for hosts for which barred says nothing. Where there is none, why
+// tells what is nearest to one.
+func (ring *keyring) find(p *kps.Protector, barred func(policy.Key) string) (found opener, why string, ok bool) {
+	m, why, ok := kps.Best(p.MatchKeys(func(ref policy.KeyRef) (policy.Key, bool) {
+		k, known := ring.byRef[ref]
+		return k.Key, known
+	}, barred))
+	if !ok {
+		return opener{}, why, false
+	}
+	return opener{wrapping: m.Wrapping, encryption: ring.byRef[m.Encryption.Ref], signing: ring.byRef[m.Signing.Ref]}, "", true
+}
+
+// otherSigning are the certificates of the enabled signing keys that are not
+// primary, without those that tenants brought, in the order of their references [MS-KPS 3.1.5.1.2.3].
+func (ring *keyring) otherSigning() (list []*x509.Certificate) {
+	for _, ref := range slices.Sorted(maps.Keys(ring.byRef)) {
+		if k := ring.byRef[ref]; k.Role == policy.RoleSigning && k.Enabled && !k.Primary && k.Tenant == "" && len(list) < kps.MaxOtherSigningCertificates {
+			list = append(list, k.cert)
 		}
 	}
-	return found, why, ok
+	return list
 }
-
-func short(r policy.KeyRef) string { return string(r[:min(16, len(r))]) }
 
 // signatureMemory remembers the signatures of metadata.xml for one snapshot.
 // RSA PKCS#1 v1.5 gives the same signature for the same bytes, so nobody can

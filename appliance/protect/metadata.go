@@ -48,6 +48,9 @@ func (q *request) makeMetadata() ([]byte, error) {
 	if q.keys.communications == nil {
 		return nil, &kps.Refusal{Code: kps.CodeInternal, Reason: "there is no enabled primary communications certificate"}
 	}
+	if s := q.snap.State.Service; s.OtherSigning {
+		spec.Others = q.keys.otherSigning()
+	}
 	var err error
 	if spec.Signer, err = q.rememberingSigner(q.keys.signing); err != nil {
 		return nil, err

@@ -67,7 +67,7 @@ type node struct {
 	boot    time.Duration
 	entries []policy.AuditEntry
 	refused []policy.Refusal
-	seen    []policy.Observation
+	seen    []policy.ProtectorUse
 	log     bytes.Buffer
 
 	auditErr   error
@@ -159,10 +159,10 @@ func (n *node) deps() Deps {
 			n.refused = append(n.refused, r)
 			return nil
 		},
-		Observe: func(_ context.Context, o []policy.Observation) {
+		Used: func(_ context.Context, u policy.ProtectorUse) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			n.seen = append(n.seen, o...)
+			n.seen = append(n.seen, u)
 		},
 		Random: rand.Reader,
 		Log: func(f string, a ...any) {
@@ -231,9 +231,11 @@ func (n *node) change(edit func(s *policy.State)) {
 	for k, v := range n.snap.State.Hosts {
 		s.Hosts[k] = v
 	}
+	s.Denials, s.Offline = n.snap.State.Denials, n.snap.State.Offline
 	for k, v := range n.snap.State.Signers {
 		s.Signers[k] = v
 	}
+	s.Tenants = n.snap.State.Tenants
 	edit(&s)
 	n.snap = policy.Snapshot{Index: n.snap.Index + 1, NodeID: "node", State: s}
 }

@@ -14,7 +14,9 @@
 // Limits: a request is not signed, so who sends it is not proven; only the
 // holder of the certified key can read the reply. Private keys lie elsewhere
 // and are named by policy.KeyRef. Deadlines of the connection are the server's
-// (cmd/hgs). Offline unwrapping is off.
+// (cmd/hgs). Offline unwrapping is off but for host classes that the records
+// name, and there until the moment they name; a foreign attestation signer's
+// hosts belong to no class of ours.
 package protect
 
 import (
@@ -55,8 +57,8 @@ type Deps struct {
 	Audit func(context.Context, policy.AuditEntry) (policy.AuditReceipt, error)
 	// Refuse counts a refused request; it is summed by the ledger.
 	Refuse func(context.Context, policy.Refusal) error
-	// Observe notes what was seen; it may forget.
-	Observe func(context.Context, []policy.Observation)
+	// Used notes which keys a key protector needs; it may forget.
+	Used func(context.Context, policy.ProtectorUse)
 	// Random is the source of transport keys.
 	Random io.Reader
 	// Log writes a line for the operator. It gets no secrets.

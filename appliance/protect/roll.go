@@ -29,10 +29,12 @@ const (
 	outcomeUnknownHost = "host-unknown"
 	outcomeRevoked     = "host-revoked"
 	outcomeHostDenied  = "host-issued-before-deny-date"
+	outcomeDenied      = "certificate-denied"
 	outcomeTooOften    = "host-too-often"
 	outcomeProtector   = "protector-refused"
 	outcomeNoWrapping  = "protector-not-for-us"
 	outcomeSecret      = "transport-key-refused"
+	outcomeChanged     = "records-changed"
 	outcomeAudit       = "audit-unavailable"
 )
 
@@ -52,20 +54,53 @@ func (q *request) roll() {
 		return
 	}
 	p, err := kps.ParseProtector(req.IngressProtector)
+	var forms []string
 	if err == nil {
-		err = p.Verify()
+		forms, err = q.verify(p)
 	}
 	if err != nil {
 		q.refuseError(outcomeProtector, host.id, err)
 		return
 	}
-	with, why, ok := q.keys.find(p)
+	with, why, ok := q.keys.find(p, q.barred(host))
 	if !ok {
 		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why,
-			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable"})
+			remedy: "its owner must grant it to this service's guardian (metadata.xml), or key enable, or for a tenant's key tenant set"})
 		return
 	}
+	with.forms = forms
 	q.unwrap(req, host, p, with)
+}
+
+// verify proves everything of a protector that needs no key. It gives the
+// foreign forms of certificate signatures that were needed (kps.md 14.4), which
+// count only where an administrator switched them on.
+func (q *request) verify(p *kps.Protector) ([]string, error) {
+	if q.snap.State.Service.ForeignForms {
+		return p.VerifyForeign()
+	}
+	return nil, p.Verify()
+}
+
+// offline is what the host is told as MaxOfflineUnwraps; only version 2 of the
+// protocol knows it (kps.md 14.11).
+func (q *request) offline(host caller) policy.OfflineCaching {
+	_, latest, ok := q.d.Now()
+	if !ok || !host.own || q.route.Version != kps.PayloadV2 {
+		return policy.OfflineCaching{}
+	}
+	o, _ := q.snap.State.OfflineUnwraps(q.snap.State.Hosts[host.id].Class, latest)
+	return o
+}
+
+// barred tells why a tenant's key is not for this host (row B20). Hosts of a
+// foreign attestation signer belong to no class of ours.
+func (q *request) barred(host caller) func(policy.Key) string {
+	class := ""
+	if host.own {
+		class = q.snap.State.Hosts[host.id].Class
+	}
+	return func(k policy.Key) string { return q.snap.State.TenantRefusal(k, class) }
 }
 
 // readRequest reads and parses the body; where it is not good it has answered.
@@ -103,8 +138,9 @@ type caller struct {
 }
 
 // checkHost is step 1: the health certificate, then whether its host is still
-// welcome. The second question is asked only of our own certificates: a foreign
-// attestation signer names its hosts as it likes.
+// welcome. Of our own certificates the host must be registered; a foreign
+// attestation signer's hosts need not be, but what is denied here is denied
+// whoever issued the certificate.
 func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	c := caller{Verdict: health.Check(req.HealthCertificate, health.Encryption, q.keys.signers, health.Between(q.d.Now()))}
 	switch {
@@ -128,6 +164,10 @@ func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	if !c.own { // it may name one of our hosts: neither the audit nor the rate of that host may take it for them
 		c.id = "foreign " + thumbprint(c.Signer)[:16] + " " + c.id
 	}
+	if why, denied := q.keys.denied.find(c); denied {
+		q.refuse(why)
+		return c, false
+	}
 	if c.own && !q.welcome(c, q.snap.State) {
 		return c, false
 	}
@@ -146,9 +186,6 @@ func (q *request) welcome(c caller, s policy.State) bool {
 	switch {
 	case c.HostID == "" || !registered:
 		why.outcome, why.detail, why.remedy = outcomeUnknownHost, "no host is registered under the id of the health certificate", "host add, then the host must attest again"
-	case host.Revoked:
-		why.outcome, why.detail, why.remedy = outcomeRevoked, "the host is revoked", "host restore, if it may work again; then it must attest again"
-		why.host = host.ID
 	case host.DenyIssuedBefore != 0 && c.Issued.Before(time.Unix(host.DenyIssuedBefore, 0)):
 		why.outcome, why.detail, why.remedy = outcomeHostDenied, "the health certificate is older than an administrator allows for this host", "the host must attest again"
 		why.host = host.ID
@@ -179,7 +216,8 @@ func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.P
 		q.tokenFailed(err)
 		return
 	}
-	next, egress, err := p.NextVersion(kps.Egress{Ingress: ingress, Guardian: with.wrapping, Signer: signer, Random: q.d.Random})
+	with.offline = q.offline(host)
+	next, egress, err := p.NextVersion(kps.Egress{Ingress: ingress, Guardian: with.wrapping, Signer: signer, MaxOffline: with.offline.MaxUnwraps, Random: q.d.Random})
 	if err != nil {
 		q.rollFailed(outcomeProtector, host, err)
 		return
@@ -193,7 +231,7 @@ func (q *request) unwrap(req *kps.RollTransportKeyRequest, host caller, p *kps.P
 	if !q.stillGood(req, with) {
 		return
 	}
-	if !q.record(host, p, next, with) {
+	if !q.record(rolled{host: host, in: p, out: next, ingress: ingress, egress: egress, with: with}) {
 		return
 	}
 	q.reply(http.StatusOK, resp.Marshal())
@@ -211,9 +249,17 @@ func (q *request) stillGood(req *kps.RollTransportKeyRequest, with opener) bool 
 	if !ok {
 		return false
 	}
+	if with.offline.MaxUnwraps != 0 && q.offline(host) != with.offline {
+		q.unavailable(outcomeChanged, "the rules of offline caching changed meanwhile", "the host asks again by itself")
+		return false
+	}
 	if !q.keys.byRef[with.encryption.Ref].Enabled || !q.keys.byRef[with.signing.Ref].Enabled {
 		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: "the key of this service's wrapping was disabled meanwhile",
 			remedy: "key enable, if it may be used again"})
+		return false
+	}
+	if why := q.barred(host)(q.keys.byRef[with.encryption.Ref].Key); why != "" {
+		q.refuse(refusal{code: kps.CodeInvalidProtector, outcome: outcomeNoWrapping, host: host.id, detail: why, remedy: "tenant set, if it may be used for this host"})
 		return false
 	}
 	return true
@@ -234,28 +280,49 @@ func (q *request) tokenFailed(err error) {
 	q.unavailable(outcomeToken, "the HSM does not answer at the moment", "see hsm status")
 }
 
-// record makes the grant durable; without that nothing leaves.
-func (q *request) record(host caller, in, out *kps.Protector, with opener) bool {
+// rolled is a roll that is done but for its record.
+type rolled struct {
+	host            caller
+	in, out         *kps.Protector
+	ingress, egress *kps.TransportKey
+	with            opener
+}
+
+// record makes the grant durable; without that nothing leaves. Then it has the use of the keys noted.
+func (q *request) record(r rolled) bool {
 	ctx, cancel := q.context(auditTimeout)
 	defer cancel()
-	owner := thumbprint(in.Owner().SigningCertificate)
-	e := q.entry(policy.AuditGrant, host.id, "ok")
+	owner := thumbprint(r.in.Owner().SigningCertificate)
+	e := q.entry(policy.AuditGrant, r.host.id, "ok")
 	e.Detail = "transport key returned, readable only with the key of the host's health certificate"
 	e.Facts = map[string]string{
-		"protector": hexSum(in.Bytes()), "egress": hexSum(out.Bytes()), "owner": owner, "wrapping": decimal(with.wrapping.ID),
-		"encryptionKey": string(with.encryption.Ref), "signingKey": string(with.signing.Ref),
-		"certificate": host.Certificate.SerialNumber.Text(16), "attestationSigner": thumbprint(host.Signer), "payload": decimal(uint32(q.route.Version)),
+		"protector": hexSum(r.in.Bytes()), "egress": hexSum(r.out.Bytes()), "owner": owner, "wrapping": decimal(r.with.wrapping.ID),
+		"encryptionKey": string(r.with.encryption.Ref), "signingKey": string(r.with.signing.Ref),
+		"certificate": r.host.Certificate.SerialNumber.Text(16), "attestationSigner": thumbprint(r.host.Signer), "payload": decimal(uint32(q.route.Version)),
 	}
-	if known, ok := q.snap.State.Hosts[host.id]; ok && host.own {
+	if known, ok := q.snap.State.Hosts[r.host.id]; ok && r.host.own {
 		e.Facts["host"] = known.Name
 	}
+	if o := r.with.offline; o.MaxUnwraps != 0 {
+		e.Detail += "; the host may keep it for starts without this service"
+		e.Facts["offlineUnwraps"] = decimal(o.MaxUnwraps)
+		e.Facts["offlineClass"] = o.Class
+	}
+	if len(r.with.forms) > 0 {
+		e.Facts["foreignForms"] = strings.Join(r.with.forms, ",")
+	}
+	if t := r.with.encryption.Tenant; t != "" {
+		e.Facts["tenant"] = t
+	}
 	if _, err := q.d.Audit(ctx, e); err != nil {
-		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", host.id, err)
+		q.d.Log("key protection: a transport key was unwrapped for host %s, but its audit entry is not durable, so it gets nothing: %v", r.host.id, err)
 		q.unavailable(outcomeAudit, "the audit can't be written, so no key is given out", "see audit verify; free the audit's disk with audit export and audit trim")
 		return false
 	}
-	q.d.Observe(ctx, []policy.Observation{{Kind: policy.ObservedProtector, Subject: owner, First: e.At, Last: e.At, Count: 1,
-		Facts: map[string]string{"encryptionKey": string(with.encryption.Ref), "host": host.id, "protector": hexSum(out.Bytes())}}})
+	use := policy.ProtectorUse{Mark: r.ingress.Mark(), Next: r.egress.Mark(), Protector: e.Facts["egress"], Owner: owner,
+		OwnerName: bounded(r.in.Owner().SigningCertificate.Subject.CommonName, policy.MaxOwnerName), Encryption: r.with.encryption.Ref, Signing: r.with.signing.Ref,
+		Host: bounded(r.host.id, policy.MaxOwnerName), HostName: e.Facts["host"], At: e.At}
+	q.d.Used(ctx, use)
 	return true
 }
 
@@ -267,6 +334,9 @@ func (q *request) note(outcome, detail, remedy string) {
 		q.d.Log("key protection: %s not noted: %v", outcome, err)
 	}
 }
+
+// bounded cuts at most bytes.
+func bounded(s string, most int) string { return strings.ToValidUTF8(s[:min(len(s), most)], "") }
 
 func hexSum(b []byte) string {
 	sum := sha256.Sum256(b)

@@ -38,7 +38,8 @@ var (
 	LedgerSetupKey      = Method[Empty, SetupKeyReply]{"ledger.SetupKey"}                  // [console] before setup only
 	LedgerSetupApply    = Method[SetupRequest, policy.Result]{"ledger.SetupApply"}         // [console] before setup only
 	LedgerContextKeys   = Stream[Empty, ContextKeys]{"ledger.ContextKeys"}                 // [hgs] now and at each change of the hour
-	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup
+	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup; no PIN in attended mode
+	LedgerHSM           = Method[Empty, policy.HSM]{"ledger.HSM"}                          // [hsm] how to reach the token now; ErrUnavailable before setup
 	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh]
 	LedgerPassphrase    = Method[PassphraseRequest, PassphraseReply]{"ledger.Passphrase"}  // [console] verifies a serial passphrase
 	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
@@ -53,6 +54,8 @@ var (
 	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
 	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
+	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
 
 	HSMSiteList   = Method[Empty, HSMSiteReply]{"hsm.SiteList"}           // [console] names and hashes, never contents
@@ -172,15 +175,19 @@ type PINReply struct {
 	HSM policy.HSM `json:"hsm"`
 }
 
-// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
-// the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh.
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (ECDSA or RSA, Digest is SHA-256/384/512) or "ssh" (Ed25519,
+// Digest is the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh. Of tls there may be
+// several: Ref names the public key of the certificate that is served; empty = the one of the node's record. PSS is for RSA, with a salt
+// of the hash's length.
 type NodeSignRequest struct {
-	Key    string `json:"key"`
-	Digest []byte `json:"digest"`
-	Hash   uint   `json:"hash"`
+	Key    string        `json:"key"`
+	Ref    policy.KeyRef `json:"ref,omitempty"`
+	Digest []byte        `json:"digest"`
+	Hash   uint          `json:"hash"`
+	PSS    bool          `json:"pss,omitempty"`
 }
 
-// NodeSignReply: ASN.1 ECDSA signature, or a raw Ed25519 one.
+// NodeSignReply: ASN.1 ECDSA signature, RSA signature, or a raw Ed25519 one.
 type NodeSignReply struct {
 	Signature []byte `json:"signature"`
 }
@@ -225,7 +232,21 @@ type HSMStatusReply struct {
 	Serial   string           `json:"serial"`
 	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
 	Restarts int              `json:"restarts"`
+	Breaker  string           `json:"breaker"`  // closed: calls are served; open: answered at once as unavailable; half-open: the token is on trial
+	Waiting  int              `json:"waiting"`  // calls in the queue
+	Attended bool             `json:"attended"` // the PIN is typed at each boot, and lies nowhere
 	Problems []policy.Problem `json:"problems,omitempty"`
+}
+
+// HSMUnlockRequest is the PIN as typed; both sides wipe it. LastTry confirms a login although one more wrong PIN locks the token.
+type HSMUnlockRequest struct {
+	PIN     []byte `json:"pin"`
+	LastTry bool   `json:"lastTry"`
+}
+
+// HSMRetryRequest starts the token over after a failure, with the PIN at hand: a wrong one costs one of the token's tries.
+type HSMRetryRequest struct {
+	LastTry bool `json:"lastTry"`
 }
 
 // HSMSiteRequest names one file of the site's own data for the HSM pack (certificates, keys, security-world files). Data is for SitePut
@@ -323,7 +344,8 @@ const (
 	KeyUnreachable = "node-unreachable" // the node's HSM process or token did not answer: counts as failed
 )
 
-// HSMTestResult tells how one key did on one node; OK only if a real operation of its role succeeded and was checked in Go.
+// HSMTestResult tells how one key did on one node; OK only if a real operation of its role succeeded and was checked in Go, and nothing
+// else is wrong with the key: then Problems is empty.
 type HSMTestResult struct {
 	Node     string           `json:"node,omitempty"` // node id; set by whoever asked several nodes
 	Ref      policy.KeyRef    `json:"ref"`

@@ -1,5 +1,9 @@
-// Package tpm is the node's use of its TPM 2.0: reading PCRs, and keeping the node's secrets under a key that only this TPM gives out,
-// and only to the image that made them.
+// Package tpm is the node's use of its TPM 2.0: reading PCRs, giving out the volume key for a boot that the image's builder signed, and
+// keeping the node's secrets under a key that only this TPM gives out, and only to the image that made them.
+//
+// Promise of the volume key. It opens under [SignedPolicy] alone: PCR 4, 7, 11, 12, 13 as the builder predicted them, and a release that
+// is not below the version floor in the TPM; both are compared by the TPM, not here. Once [TPM.Cap] has run nothing gets it until the
+// next boot. Neither the key nor the owner's authorisation crosses the bus in clear.
 //
 // Promise. [Secrets] boxes each secret with AES-256-GCM under a 32-byte root key, its name bound in; the root key is sealed in the TPM
 // under a [SealPolicy], crosses the bus encrypted to a key that the TPM holds, and lies in one locked page of memory until Close wipes
@@ -12,11 +16,13 @@
 package tpm
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -72,20 +78,42 @@ func (t *TPM) ReadPCRs(pcrs ...uint) (map[uint][]byte, error) {
 	return readPCRs(t.t, pcrs)
 }
 
+// readPCRs asks for all at once and again for what a TPM left out: it answers at most eight, and may answer fewer.
 func readPCRs(t transport.TPM, pcrs []uint) (map[uint][]byte, error) {
 	values := make(map[uint][]byte, len(pcrs))
-	for _, pcr := range pcrs {
-		// One each: a TPM may return fewer than were asked for in one command.
-		r, err := tpm2.PCRRead{PCRSelectionIn: selection(pcr)}.Execute(t)
+	missing := slices.Clone(pcrs)
+	for len(missing) > 0 {
+		r, err := tpm2.PCRRead{PCRSelectionIn: selection(missing...)}.Execute(t)
 		if err != nil {
-			return nil, fmt.Errorf("read PCR %d: %w", pcr, err)
+			return nil, fmt.Errorf("read PCR %d: %w", missing[0], err)
 		}
-		if len(r.PCRValues.Digests) != 1 || len(r.PCRValues.Digests[0].Buffer) != 32 {
-			return nil, fmt.Errorf("read PCR %d: the TPM has no SHA-256 bank; enable it in the firmware's settings", pcr)
+		digests := r.PCRValues.Digests
+		for _, s := range r.PCRSelectionOut.PCRSelections {
+			for _, pcr := range selected(s) { // digests come in the order of the registers' numbers
+				if s.Hash != tpm2.TPMAlgSHA256 || len(digests) == 0 || len(digests[0].Buffer) != 32 || !slices.Contains(missing, pcr) {
+					return nil, fmt.Errorf("read PCR %d: the TPM answers something else", pcr)
+				}
+				values[pcr], digests = digests[0].Buffer, digests[1:]
+			}
 		}
-		values[pcr] = r.PCRValues.Digests[0].Buffer
+		left := slices.DeleteFunc(slices.Clone(missing), func(pcr uint) bool { return values[pcr] != nil })
+		if len(left) == len(missing) {
+			return nil, fmt.Errorf("read PCR %d: the TPM has no SHA-256 bank; enable it in the firmware's settings", missing[0])
+		}
+		missing = left
 	}
 	return values, nil
+}
+
+func selected(s tpm2.TPMSPCRSelection) (pcrs []uint) {
+	for i, b := range s.PCRSelect {
+		for bit := range 8 {
+			if b&(1<<bit) != 0 {
+				pcrs = append(pcrs, uint(8*i+bit))
+			}
+		}
+	}
+	return pcrs
 }
 
 func selection(pcrs ...uint) tpm2.TPMLPCRSelection {
@@ -139,4 +167,9 @@ func (t *TPM) Describe() (string, error) {
 		return r
 	}, string([]byte{byte(maker >> 24), byte(maker >> 16), byte(maker >> 8), byte(maker)}))
 	return fmt.Sprintf("%s firmware %d.%d", strings.TrimSpace(name), firmware>>16, firmware&0xffff), nil
+}
+
+func sha256Sum(b []byte) []byte {
+	sum := sha256.Sum256(b)
+	return sum[:]
 }

@@ -96,6 +96,11 @@ func (n *node) observe(ctx context.Context, o []policy.Observation) {
 	rpc.LedgerObserve.Call(ctx, n.ledger, o)
 }
 
+// used may be lost as well.
+func (n *node) used(ctx context.Context, u policy.ProtectorUse) {
+	rpc.LedgerUsed.Call(ctx, n.ledger, u)
+}
+
 func (n *node) signer(k policy.Key) (crypto.Signer, error) { return rpc.NewHSMSigner(n.hsm, k) }
 
 func (n *node) decrypter(k policy.Key) (kps.Decrypter, error) {
@@ -108,7 +113,7 @@ func (n *node) mux() http.Handler {
 		Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf, GrantsPerMinute: n.grants,
 		ContextKeys: n.keys.get})
 	p := protect.New(protect.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
-		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf,
+		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Used: n.used, Random: rand.Reader, Log: n.child.Logf,
 		RollsPerMinute: n.rolls})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		first, _, _ := strings.Cut(strings.TrimLeft(r.URL.Path, "/"), "/")

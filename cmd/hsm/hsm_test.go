@@ -353,7 +353,7 @@ func TestWrongPINStopsUntilAnotherComes(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s := status(k.Status(), nil)
+	s := status(k.Status(), false, nil)
 	if s.State != "failed" || len(s.Problems) != 1 || s.Problems[0].Kind != "hsm-fatal" || s.Problems[0].Remedy == "" {
 		t.Errorf("status %+v", s)
 	}
@@ -370,7 +370,7 @@ func TestWrongPINStopsUntilAnotherComes(t *testing.T) {
 }
 
 func TestLockedTokenSaysWhatItWaitsFor(t *testing.T) {
-	s := status(hsm.Status{State: hsm.StateLocked}, nil)
+	s := status(hsm.Status{State: hsm.StateLocked}, false, nil)
 	if len(s.Problems) != 1 || s.Problems[0].Kind != "hsm-locked" || s.Problems[0].Remedy == "" {
 		t.Errorf("%+v", s)
 	}

@@ -4,7 +4,8 @@
 //	hsm worker
 //
 // Started plain it is the keeper: it asks the ledger for the PIN and the
-// module's name, holds the PIN in locked memory, serves the hsm.* methods on its
+// module's name (the PIN of an attended node comes from the console instead, and
+// the ledger never sees it), holds the PIN in locked memory, serves the hsm.* methods on its
 // rpc socket and runs itself as `hsm worker`, which loads the module. Only the
 // worker is ever killed. The worker takes the PIN from a pipe on descriptor 4
 // and calls on descriptor 3; it is of no use by hand.
@@ -101,20 +102,21 @@ func keeper(child *supervise.Child, attachDir string, st *site) error {
 	}
 	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self) }, hsm.Timing{}, child.Logf)
 	c := &cable{dir: attachDir, log: child.Logf}
+	// The PIN comes from there, so the ledger's uid is proved.
+	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
+	st.record = siteRecord(ctx, child, ledger)
+	from := &source{ledger: ledger, k: k, c: c, site: st}
 	server := rpc.NewServer(child.UIDs)
-	register(server, k, c, st)
+	register(server, k, from)
 	listener, err := rpc.Listen(child.Socket(rpc.HSM))
 	if err != nil {
 		return err
 	}
-	// The PIN comes from there, so the ledger's uid is proved.
-	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
-	st.record = siteRecord(ctx, child, ledger)
 	ran := make(chan error, 1)
 	go func() { ran <- k.Run(ctx) }()
-	go settings(ctx, ledger, k, c, st)
-	go report(ctx, k, chronicle(ctx, child, ledger))
-	go supervise.Ready(ctx, statusLine(k.Status()), k.Alive)
+	go from.run(ctx)
+	go report(ctx, k, from.attended, chronicle(ctx, child, ledger))
+	go supervise.Ready(ctx, statusLine(k.Status(), false), k.Alive)
 	err = server.Serve(ctx, listener)
 	stop()
 	<-ran // the worker is dead and the PIN wiped

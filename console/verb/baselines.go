@@ -251,6 +251,6 @@ func baselineList(_ context.Context, s *Session, _ Args, _ []byte) (Output, erro
 // removal removes a named record after showing what that does to hosts.
 func removal(kind policy.Kind) func(context.Context, *Session, Args, []byte) (Output, error) {
 	return func(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-		return change(ctx, s, a, kind, policy.ByName{Name: a.Get("name")})
+		return change(ctx, s, a, kind, policy.Removal{Name: a.Get("name"), Phrase: a.Get("phrase")})
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -25,6 +27,7 @@ type HostValue struct {
 	// Only in host show: SubjectPublicKeyInfo DER, or what is known of the TPM; and the machine's other record.
 	HostKey []byte              `json:"hostKey,omitempty"`
 	TPM     *policy.TPMIdentity `json:"tpm,omitempty"`
+	Dates   []string            `json:"dates,omitempty"` // what is odd about the validity of the EK's certificate and its issuers
 	Also    *HostValue          `json:"also,omitempty"`
 }
 
@@ -73,15 +76,17 @@ func hostAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, err
 // modeNote warns where a registered host key has no effect yet.
 func (s *Session) modeNote(p *Page) {
 	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeHostKey {
-		p.Line("The service is in %s mode: host keys count after `service set --mode HostKey`.", modeName(snap.State.Service.Mode))
+		p.Line("The service is in %s mode: host keys count after `service set --mode HostKey`.", snap.State.Service.Mode)
 	}
 }
 
 func observed(ctx context.Context, s *Session, kind policy.ObservationKind) (map[string]policy.Observation, error) {
 	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
 	seen := make(map[string]policy.Observation, len(list))
-	for _, o := range list {
-		seen[o.Subject] = o
+	for _, o := range list { // the newest first
+		if _, ok := seen[o.Subject]; !ok {
+			seen[o.Subject] = o
+		}
 	}
 	return seen, err
 }
@@ -165,6 +170,12 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 	for _, h := range hosts {
 		v := hostValue(h, seen)
 		v.HostKey, v.TPM = h.HostKey, h.TPM
+		if h.TPM != nil && len(h.TPM.EKCert) > 0 {
+			if c, err := evidence.ParseCertificate(h.TPM.EKCert); err == nil {
+				trust, _ := appraise.NewTrust(snap.State)
+				v.Dates = s.dates(trust, c)
+			}
+		}
 		values = append(values, v)
 		p.Blank()
 		v.page(p, h)
@@ -179,7 +190,7 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 func (v HostValue) page(p *Page, h policy.Host) {
 	p.Field("host", "%s", v.Name).Field("kind", "%s", v.Kind).Field("state", "%s", v.state()).Field("class", "%s", v.Class).Field("id", "%s", v.ID)
 	if h.TPM != nil {
-		tpmFields(p, h)
+		tpmFields(p, h, v.Dates)
 	} else {
 		p.Field("host key", "%s", keyText(h.HostKey))
 	}
@@ -250,6 +261,10 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	if err != nil {
 		return Output{}, err
 	}
+	old, err := oldTLS(ctx, s.Node)
+	if err != nil {
+		return Output{}, err
+	}
 	p := new(Page)
 	for _, v := range waiting {
 		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
@@ -261,9 +276,11 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 		p.Blank().Line("An id is what the asker sent; nothing proves yet which machine that was. Compare it with the SHA-256 of the " +
 			"public key on the host itself before you accept.")
 	}
+	oldTLSPage(p, old)
 	return Output{Text: p, Value: struct {
 		Pending []PendingValue `json:"pending"`
-	}{waiting}}, nil
+		OldTLS  []OldTLSValue  `json:"oldTls,omitempty"`
+	}{waiting, old}}, nil
 }
 
 // pendingKey is the public key of the one unknown host whose id begins with prefix. The id is recomputed from the key.
@@ -283,7 +300,8 @@ func pendingKey(ctx context.Context, s *Session, prefix string) ([]byte, error) 
 }
 
 func hostRevoke(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason")})
+	out, _, err := propose(ctx, s, policy.CmdHostRevoke, policy.HostRevoke{Name: a.Get("name"), Reason: a.Get("reason"),
+		Keys: certifiedKeys(ctx, s, a.Get("name"))})
 	return out, err
 }
 
@@ -306,7 +324,8 @@ func hostRestore(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 }
 
 func hostRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	return byName(ctx, s, policy.CmdHostRemove, a)
+	out, _, err := propose(ctx, s, policy.CmdHostRemove, policy.HostRemove{Name: a.Get("name"), Mode: modes[a.Get("mode")], Phrase: a.Get("phrase")})
+	return out, err
 }
 
 func byName(ctx context.Context, s *Session, kind policy.Kind, a Args) (Output, error) {

@@ -34,6 +34,7 @@ type KeyValue struct {
 	SHA256  string         `json:"sha256"`
 	Until   time.Time      `json:"notAfter"`
 	Token   *rpc.HSMKey    `json:"token"`
+	Use     *rpc.KeyUsage  `json:"use,omitempty"` // key list only
 }
 
 func keyValue(k policy.Key, token map[policy.KeyRef]rpc.HSMKey) KeyValue {
@@ -187,10 +188,16 @@ func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	}{Keys: []KeyValue{}, Unrecorded: []rpc.HSMKey{}}
 	p := new(Page)
 	token := tokenMap(inToken)
+	used, usedErr := usageOf(ctx, s, 0, 0)
+	now, _ := trusted(ctx, s)
 	for _, k := range sortedKeys(snap.State) {
 		v := keyValue(k, token)
+		v.Use = useOf(used, k.Ref)
 		value.Keys = append(value.Keys, v)
 		v.show(p, err == nil)
+		if usedErr == nil && (k.Role == policy.RoleSigning || k.Role == policy.RoleEncryption) {
+			p.Field("  last used", "%s", useText(v.Use, now))
+		}
 	}
 	if len(value.Keys) == 0 {
 		p.Line("There are no keys: hosts can't be served. Make them: key new --roles all --subject NAME")

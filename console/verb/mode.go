@@ -12,7 +12,9 @@ import (
 // ModeValue is mode status in --json.
 type ModeValue struct {
 	Mode     string        `json:"mode"`
-	Served   bool          `json:"served"` // it is the one that hosts are told
+	Served   bool          `json:"served"`          // it is the one that hosts are told
+	Since    *policy.Stamp `json:"since,omitempty"` // when it was switched on; what was seen before does not count
+	Before   string        `json:"before,omitempty"`
 	Passed   int           `json:"passed"`
 	Failed   int           `json:"failed"`
 	NotSeen  int           `json:"notSeen"`
@@ -22,19 +24,20 @@ type ModeValue struct {
 
 // MachineMode is one machine in one mode.
 type MachineMode struct {
-	Host    string        `json:"host"`
-	State   string        `json:"state"` // passed, failed, not seen, not registered, revoked
-	Verdict string        `json:"verdict,omitempty"`
-	Last    *policy.Stamp `json:"last,omitempty"`
-	Finding string        `json:"finding,omitempty"`
+	Host    string          `json:"host"`
+	State   policy.Progress `json:"state"`
+	Verdict string          `json:"verdict,omitempty"`
+	Last    *policy.Stamp   `json:"last,omitempty"`
+	Finding string          `json:"finding,omitempty"`
 }
 
 // modeOrder puts first what needs somebody.
-var modeOrder = []string{"failed", "not registered", "not seen", "passed", "revoked"}
+var modeOrder = []policy.Progress{policy.MachineFailed, policy.MachineNotRegistered, policy.MachineNotSeen, policy.MachinePassed, policy.MachineRevoked}
 
 func modeStatus(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
-	mode := snap.State.Service.Mode
+	svc := snap.State.Service
+	mode := svc.Mode
 	if a.Has("mode") {
 		mode = modes[a.Get("mode")]
 	}
@@ -42,17 +45,22 @@ func modeStatus(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	if err != nil {
 		return Output{}, err
 	}
-	v := ModeValue{Mode: modeName(mode), Served: mode == snap.State.Service.Mode, Machines: []MachineMode{}}
+	v := ModeValue{Mode: mode.String(), Served: mode == svc.Mode, Machines: []MachineMode{}}
+	var since *policy.ModeSwitch
+	if v.Served && svc.Switched != nil {
+		since = svc.Switched
+		v.Since, v.Before = &since.At, since.From.String()
+	}
 	machines := map[string]MachineMode{}
 	for _, h := range sortedHosts(snap.State) {
 		m, ok := machines[h.Name]
 		if !ok {
-			m = MachineMode{Host: h.Name, State: "not registered"}
+			m = MachineMode{Host: h.Name, State: policy.MachineNotRegistered}
 		}
 		if h.Revoked {
-			m.State = "revoked"
+			m.State = policy.MachineRevoked
 		} else if h.Mode() == mode {
-			m = inMode(h, seen)
+			m = inMode(h, seen, since)
 		}
 		machines[h.Name] = m
 	}
@@ -60,13 +68,13 @@ func modeStatus(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 		m := machines[name]
 		v.Machines = append(v.Machines, m)
 		switch m.State {
-		case "passed":
+		case policy.MachinePassed:
 			v.Passed++
-		case "failed":
+		case policy.MachineFailed:
 			v.Failed++
-		case "not seen":
+		case policy.MachineNotSeen:
 			v.NotSeen++
-		case "not registered":
+		case policy.MachineNotRegistered:
 			v.NoRecord++
 		}
 	}
@@ -76,15 +84,11 @@ func modeStatus(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	return Output{Text: v.page(), Value: v}, nil
 }
 
-func inMode(h policy.Host, seen map[string]policy.Observation) MachineMode {
-	m := MachineMode{Host: h.Name, State: "not seen"}
+func inMode(h policy.Host, seen map[string]policy.Observation, since *policy.ModeSwitch) MachineMode {
 	o, ok := seen[h.ID]
-	if !ok {
-		return m
-	}
-	m.State, m.Verdict, m.Last, m.Finding = "failed", o.Facts["verdict"], &o.Last, o.Facts["finding"]
-	if m.Verdict == "ok" {
-		m.State = "passed"
+	m := MachineMode{Host: h.Name, State: policy.ProgressOf(h, o, ok, since)}
+	if ok {
+		m.Verdict, m.Last, m.Finding = o.Facts["verdict"], &o.Last, o.Facts["finding"]
 	}
 	return m
 }
@@ -97,6 +101,12 @@ func (v ModeValue) page() *Page {
 	all := v.Passed + v.Failed + v.NotSeen + v.NoRecord
 	p := new(Page).Line("%s mode, %s: %d of %d machines have passed here, %d failed, %d not seen, %d not registered in this mode.",
 		v.Mode, served, v.Passed, all, v.Failed, v.NotSeen, v.NoRecord)
+	if v.Since != nil {
+		p.Line("Switched from %s mode, %s; what was seen before does not count.", v.Before, when(*v.Since))
+		if v.Passed < all {
+			p.Line("What %s mode needs can't be removed before all have passed, but by a typed phrase.", v.Before)
+		}
+	}
 	const most = 50
 	var rows [][]string
 	for _, m := range v.Machines[:min(most, len(v.Machines))] {
@@ -105,10 +115,13 @@ func (v ModeValue) page() *Page {
 			last = when(*m.Last)
 		}
 		why := m.Verdict
-		if m.State == "passed" {
+		switch {
+		case m.State == policy.MachinePassed:
 			why = ""
+		case m.State == policy.MachineNotSeen && m.Verdict != "":
+			why = "before the switch: " + m.Verdict
 		}
-		rows = append(rows, []string{m.Host, m.State, last, why})
+		rows = append(rows, []string{m.Host, string(m.State), last, why})
 	}
 	if len(rows) > 0 {
 		p.Blank().Table([]string{"HOST", "STATE", "LAST", "WHY"}, rows)

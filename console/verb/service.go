@@ -20,15 +20,6 @@ var modeNames = []string{"TPM", "AD", "HostKey"}
 
 var modes = map[string]policy.Mode{"TPM": policy.ModeTPM, "AD": policy.ModeAD, "HostKey": policy.ModeHostKey}
 
-func modeName(m policy.Mode) string {
-	for _, name := range modeNames {
-		if modes[name] == m {
-			return name
-		}
-	}
-	return fmt.Sprintf("unknown (%d)", m)
-}
-
 func onOff(b bool) string {
 	if b {
 		return "on"
@@ -39,11 +30,17 @@ func onOff(b bool) string {
 func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	svc := snap.State.Service
-	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", modeName(svc.Mode)).
+	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", svc.Mode).
 		Field("http", "%s (port 80)", onOff(svc.HTTP)).Field("https", "%s (port 443)", onOff(svc.HTTPS)).
 		Field("health life", "%s", span(svc.HealthLife))
 	if svc.AttestationOnly {
 		p.Field("key protection", "none: this service only attests")
+	}
+	if svc.OtherSigning {
+		p.Field("metadata.xml", "lists the enabled signing keys that are not primary")
+	}
+	if svc.ForeignForms {
+		p.Field("foreign forms", "ON: certificate signatures of key protectors may cover base64 text or the element instead of DER")
 	}
 	if svc.DenyIssuedBefore > 0 {
 		p.Field("refused", "health certificates issued before %s", unixTime(svc.DenyIssuedBefore))
@@ -56,7 +53,9 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 		HealthLife       string `json:"healthLife"`
 		DenyIssuedBefore int64  `json:"denyIssuedBefore,omitempty"`
 		KeyProtection    bool   `json:"keyProtection"`
-	}{svc.Name, modeName(svc.Mode), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly}}, nil
+		OtherSigning     bool   `json:"otherSigning"`
+		ForeignForms     bool   `json:"foreignForms"`
+	}{svc.Name, svc.Mode.String(), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly, svc.OtherSigning, svc.ForeignForms}}, nil
 }
 
 func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
@@ -65,13 +64,11 @@ func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 		m := modes[a.Get("mode")]
 		b.Mode = &m
 	}
-	if a.Has("http") {
-		on := a.Get("http") == "on"
-		b.HTTP = &on
-	}
-	if a.Has("https") {
-		on := a.Get("https") == "on"
-		b.HTTPS = &on
+	for name, field := range map[string]**bool{"http": &b.HTTP, "https": &b.HTTPS, "other-signing": &b.OtherSigning, "foreign-forms": &b.ForeignForms} {
+		if a.Has(name) {
+			on := a.Get(name) == "on"
+			*field = &on
+		}
 	}
 	if a.Has("health-life") {
 		d, err := time.ParseDuration(a.Get("health-life"))
@@ -111,9 +108,9 @@ func switchNote(p *Page, state policy.State, mode policy.Mode) {
 		}
 	}
 	if n > 0 {
-		p.Line("! %d of %d machines are not registered in %s mode: they get no new health certificate.", n, len(without), modeName(mode))
+		p.Line("! %d of %d machines are not registered in %s mode: they get no new health certificate.", n, len(without), mode)
 	}
-	p.Line("Registrations of both modes are kept. See mode status; to undo: service set --mode %s", modeName(state.Service.Mode))
+	p.Line("Registrations of both modes are kept. See mode status; to undo: service set --mode %s", state.Service.Mode)
 }
 
 func mustUsage(name string) string {
@@ -319,17 +316,6 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 func middle(t rpc.ClockView) (now string, bound time.Duration) {
 	half := t.Latest.Sub(t.Earliest) / 2
 	return t.Earliest.Add(half).UTC().Format("2006-01-02 15:04:05 UTC"), half.Round(time.Microsecond)
-}
-
-func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
-	st, err := rpc.HSMStatus.Call(ctx, s.Node.HSM, rpc.Empty{})
-	if err != nil {
-		return Output{}, err
-	}
-	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", cmp.Or(st.Token, "none"), cmp.Or(st.Serial, "not known")).
-		Field("pack", "%s", cmp.Or(st.Pack, "none")).Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
-	problems(p, st.Problems)
-	return Output{Text: p, Value: st}, nil
 }
 
 func problems(p *Page, list []policy.Problem) {

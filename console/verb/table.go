@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), tpmVerbs(), policyVerbs(), trustVerbs(), keyVerbs(), signerVerbs(), serviceVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -88,8 +88,9 @@ func hostVerbs() []Verb {
 			Help: "refuse what a host has now: it must attest again", Example: "host reattest hv7"},
 		{Name: "host restore", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostRestore, Params: []Param{name},
 			Help: "let a revoked host attest again", Example: "host restore hv7"},
-		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove, Params: []Param{name},
-			Help: "forget a host; its certificates are refused", Example: "host remove hv7",
+		{Name: "host remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRemove,
+			Params: []Param{name, flag("mode", Choice, "only what it is registered with in this mode", "TPM", "HostKey"), phrase},
+			Help:   "forget a host; its certificates are refused", Example: "host remove hv7", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationTpmHost"}},
 		{Name: "host add-tpm", Role: operator, Doors: loggedIn, Risk: Changes, Run: hostAddTPM,
 			Params: []Param{name, flag("policy-version", Choice, "default v2, which needs a trusted certificate", "v1", "v2"),
@@ -113,12 +114,16 @@ func hostVerbs() []Verb {
 var (
 	policyVersion = flag("policy-version", Choice, "default v2", "v1", "v2")
 	fromHost      = flag("host", Word, "take what this host last showed instead of a file")
+	phrase        = flag("phrase", Text, "what a refusal asks you to type")
 	dryRun        = flag("dry-run", Switch, "only say what it would do to hosts")
 )
 
+const wayBack = "After the attestation mode was switched, what the other mode needs is the way back: removing it is refused while a host has not passed in " +
+	"the new mode. The refusal names those hosts and the phrase that overrides it, which is recorded."
+
 func tpmVerbs() []Verb {
 	name := place("name", Word, "a name for it")
-	existing := []Param{place("name", Word, "its name"), dryRun}
+	existing := []Param{place("name", Word, "its name"), dryRun, phrase}
 	return []Verb{
 		{Name: "baseline add", Role: operator, Doors: loggedIn, Risk: Changes, Run: baselineAdd, Params: []Param{name, policyVersion, fromHost, dryRun},
 			Stdin: "the boot log of one host of this hardware (.tcglog)",
@@ -128,7 +133,7 @@ func tpmVerbs() []Verb {
 			Help: "baselines of firmware and Secure Boot", Example: "baseline list",
 			Replaces: []string{"Get-HgsAttestationTpmPolicy", "Get-HgsAttestationPolicy"}},
 		{Name: "baseline remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdBaselineRemove), Params: existing,
-			Help: "refuse hosts that match only this baseline", Example: "baseline remove r740-2024 --dry-run",
+			Help: "refuse hosts that match only this baseline", Example: "baseline remove r740-2024 --dry-run", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "ci-policy add", Role: operator, Doors: loggedIn, Risk: Changes, Run: ciPolicyAdd,
 			Params: []Param{name, policyVersion, fromHost, flag("title", Text, "with --host: which of its policies"), dryRun},
@@ -139,18 +144,20 @@ func tpmVerbs() []Verb {
 			Help: "code integrity policies that hosts may run under", Example: "ci-policy list",
 			Replaces: []string{"Get-HgsAttestationPolicy"}},
 		{Name: "ci-policy remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdCIPolicyRemove), Params: existing,
-			Help: "refuse hosts that run under this policy only", Example: "ci-policy remove allow-ms",
+			Help: "refuse hosts that run under this policy only", Example: "ci-policy remove allow-ms", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
 			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
-			Stdin:  "the boot log of a host that encrypts dumps to it (.tcglog)",
-			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < hv7.tcglog",
+			Stdin:  "the dump key's certificate (PEM or DER), or the boot log of a host that encrypts dumps to it (.tcglog)",
+			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < dump-key.cer",
+			More: "What counts is the SHA-256 of the public key as the hosts' registry has it (CrashControl, EncryptionCertificates, PublicKey). Of a certificate it is " +
+				"computed here.",
 			Replaces: []string{"Add-HgsAttestationDumpPolicy"}},
 		{Name: "dump-key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: dumpKeyList,
 			Help: "keys that crash dumps may be encrypted to", Example: "dump-key list",
 			Replaces: []string{"Get-HgsAttestationPolicy"}},
 		{Name: "dump-key remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: removal(policy.CmdDumpKeyRemove), Params: existing,
-			Help: "refuse hosts that encrypt crash dumps to this key", Example: "dump-key remove ops",
+			Help: "refuse hosts that encrypt crash dumps to this key", Example: "dump-key remove ops", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 	}
 }
@@ -186,8 +193,8 @@ func trustVerbs() []Verb {
 			Params: []Param{{Name: "vendor", Kind: Word, Optional: true, Help: "only this vendor, with each certificate"}},
 			Help:   "TPM vendors that are trusted", Example: "tpm-trust list infineon"},
 		{Name: "tpm-trust remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustRemove,
-			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint")},
-			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon"},
+			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint"), phrase},
+			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon", More: wayBack},
 		{Name: "tpm-trust vendor", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustVendor,
 			Params: []Param{vendor, {Name: "state", Kind: Choice, Choices: []string{"on", "off"}}},
 			Help:   "switch a TPM vendor on or off", Example: "tpm-trust vendor infineon off"},
@@ -206,6 +213,7 @@ func keyVerbs() []Verb {
 		{Name: "key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: keyList,
 			Help: "keys, certificates and what the token says of them", Example: "key list --json",
 			Replaces: []string{"Get-HgsKeyProtectionCertificate", "Get-HgsKeyProtectionConfiguration", "Get-HgsAttestationSignerCertificate"}},
+		usageVerb(),
 		{Name: "key primary", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyPrimary),
 			Help: "use this key for new key protectors of its role", Example: "key primary 5f3ac9",
 			Replaces: []string{"Set-HgsKeyProtectionCertificate", "Set-HgsKeyProtectionConfiguration"}},
@@ -254,14 +262,17 @@ func serviceVerbs() []Verb {
 		{Name: "service set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: serviceSet,
 			Params: []Param{flag("mode", Choice, "attestation mode that hosts are told", modeNames...),
 				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
-				flag("health-life", Duration, "life of health certificates, 15m to 24h")},
+				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
+				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
+				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
 			Params: []Param{flag("mode", Choice, "default: the one that is served", modeNames...)},
 			Help:   "which hosts have passed in an attestation mode, which not", Example: "mode status --mode TPM",
 			More: "Switch with service set --mode, back with the same verb: registrations of the other mode are kept. A host that is registered in one mode only " +
-				"fails in the other."},
+				"fails in the other. A host has passed if the last that was seen of it since the switch is a pass; until all have, what the mode before needs can't be " +
+				"removed."},
 		{Name: "network show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: networkShow,
 			Params: []Param{flag("toml", Switch, "as the file that network set takes")},
 			Help:   "settings and state of the network interfaces", Example: "network show --toml > net.toml"},
@@ -275,6 +286,15 @@ func serviceVerbs() []Verb {
 			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
+		{Name: "hsm unlock", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmUnlock, Dialogue: hsmUnlockDialogue,
+			Params: []Param{lastTry}, Stdin: "the token's PIN on one line",
+			Help: "give an attended node its token's PIN after a boot", Example: "hsm unlock",
+			More: "The PIN is not shown while it is typed. Only the HSM process has it, in memory, until the machine stops; it is lent again to a restarted worker without asking. " +
+				"A wrong PIN is tried once."},
+		{Name: "hsm retry", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmRetry, Params: []Param{lastTry},
+			Help: "try the token again after it was mended", Example: "hsm retry",
+			More: "For a token that stopped (wrong or locked PIN) or that was replaced by another one of the same name. A token that was only away comes back by itself. " +
+				"If the PIN is wrong, this costs one of the token's tries."},
 		{Name: "hsm site-data list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: siteList,
 			Help: "this site's own files for the HSM pack, by hash", Example: "hsm site-data list"},
 		{Name: "hsm site-data put", Role: owner, Doors: onlySSH, Risk: Changes, Run: sitePut, Params: []Param{place("name", Word, "as the pack declares it")},
@@ -286,6 +306,9 @@ func serviceVerbs() []Verb {
 			Help: "delete one of them from this node's disk", Example: "hsm site-data remove client.pem"},
 	}
 }
+
+// lastTry is what stands between a person's hurry and a locked token.
+var lastTry = flag("last-try", Switch, "although one more wrong PIN locks the token")
 
 func nodeVerbs() []Verb {
 	return []Verb{

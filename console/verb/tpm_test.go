@@ -51,11 +51,16 @@ func newVendor(t *testing.T) *vendor {
 // tpm is an endorsement key and its certificate.
 func (v *vendor) tpm(t *testing.T) (spki, cert []byte) {
 	t.Helper()
+	return v.tpmUntil(t, time.Unix(2e9, 0))
+}
+
+func (v *vendor) tpmUntil(t *testing.T, until time.Time) (spki, cert []byte) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "TPM"}, NotAfter: time.Unix(2e9, 0),
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "TPM"}, NotAfter: until,
 		IssuingCertificateURL: []string{"http://vendor.test/root.cer"}}
 	if cert, err = x509.CreateCertificate(rand.Reader, tmpl, v.cert, key.Public(), v.key); err != nil {
 		t.Fatal(err)
@@ -84,6 +89,9 @@ func platform(t *testing.T, spki, cert []byte) string {
 	return string(b)
 }
 
+// absent is a setting that an old host does not measure.
+const absent = ^uint64(0)
+
 // bootLog is a boot that passes every policy; settings changes some.
 func bootLog(dbx, ci string, settings map[evidence.SettingID]uint64) []byte {
 	w := evidence.NewWriter(evidence.SHA256)
@@ -105,7 +113,9 @@ func bootLog(dbx, ci string, settings map[evidence.SettingID]uint64) []byte {
 		default:
 			continue
 		}
-		events = append(events, id.Tagged(value, 8))
+		if value != absent {
+			events = append(events, id.Tagged(value, 8))
+		}
 	}
 	idk := append([]byte{1, 0, 0, 0, 0, 8, 0, 0, 3, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1}, make([]byte, 256)...)
 	sum := sha256.Sum256([]byte(ci))
@@ -266,6 +276,23 @@ func TestTPMModeByVerbs(t *testing.T) {
 	for _, line := range []string{"baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "tpm-trust list lab", "host findings hv7",
 		"tpm-trust remove lab", "baseline remove first", "ci-policy remove allow", "dump-key remove ops"} {
 		mustCall(t, s, line, "")
+	}
+}
+
+func TestACertificateThatRanOutIsToldAndAccepted(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	maker := newVendor(t)
+	spki, cert := maker.tpmUntil(t, time.Unix(1.6e9, 0))
+	mustCall(t, s, "tpm-trust import lab", string(maker.cert.Raw))
+	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
+	const note = `"TPM" has expired on 2020-09-13 (a note`
+	if text := flat(t, s, "host add-tpm hv7", platform(t, spki, cert)); !strings.Contains(text, note) || !strings.Contains(text, "yes, its certificate") {
+		t.Errorf("host add-tpm said %s", text)
+	}
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 1 })
+	if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, note) {
+		t.Errorf("host show said %s", text)
 	}
 }
 

@@ -101,6 +101,7 @@ type TPMHostAdded struct {
 	Trusted bool     `json:"trusted"`
 	Why     string   `json:"why,omitempty"` // not trusted
 	Forgave []string `json:"forgave,omitempty"`
+	Dates   []string `json:"dates,omitempty"` // what is odd about the validity of the certificate and its issuers; it refuses nobody
 }
 
 func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
@@ -130,6 +131,7 @@ func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 			b.Untrusted = clipLong(err.Error())
 			v.Why = b.Untrusted
 		}
+		v.Dates = s.dates(trust, e.cert)
 	} else if v.Why = "it has no certificate"; e.why != "" {
 		v.Why += ": " + Clean(e.why)
 	}
@@ -166,7 +168,7 @@ func nonempty(all ...string) (some []string) {
 
 func (v *TPMHostAdded) page(p *Page) {
 	p.Field("id", "%s", v.ID).Field("key", "%s", v.Key).Field("TPM", "%s", v.TPM).Field("issuer", "%s", v.Issuer).
-		Field("SHA-1", "%s", v.SHA1).Field("SHA-256", "%s", v.SHA256).Field("forgiven", "%s", strings.Join(v.Forgave, ", "))
+		Field("SHA-1", "%s", v.SHA1).Field("SHA-256", "%s", v.SHA256).Field("forgiven", "%s", strings.Join(v.Forgave, ", ")).Field("dates", "%s", datesText(v.Dates))
 	if v.Trusted {
 		p.Field("trusted", "yes, its certificate leads to a trusted root")
 	} else {
@@ -185,7 +187,7 @@ func clipLong(s string) string {
 // modeNoteTPM warns where a registered TPM has no effect yet.
 func (s *Session) modeNoteTPM(p *Page) {
 	if snap, _ := s.Node.Snapshot(); snap.State.Service != nil && snap.State.Service.Mode != policy.ModeTPM {
-		p.Line("The service is in %s mode: TPMs and their policies count after `service set --mode TPM`.", modeName(snap.State.Service.Mode))
+		p.Line("The service is in %s mode: TPMs and their policies count after `service set --mode TPM`.", snap.State.Service.Mode)
 	}
 }
 
@@ -227,7 +229,24 @@ func mixed(state policy.State) (warnings []string) {
 	return warnings
 }
 
-func tpmFields(p *Page, h policy.Host) {
+// datesText is how odd dates are told, with what follows from them.
+func datesText(notes []string) string {
+	if len(notes) == 0 {
+		return ""
+	}
+	return strings.Join(notes, "; ") + " (a note: a TPM is as genuine after it)"
+}
+
+// dates are the notes on a certificate's validity; none while the node does not know the time.
+func (s *Session) dates(trust *appraise.Trust, c *evidence.Certificate) []string {
+	stamp := s.Node.Stamp()
+	if stamp.Earliest <= 0 {
+		return nil
+	}
+	return trust.Dates(c, time.UnixMilli(stamp.Earliest))
+}
+
+func tpmFields(p *Page, h policy.Host, dates []string) {
 	t := h.TPM
 	p.Field("EK", "%s", keyText(t.EK)).Field("policies", "version %s", t.Version).Field("inventory", "%s", t.Inventory)
 	if c, err := evidence.ParseCertificate(t.EKCert); err == nil {
@@ -237,6 +256,7 @@ func tpmFields(p *Page, h policy.Host) {
 		if c.NotAfter.Year() < 9999 {
 			p.Field("  valid until", "%s", c.NotAfter.UTC().Format(time.DateOnly))
 		}
+		p.Field("  dates", "%s", datesText(dates))
 	}
 	if t.Forced != "" {
 		p.Field("forced", "registered without a trusted certificate: %s", t.Forced)
@@ -252,6 +272,8 @@ type FindingsValue struct {
 	Current  bool               `json:"current"`          // Failed is newer than Passed
 	Matched  *appraise.Matched  `json:"matched,omitempty"`
 	Findings []appraise.Finding `json:"findings"`
+	// Connection is what kept its address from being heard at all.
+	Connection []appraise.Finding `json:"connection,omitempty"`
 }
 
 // ObservedMoment is when something was seen, and in which log.
@@ -318,8 +340,16 @@ func hostFindings(ctx context.Context, s *Session, a Args, _ []byte) (Output, er
 	} else {
 		p.Field("last passed", "never here")
 	}
+	if v.Connection, err = oldTLSFindings(ctx, s, h.Name); err != nil {
+		return Output{}, err
+	}
+	for i := range v.Connection {
+		findingPage(p, i+1, &v.Connection[i])
+	}
 	if bad.at == nil {
-		p.Line("This node has seen nothing wrong with it.")
+		if len(v.Connection) == 0 {
+			p.Line("This node has seen nothing wrong with it.")
+		}
 		return Output{Text: p, Value: v}, nil
 	}
 	v.Findings = append(v.Findings, bad.verdict.Findings...)

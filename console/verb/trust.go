@@ -137,7 +137,7 @@ func trustRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 	name := strings.TrimSpace(a.Get("name"))
 	snap, _ := s.Node.Snapshot()
 	hosts := hostsTrustedBy(snap.State, func(tp string) bool { return tp == strings.ToLower(name) || snap.State.Anchors[tp].Vendor == name })
-	out, _, err := propose(ctx, s, policy.CmdTrustRemove, policy.ByName{Name: name})
+	out, _, err := propose(ctx, s, policy.CmdTrustRemove, policy.Removal{Name: name, Phrase: a.Get("phrase")})
 	if err == nil && hosts > 0 {
 		out.Text.Line("! %d hosts of policy version v2 were registered by it; they fail unless another chain holds.", hosts)
 	}

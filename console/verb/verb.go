@@ -38,7 +38,8 @@ type Verb struct {
 	Example  string
 	Replaces []string // Microsoft cmdlets
 	Run      func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
-	// Dialogue is instead of Run for a verb that can only be done by question and answer.
+	// Dialogue is instead of Run for a verb that can only be done by question and answer; a verb with both holds a dialogue where there is
+	// a terminal and else reads its standard input.
 	Dialogue func(ctx context.Context, s *Session, a Args, ask Asker) (Output, error)
 }
 
@@ -65,7 +66,7 @@ const MaxStdin = 4 << 20
 
 // WantsStdin reports whether the verb reads standard input with these arguments.
 func (v *Verb) WantsStdin(a Args) bool {
-	return v.Stdin != "" && !a.Has("pending") && !a.Has("host") && !a.Has("sha256")
+	return v.Stdin != "" && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki")
 }
 
 // Permitted reports why the session may not use the verb now, or nil. It looks at the records as they are, so an administrator who was
@@ -116,7 +117,7 @@ func Run(ctx context.Context, v *Verb, s *Session, a Args, stdin []byte, ask Ask
 	if len(stdin) > MaxStdin {
 		return Output{}, usage("the input is larger than 4 MiB", "")
 	}
-	if v.Dialogue == nil {
+	if v.Run != nil && (v.Dialogue == nil || ask == nil) {
 		ctx, cancel := context.WithTimeout(ctx, runLimit)
 		defer cancel()
 		return v.Run(ctx, s, a, stdin)

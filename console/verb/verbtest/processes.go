@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
@@ -35,6 +36,8 @@ func (f *Fake) ledger(s *rpc.Server) {
 	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
+	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerHTTPSRequest, f.httpsRequest)
 	on(f, s, rpc.LedgerAudit, func(e policy.AuditEntry) (policy.AuditReceipt, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -176,7 +179,7 @@ func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
 
 func (f *Fake) hsm(s *rpc.Server) {
 	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
-		return rpc.HSMStatusReply{State: "ready", Pack: "p11-kit-client 0.24.1-2", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA"}, nil
+		return rpc.HSMStatusReply{State: "ready", Pack: "p11-kit-client 0.24.1-2", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
 	})
 	on(f, s, rpc.HSMSiteList, func(rpc.Empty) (rpc.HSMSiteReply, error) {
 		f.mu.Lock()
@@ -204,6 +207,13 @@ func (f *Fake) hsm(s *rpc.Server) {
 		f.site = nil
 		return file, nil
 	})
+	on(f, s, rpc.HSMUnlock, func(r rpc.HSMUnlockRequest) (rpc.Empty, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unlocked = append(f.unlocked, fmt.Sprintf("%s %v", r.PIN, r.LastTry))
+		return rpc.Empty{}, nil
+	})
+	on(f, s, rpc.HSMRetry, func(r rpc.HSMRetryRequest) (rpc.Empty, error) { return rpc.Empty{}, nil })
 	on(f, s, rpc.HSMKeys, func(rpc.Empty) ([]rpc.HSMKey, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

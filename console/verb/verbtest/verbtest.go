@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,8 +51,10 @@ type Fake struct {
 	changed  chan struct{}
 	audit    []policy.AuditEntry
 	power    []string
+	unlocked []string
 	pending  []policy.Observation
 	observed []policy.Observation
+	uses     []policy.ProtectorUse
 	hostKey  ed25519.PrivateKey
 	ca       *rsa.PrivateKey
 	fail     map[string]error
@@ -168,9 +171,14 @@ func (f *Fake) PendingTPM(id string, facts map[string]string) {
 
 // Observe notes what a node saw.
 func (f *Fake) Observe(kind policy.ObservationKind, subject string, facts map[string]string) {
+	f.ObserveAt(At, kind, subject, facts)
+}
+
+// ObserveAt is Observe at another moment than the one at which the node stands still.
+func (f *Fake) ObserveAt(at policy.Stamp, kind policy.ObservationKind, subject string, facts map[string]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.observed = append(f.observed, policy.Observation{Kind: kind, Subject: subject, First: At, Last: At, Count: 1, Facts: facts})
+	f.observed = append(f.observed, policy.Observation{Kind: kind, Subject: subject, First: at, Last: at, Count: 1, Facts: facts})
 }
 
 // HostKey is the node's SSH host key.
@@ -214,6 +222,14 @@ func (f *Fake) propose(c policy.Command) (policy.Result, error) {
 	if r, ok := f.done[c.ID]; ok {
 		return r, nil
 	}
+	c.Stragglers = f.state.Stragglers(c, func(id string) (last policy.Observation, ok bool) {
+		for _, o := range f.observed {
+			if o.Kind == policy.ObservedHost && o.Subject == id {
+				last, ok = o, true
+			}
+		}
+		return last, ok
+	})
 	next, r, err := policy.Apply(f.state, c)
 	if err != nil {
 		return r, err
@@ -287,4 +303,11 @@ func certificate(t testing.TB, key *rsa.PrivateKey, cn string) []byte {
 		t.Fatal(err)
 	}
 	return der
+}
+
+// Unlocked is what hsm.Unlock got: the PIN, a blank and whether the last try was confirmed.
+func (f *Fake) Unlocked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.unlocked)
 }
