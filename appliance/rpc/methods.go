@@ -27,10 +27,19 @@ var (
 	LedgerWatch         = Stream[Empty, policy.Snapshot]{"ledger.Watch"}                   // [hgs hsm clock console init] current snapshot first, then each newer one
 	LedgerPropose       = Method[policy.Command, policy.Result]{"ledger.Propose"}          // [console] durable and audited when it returns
 	LedgerMakeKeys      = Method[MakeKeysRequest, MakeKeysReply]{"ledger.MakeKeys"}        // [console] has the HSM make keys, then records them
+	LedgerKeyAdd        = Method[KeyAddRequest, KeyAddReply]{"ledger.KeyAdd"}              // [console] records a pair that lies in the token
+	LedgerKeyImport     = Method[KeyImportRequest, KeyAddReply]{"ledger.KeyImport"}        // [console] seals a software key
+	LedgerKeyRequest    = Method[KeyCSRRequest, KeyCSRReply]{"ledger.KeyRequest"}          // [console] makes a PKCS#10
+	LedgerKeyTest       = Method[KeyTestRequest, KeyTestReply]{"ledger.KeyTest"}           // [console] on every node
+	LedgerSealKey       = Method[Empty, SetupKeyReply]{"ledger.SealKey"}                   // [console] to whom secrets are encrypted, this boot
+	LedgerSoftwareKeys  = Method[Empty, []SoftwareKey]{"ledger.SoftwareKeys"}              // [hsm] the private halves; the receiver wipes them
 	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
 	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
 	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
 	LedgerObserved      = Method[ObservedRequest, []policy.Observation]{"ledger.Observed"} // [console]
+	LedgerKeepLog       = Method[KeepLogRequest, KeepLogReply]{"ledger.KeepLog"}           // [hgs] never waits for a disk
+	LedgerEvidence      = Method[EvidenceRequest, []policy.Observation]{"ledger.Evidence"} // [console] a page of the hosts' evidence
+	LedgerBootLog       = Method[BootLogRequest, BootLogReply]{"ledger.BootLog"}           // [console] ErrUnavailable if it is not kept
 	LedgerAuditTail     = Method[AuditTailRequest, []AuditRecord]{"ledger.AuditTail"}      // [console]
 	LedgerAuditExport   = Stream[AuditRange, AuditChunk]{"ledger.AuditExport"}             // [console] bytes of an export file
 	LedgerAuditTrim     = Method[AuditTrimRequest, AuditTrimReply]{"ledger.AuditTrim"}     // [console]
@@ -54,6 +63,8 @@ var (
 	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
 	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+	HSMRequest  = Method[HSMRequestRequest, HSMSignReply]{"hsm.Request"}    // [ledger] the signature of a PKCS#10 request
+	HSMSoftware = Method[Empty, Empty]{"hsm.Software"}                      // [ledger] software keys have changed: fetch them now
 	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
 	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
@@ -90,6 +101,8 @@ type MakeKeysReply struct {
 	Keys  []policy.Key `json:"keys"`
 	Token []HSMKey     `json:"token"`
 	Index uint64       `json:"index"`
+	// Tests are the self-tests of the new keys on every node. A key that failed one is recorded, but not as primary.
+	Tests []HSMTestResult `json:"tests,omitempty"`
 }
 
 // ObservedRequest selects observations; Kind "" = all, Subject "" = all. At most Limit, newest first; 0 = 200.
@@ -97,6 +110,37 @@ type ObservedRequest struct {
 	Kind    policy.ObservationKind `json:"kind"`
 	Subject string                 `json:"subject,omitempty"`
 	Limit   int                    `json:"limit"`
+}
+
+// KeepLogRequest offers the boot log that a host's last good or last bad boot refers to. Digest is its SHA-256 in lower-case hexadecimal.
+// Without Log it only asks whether the ledger has it. It comes after the observation that names it.
+type KeepLogRequest struct {
+	Host   string `json:"host"`
+	Digest string `json:"digest"`
+	Log    []byte `json:"log,omitempty"`
+}
+
+// KeepLogReply tells whether the ledger has the log now. It does not take every log at any time: it comes again.
+type KeepLogReply struct {
+	Have bool `json:"have"`
+}
+
+// EvidenceRequest asks for the evidence of the hosts whose id comes after After, in the order of ids: of each the newest, or its last good
+// and its last bad boot. Limit counts hosts; it is at most 256, which is also meant by 0. The last page is empty.
+type EvidenceRequest struct {
+	After string `json:"after,omitempty"`
+	Limit int    `json:"limit,omitempty"`
+	Both  bool   `json:"both,omitempty"`
+}
+
+// BootLogRequest names a log by its SHA-256 in lower-case hexadecimal.
+type BootLogRequest struct {
+	Digest string `json:"digest"`
+}
+
+// BootLogReply holds the log as the host sent it.
+type BootLogReply struct {
+	Log []byte `json:"log"`
 }
 
 // AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.
@@ -272,19 +316,20 @@ type HSMSiteReply struct {
 	Files []HSMSiteFile `json:"files"`
 }
 
-// HSMKey is a key as the token describes it.
+// HSMKey is a key as the token describes it, or a software key as its worker does.
 type HSMKey struct {
-	Ref              policy.KeyRef  `json:"ref"`
-	Role             policy.KeyRole `json:"role"` // from the label; "" where the label is not ours
-	Label            string         `json:"label"`
-	ID               string         `json:"id"` // CKA_ID, hex
-	SPKI             []byte         `json:"spki"`
-	Bits             int            `json:"bits"`
-	Sensitive        bool           `json:"sensitive"`
-	Extractable      bool           `json:"extractable"`
-	NeverExtractable bool           `json:"neverExtractable"`
-	Sign             bool           `json:"sign"`
-	Decrypt          bool           `json:"decrypt"`
+	Store            policy.KeyStore `json:"store,omitempty"`
+	Ref              policy.KeyRef   `json:"ref"`
+	Role             policy.KeyRole  `json:"role"` // from the label; "" where the label is not ours
+	Label            string          `json:"label"`
+	ID               string          `json:"id"` // CKA_ID, hex
+	SPKI             []byte          `json:"spki"`
+	Bits             int             `json:"bits"`
+	Sensitive        bool            `json:"sensitive"`
+	Extractable      bool            `json:"extractable"`
+	NeverExtractable bool            `json:"neverExtractable"`
+	Sign             bool            `json:"sign"`
+	Decrypt          bool            `json:"decrypt"`
 }
 
 // HSMGenerateRequest makes an RSA key; role decides its usage.

@@ -61,7 +61,7 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 		}
 	}
 	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
-	known, err := allEvidence(ctx, s)
+	changed, err := e.judge(ctx, s, snap.State, next, asked)
 	if err != nil {
 		e.Unknown = "the evidence of hosts is not known: " + Explain(err).Error()
 	}
@@ -70,26 +70,62 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 			continue
 		}
 		e.Hosts++
-		facts, ok := known[h.ID]
+		c, ok := changed[h.ID]
 		if !ok {
 			continue
 		}
-		e.Judged++
-		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
-		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
-		if asked != "" && slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool { return f.Kind == appraise.DumpEventsMissing && f.Policy == asked }) {
+		if c.update {
 			e.Update = append(e.Update, h.Name)
 		}
 		switch {
-		case before.Passed && !after.Passed:
-			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What, after.Findings[0].Remedy})
-		case !before.Passed && after.Passed:
-			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: before.Findings[0].What})
-		case !after.Passed:
-			e.Failing++
+		case c.fails:
+			e.Fail = append(e.Fail, HostEffect{h.Name, c.reason, c.remedy})
+		case c.passes:
+			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: c.reason})
 		}
 	}
 	return e, nil
+}
+
+// changedVerdict is what a change means for a host of which something is to be said.
+type changedVerdict struct {
+	fails, passes  bool
+	reason, remedy string
+	update         bool // the host does not measure what the policy asks for
+}
+
+// judge counts the verdicts of all hosts with evidence under two sets of records, and gives those to speak of, by host id. It judges what
+// their logs proved; the logs themselves are not read. asked is the policy that is switched, if one is.
+func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State, asked string) (map[string]changedVerdict, error) {
+	changed := map[string]changedVerdict{}
+	err := eachEvidence(ctx, s, false, func(o policy.Observation) error {
+		h, ok := now.Hosts[o.Subject]
+		if !ok || h.TPM == nil || h.Revoked {
+			return nil
+		}
+		_, facts, err := appraise.Recorded(o.Facts)
+		if err != nil || facts == nil {
+			return nil // what is damaged is as good as none
+		}
+		e.Judged++
+		before := appraise.Review(appraise.Input{State: now, Host: h, Facts: facts})
+		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
+		c := changedVerdict{fails: before.Passed && !after.Passed, passes: !before.Passed && after.Passed}
+		c.update = asked != "" && slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool { return f.Kind == appraise.DumpEventsMissing && f.Policy == asked })
+		switch {
+		case c.fails:
+			c.reason, c.remedy = after.Findings[0].What, after.Findings[0].Remedy
+		case c.passes:
+			c.reason = before.Findings[0].What
+		case !after.Passed:
+			e.Failing++
+		}
+		if c.fails || c.passes || c.update {
+			changed[h.ID] = c
+		}
+		return nil
+	})
+	return changed, err
 }
 
 func (e *Effect) page(p *Page, done bool) {

@@ -108,6 +108,8 @@ func hostVerbs() []Verb {
 		{Name: "host findings", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFindings, Params: []Param{name},
 			Help: "why a host's TPM evidence failed, and what to do", Example: "host findings hv7",
 			Replaces: []string{"Get-HgsTrace"}},
+		{Name: "evidence verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: evidenceVerify, Params: []Param{flag("host", Word, "only of this host")},
+			Help: "prove the stored boot logs again and compare with what is on record", Example: "evidence verify --host hv7"},
 	}
 }
 

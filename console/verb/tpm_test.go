@@ -161,10 +161,15 @@ func attest(t *testing.T, f *verbtest.Fake, name string, log []byte) appraise.Ve
 		kind = policy.ObservedGood
 	}
 	sum := sha256.Sum256(log)
-	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7"})
+	pcrs, failure := evidence.Replay(log, facts.Bank)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7", "pcrs": appraise.RecordPCRs(facts.Bank, &pcrs)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.KeepLog(fmt.Sprintf("%x", sum), log)
 	f.Observe(kind, h.ID, record)
 	return v
 }

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
 	"strings"
@@ -57,6 +58,15 @@ func (f *Fake) ledger(s *rpc.Server) {
 			}
 		}
 		return list, nil
+	})
+	on(f, s, rpc.LedgerEvidence, f.evidence)
+	on(f, s, rpc.LedgerBootLog, func(r rpc.BootLogRequest) (rpc.BootLogReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if log, ok := f.logs[r.Digest]; ok {
+			return rpc.BootLogReply{Log: log}, nil
+		}
+		return rpc.BootLogReply{}, rpc.ErrUnavailable.With("the boot log is not kept here")
 	})
 	on(f, s, rpc.LedgerAuditTail, func(r rpc.AuditTailRequest) ([]rpc.AuditRecord, error) {
 		var records []rpc.AuditRecord
@@ -257,4 +267,33 @@ func (f *Fake) init(s *rpc.Server) {
 		}
 		return nil
 	}, rpc.Console)
+}
+
+// evidence is a page of what hosts showed, the last of each kind.
+func (f *Fake) evidence(r rpc.EvidenceRequest) ([]policy.Observation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	newest := map[string]map[policy.ObservationKind]policy.Observation{}
+	for _, o := range f.observed {
+		if (o.Kind != policy.ObservedGood && o.Kind != policy.ObservedFindings) || o.Subject <= r.After {
+			continue
+		}
+		if newest[o.Subject] == nil {
+			newest[o.Subject] = map[policy.ObservationKind]policy.Observation{}
+		}
+		newest[o.Subject][o.Kind] = o
+	}
+	list := []policy.Observation{}
+	ids := slices.Sorted(maps.Keys(newest))
+	for _, id := range ids[:min(256, len(ids))] {
+		good, ok := newest[id][policy.ObservedGood]
+		bad, failed := newest[id][policy.ObservedFindings]
+		if ok && (r.Both || !failed || good.Last.Latest >= bad.Last.Latest) {
+			list = append(list, good)
+		}
+		if failed && (r.Both || !ok || good.Last.Latest < bad.Last.Latest) {
+			list = append(list, bad)
+		}
+	}
+	return list, nil
 }
