@@ -309,6 +309,15 @@ func serviceVerbs() []Verb {
 			Help: "try the token again after it was mended", Example: "hsm retry",
 			More: "For a token that stopped (wrong or locked PIN) or that was replaced by another one of the same name. A token that was only away comes back by itself. " +
 				"If the PIN is wrong, this costs one of the token's tries."},
+		{Name: "hsm site-data list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: siteList,
+			Help: "this site's own files for the HSM pack, by hash", Example: "hsm site-data list"},
+		{Name: "hsm site-data put", Role: owner, Doors: onlySSH, Risk: Changes, Run: sitePut, Params: []Param{place("name", Word, "as the pack declares it")},
+			Stdin: "the file as it is: a certificate, a key, a security-world file",
+			Help:  "store one of them on this node's disk", Example: "hsm site-data put client.pem < client.pem",
+			More: "An image never holds what belongs to one site. These files lie on the node's disk, readable by the HSM process and the pack's helper only; " +
+				"the audit records name and hash. The PIN does not belong here: it is one of the node's secrets."},
+		{Name: "hsm site-data remove", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: siteRemove, Params: []Param{place("name", Word, "as site-data list shows it")},
+			Help: "delete one of them from this node's disk", Example: "hsm site-data remove client.pem"},
 	}
 }
 
