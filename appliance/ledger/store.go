@@ -46,10 +46,11 @@ var (
 	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
 		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
 
-	keyVersion = []byte("version")
-	keyIndex   = []byte("index")
-	keyService = []byte("service")
-	keyNode    = []byte("node")
+	keyVersion  = []byte("version")
+	keyIndex    = []byte("index")
+	keyService  = []byte("service")
+	keyRotation = []byte("rotation")
+	keyNode     = []byte("node")
 )
 
 // maxResults is how many request ids are remembered.
