@@ -46,6 +46,7 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerMakeKeys, func(ctx context.Context, _ rpc.Caller, req rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
 		return l.MakeKeys(ctx, req)
 	}, rpc.Console)
+	l.registerKeys(s)
 	rpc.Handle(s, rpc.LedgerObserve, func(_ context.Context, _ rpc.Caller, list []policy.Observation) (rpc.Empty, error) {
 		l.observed.add(list)
 		return rpc.Empty{}, nil
@@ -64,7 +65,7 @@ func checkProposed(c policy.Command) error {
 	switch c.Kind {
 	case policy.CmdKeyAdd:
 		// A key that somebody brings along would be given to tenants as the guardian's, or have its health certificates believed.
-		return rpc.ErrRefused.With("keys are recorded when the HSM makes them; use key new")
+		return rpc.ErrRefused.With("keys are recorded with the methods that test them; use key new, key add or key import-pfx")
 	case policy.CmdNodeSet:
 		var b policy.NodeSet
 		if json.Unmarshal(c.Body, &b) != nil || b.Network == nil {

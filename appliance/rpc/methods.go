@@ -27,6 +27,12 @@ var (
 	LedgerWatch         = Stream[Empty, policy.Snapshot]{"ledger.Watch"}                   // [hgs hsm clock console init] current snapshot first, then each newer one
 	LedgerPropose       = Method[policy.Command, policy.Result]{"ledger.Propose"}          // [console] durable and audited when it returns
 	LedgerMakeKeys      = Method[MakeKeysRequest, MakeKeysReply]{"ledger.MakeKeys"}        // [console] has the HSM make keys, then records them
+	LedgerKeyAdd        = Method[KeyAddRequest, KeyAddReply]{"ledger.KeyAdd"}              // [console] records a pair that lies in the token
+	LedgerKeyImport     = Method[KeyImportRequest, KeyAddReply]{"ledger.KeyImport"}        // [console] seals a software key
+	LedgerKeyRequest    = Method[KeyCSRRequest, KeyCSRReply]{"ledger.KeyRequest"}          // [console] makes a PKCS#10
+	LedgerKeyTest       = Method[KeyTestRequest, KeyTestReply]{"ledger.KeyTest"}           // [console] on every node
+	LedgerSealKey       = Method[Empty, SetupKeyReply]{"ledger.SealKey"}                   // [console] to whom secrets are encrypted, this boot
+	LedgerSoftwareKeys  = Method[Empty, []SoftwareKey]{"ledger.SoftwareKeys"}              // [hsm] the private halves; the receiver wipes them
 	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
 	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
 	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
@@ -54,6 +60,8 @@ var (
 	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
 	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+	HSMRequest  = Method[HSMRequestRequest, HSMSignReply]{"hsm.Request"}    // [ledger] the signature of a PKCS#10 request
+	HSMSoftware = Method[Empty, Empty]{"hsm.Software"}                      // [ledger] software keys have changed: fetch them now
 	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
 	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
@@ -86,6 +94,8 @@ type MakeKeysReply struct {
 	Keys  []policy.Key `json:"keys"`
 	Token []HSMKey     `json:"token"`
 	Index uint64       `json:"index"`
+	// Tests are the self-tests of the new keys on every node. A key that failed one is recorded, but not as primary.
+	Tests []HSMTestResult `json:"tests,omitempty"`
 }
 
 // ObservedRequest selects observations; Kind "" = all, Subject "" = all. At most Limit, newest first; 0 = 200.
@@ -244,19 +254,20 @@ type HSMRetryRequest struct {
 	LastTry bool `json:"lastTry"`
 }
 
-// HSMKey is a key as the token describes it.
+// HSMKey is a key as the token describes it, or a software key as its worker does.
 type HSMKey struct {
-	Ref              policy.KeyRef  `json:"ref"`
-	Role             policy.KeyRole `json:"role"` // from the label; "" where the label is not ours
-	Label            string         `json:"label"`
-	ID               string         `json:"id"` // CKA_ID, hex
-	SPKI             []byte         `json:"spki"`
-	Bits             int            `json:"bits"`
-	Sensitive        bool           `json:"sensitive"`
-	Extractable      bool           `json:"extractable"`
-	NeverExtractable bool           `json:"neverExtractable"`
-	Sign             bool           `json:"sign"`
-	Decrypt          bool           `json:"decrypt"`
+	Store            policy.KeyStore `json:"store,omitempty"`
+	Ref              policy.KeyRef   `json:"ref"`
+	Role             policy.KeyRole  `json:"role"` // from the label; "" where the label is not ours
+	Label            string          `json:"label"`
+	ID               string          `json:"id"` // CKA_ID, hex
+	SPKI             []byte          `json:"spki"`
+	Bits             int             `json:"bits"`
+	Sensitive        bool            `json:"sensitive"`
+	Extractable      bool            `json:"extractable"`
+	NeverExtractable bool            `json:"neverExtractable"`
+	Sign             bool            `json:"sign"`
+	Decrypt          bool            `json:"decrypt"`
 }
 
 // HSMGenerateRequest makes an RSA key; role decides its usage.

@@ -124,7 +124,9 @@ func (s *server) switched(l net.Listener, on func(*policy.Service) bool) net.Lis
 func (s *server) tlsConfig() *tls.Config {
 	var mu sync.Mutex
 	var cert *tls.Certificate
+	old := &oldTLS{bootTime: rpc.BootTime, stamp: s.node.clock.Stamp, observe: s.node.observe}
 	return &tls.Config{
+		GetConfigForClient:          old.look,
 		MinVersion:                  tls.VersionTLS12,
 		DynamicRecordSizingDisabled: true,
 		Time: func() time.Time {

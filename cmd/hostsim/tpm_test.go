@@ -320,7 +320,9 @@ func failureOf(err error) string {
 // shown is what the host shows after an attestation.
 func shown(t *testing.T, o *options) (state, sub string) {
 	t.Helper()
-	if err := status(o); err != nil {
+	stored := *o
+	stored.stored = true
+	if err := status(&stored); err != nil {
 		t.Fatal(err)
 	}
 	return fmt.Sprint(o.facts["AttestationStatus"]), fmt.Sprint(o.facts["AttestationSubstatus"])

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"guardhouse/appliance/appraise"
 	"guardhouse/appliance/policy"
@@ -17,6 +18,7 @@ type Effect struct {
 	Fail    []HostEffect `json:"fail"`              // pass now, would fail
 	Pass    []HostEffect `json:"pass"`              // fail now, would pass
 	Failing int          `json:"failing"`           // fail before and after
+	Update  []string     `json:"update,omitempty"`  // to be updated first: their logs don't tell what the policy asks
 	Unknown string       `json:"unknown,omitempty"` // why nothing is known
 }
 
@@ -24,6 +26,7 @@ type Effect struct {
 type HostEffect struct {
 	Host   string `json:"host"`
 	Reason string `json:"reason"` // the first finding: that of the new verdict, or the one that goes away
+	Remedy string `json:"remedy,omitempty"`
 }
 
 // Changed is a change of policies in --json. With --dry-run nothing was changed and Done is empty.
@@ -51,6 +54,12 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 	if err != nil {
 		return nil, err
 	}
+	asked := ""
+	if set, ok := body.(policy.PolicySwitch); ok {
+		if b, known := policy.BuiltinByName(set.Policy); known {
+			asked = b.Name
+		}
+	}
 	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
 	known, err := allEvidence(ctx, s)
 	if err != nil {
@@ -68,11 +77,14 @@ func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effec
 		e.Judged++
 		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
 		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
+		if asked != "" && slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool { return f.Kind == appraise.DumpEventsMissing && f.Policy == asked }) {
+			e.Update = append(e.Update, h.Name)
+		}
 		switch {
 		case before.Passed && !after.Passed:
-			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What})
+			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What, after.Findings[0].Remedy})
 		case !before.Passed && after.Passed:
-			e.Pass = append(e.Pass, HostEffect{h.Name, before.Findings[0].What})
+			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: before.Findings[0].What})
 		case !after.Passed:
 			e.Failing++
 		}
@@ -101,6 +113,14 @@ func (e *Effect) page(p *Page, done bool) {
 			break
 		}
 		p.Line("  - %s: %s", h.Host, h.Reason)
+	}
+	if n := len(e.Update); n > 0 {
+		names := strings.Join(e.Update[:min(most, n)], ", ")
+		if n > most {
+			names += fmt.Sprintf(" and %d more", n-most)
+		}
+		p.Line("! Update first, their logs don't tell how they write dumps: %s", names)
+		p.Line("  -> install the cumulative updates of Windows on them, and restart them, before this policy is on")
 	}
 	for i, h := range e.Pass {
 		if i == most {

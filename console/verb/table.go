@@ -148,8 +148,10 @@ func tpmVerbs() []Verb {
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
 			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
-			Stdin:  "the boot log of a host that encrypts dumps to it (.tcglog)",
-			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < hv7.tcglog",
+			Stdin:  "the dump key's certificate (PEM or DER), or the boot log of a host that encrypts dumps to it (.tcglog)",
+			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < dump-key.cer",
+			More: "What counts is the SHA-256 of the public key as the hosts' registry has it (CrashControl, EncryptionCertificates, PublicKey). Of a certificate it is " +
+				"computed here.",
 			Replaces: []string{"Add-HgsAttestationDumpPolicy"}},
 		{Name: "dump-key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: dumpKeyList,
 			Help: "keys that crash dumps may be encrypted to", Example: "dump-key list",

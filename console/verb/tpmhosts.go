@@ -272,6 +272,8 @@ type FindingsValue struct {
 	Current  bool               `json:"current"`          // Failed is newer than Passed
 	Matched  *appraise.Matched  `json:"matched,omitempty"`
 	Findings []appraise.Finding `json:"findings"`
+	// Connection is what kept its address from being heard at all.
+	Connection []appraise.Finding `json:"connection,omitempty"`
 }
 
 // ObservedMoment is when something was seen, and in which log.
@@ -338,8 +340,16 @@ func hostFindings(ctx context.Context, s *Session, a Args, _ []byte) (Output, er
 	} else {
 		p.Field("last passed", "never here")
 	}
+	if v.Connection, err = oldTLSFindings(ctx, s, h.Name); err != nil {
+		return Output{}, err
+	}
+	for i := range v.Connection {
+		findingPage(p, i+1, &v.Connection[i])
+	}
 	if bad.at == nil {
-		p.Line("This node has seen nothing wrong with it.")
+		if len(v.Connection) == 0 {
+			p.Line("This node has seen nothing wrong with it.")
+		}
 		return Output{Text: p, Value: v}, nil
 	}
 	v.Findings = append(v.Findings, bad.verdict.Findings...)
