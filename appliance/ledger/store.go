@@ -49,8 +49,10 @@ var (
 	keyVersion  = []byte("version")
 	keyIndex    = []byte("index")
 	keyService  = []byte("service")
-	keyRotation = []byte("rotation")
+	keyDraft    = []byte("draft")
+	keyUndo     = []byte("undo")
 	keyNode     = []byte("node")
+	keyRotation = []byte("rotation")
 )
 
 // maxResults is how many request ids are remembered.

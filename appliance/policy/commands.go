@@ -58,6 +58,10 @@ const (
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
 	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
+	CmdDraftAdd       Kind = "draft.add"        // DraftStep
+	CmdDraftCommit    Kind = "draft.commit"     // DraftCommit
+	CmdDraftDrop      Kind = "draft.drop"       // DraftDrop
+	CmdDraftUndo      Kind = "draft.undo"       // DraftUndo
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
 	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
@@ -177,14 +181,6 @@ var handlers = map[Kind]struct {
 	CmdServiceSet:      {AdminOperator, false, applyServiceSet},
 	CmdNodeSet:         {AdminOperator, true, applyNodeSet},
 	CmdHTTPSInstall:    {AdminOperator, false, applyHTTPSInstall},
-	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
-	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
-	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
-	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},
-	CmdRotationDisable: {AdminOperator, false, applyRotationDisable},
-	CmdRotationRemove:  {AdminOperator, false, applyRotationRemove},
-	CmdRotationUndo:    {AdminOperator, false, applyRotationUndo},
-	CmdRotationAbort:   {AdminOperator, false, applyRotationAbort},
 	CmdAdminAdd:        {AdminOwner, false, applyAdminAdd},
 	CmdAdminRemove:     {AdminOwner, false, applyAdminRemove},
 	CmdHostAdd:         {AdminOperator, false, applyHostAdd},
@@ -212,12 +208,24 @@ var handlers = map[Kind]struct {
 	CmdDumpKeyAdd:      {AdminOperator, false, applyDumpKeyAdd},
 	CmdDumpKeyRemove:   {AdminOperator, false, applyDumpKeyRemove},
 	CmdPolicySet:       {AdminOperator, false, applyPolicySet},
+	CmdDraftAdd:        {AdminOperator, false, applyDraftAdd},
+	CmdDraftCommit:     {AdminOperator, false, applyDraftCommit},
+	CmdDraftDrop:       {AdminOperator, false, applyDraftDrop},
+	CmdDraftUndo:       {AdminOperator, false, applyDraftUndo},
 	CmdTrustImport:     {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:     {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:     {AdminOperator, false, applyTrustVendor},
 	CmdHostDeny:        {AdminOperator, false, applyHostDeny},
 	CmdHostAllow:       {AdminOperator, false, applyHostAllow},
 	CmdClassOffline:    {AdminOperator, false, applyClassOffline},
+	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
+	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
+	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
+	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},
+	CmdRotationDisable: {AdminOperator, false, applyRotationDisable},
+	CmdRotationRemove:  {AdminOperator, false, applyRotationRemove},
+	CmdRotationUndo:    {AdminOperator, false, applyRotationUndo},
+	CmdRotationAbort:   {AdminOperator, false, applyRotationAbort},
 }
 
 // Kinds lists every command kind, for tests that walk them all.
