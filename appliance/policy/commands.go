@@ -48,6 +48,10 @@ const (
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
 	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
+	CmdDraftAdd       Kind = "draft.add"        // DraftStep
+	CmdDraftCommit    Kind = "draft.commit"     // DraftCommit
+	CmdDraftDrop      Kind = "draft.drop"       // DraftDrop
+	CmdDraftUndo      Kind = "draft.undo"       // DraftUndo
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
 	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
@@ -194,6 +198,10 @@ var handlers = map[Kind]struct {
 	CmdDumpKeyAdd:     {AdminOperator, false, applyDumpKeyAdd},
 	CmdDumpKeyRemove:  {AdminOperator, false, applyDumpKeyRemove},
 	CmdPolicySet:      {AdminOperator, false, applyPolicySet},
+	CmdDraftAdd:       {AdminOperator, false, applyDraftAdd},
+	CmdDraftCommit:    {AdminOperator, false, applyDraftCommit},
+	CmdDraftDrop:      {AdminOperator, false, applyDraftDrop},
+	CmdDraftUndo:      {AdminOperator, false, applyDraftUndo},
 	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},

@@ -207,6 +207,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Draft is what is staged, Undo what takes the last commit of a draft back; nil where there is none.
+	Draft *Draft `json:"draft,omitempty"`
+	Undo  *Draft `json:"undo,omitempty"`
 	// Of key protection; each map may be nil.
 	Denials map[string]Denial         `json:"denials,omitempty"` // by name
 	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class

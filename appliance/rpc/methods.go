@@ -68,6 +68,10 @@ var (
 	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
 	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
+
+	HSMSiteList   = Method[Empty, HSMSiteReply]{"hsm.SiteList"}           // [console] names and hashes, never contents
+	HSMSitePut    = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SitePut"}    // [console] audited before it takes effect
+	HSMSiteRemove = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SiteRemove"} // [console] likewise
 )
 
 // Methods of the clock; its stream of trusted time is in time.go.
@@ -267,6 +271,7 @@ type LedgerStatusReply struct {
 type HSMStatusReply struct {
 	State    string           `json:"state"` // locked, starting, ready, failed
 	Module   string           `json:"module"`
+	Pack     string           `json:"pack,omitempty"` // name and version of the image's HSM pack
 	Token    string           `json:"token"`
 	Serial   string           `json:"serial"`
 	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
@@ -286,6 +291,29 @@ type HSMUnlockRequest struct {
 // HSMRetryRequest starts the token over after a failure, with the PIN at hand: a wrong one costs one of the token's tries.
 type HSMRetryRequest struct {
 	LastTry bool `json:"lastTry"`
+}
+
+// HSMSiteRequest names one file of the site's own data for the HSM pack (certificates, keys, security-world files). Data is for SitePut
+// only, at most pack.MaxSiteFile bytes; both sides wipe it.
+type HSMSiteRequest struct {
+	Actor policy.Actor `json:"actor"`
+	Name  string       `json:"name"`
+	Data  []byte       `json:"data,omitempty"`
+}
+
+// HSMSiteFile is what may be shown of it. SHA256 is lower-case hex, empty where the file has not been put yet; Declared is false for what
+// the pack of an earlier image left.
+type HSMSiteFile struct {
+	Name     string `json:"name"`
+	Declared bool   `json:"declared"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256,omitempty"`
+}
+
+// HSMSiteReply is the site data of this node. Pack is name and version of the image's pack, empty outside an image.
+type HSMSiteReply struct {
+	Pack  string        `json:"pack"`
+	Files []HSMSiteFile `json:"files"`
 }
 
 // HSMKey is a key as the token describes it, or a software key as its worker does.

@@ -299,6 +299,10 @@ func TestACertificateThatRanOutIsToldAndAccepted(t *testing.T) {
 	if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, note) {
 		t.Errorf("host show said %s", text)
 	}
+	_, cert = maker.tpm(t)
+	if text := flat(t, s, "host add-tpm hv8", string(append(cert, 0xff, 0xff))); !strings.Contains(text, "padding after the certificate") {
+		t.Errorf("what was forgiven is not told: %s", text)
+	}
 }
 
 func TestForcedHostsSayWhy(t *testing.T) {

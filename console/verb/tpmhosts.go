@@ -36,7 +36,9 @@ func parseEndorsement(data []byte) (endorsement, error) {
 		return endorsement{p.EK, p.Certificate, p.NoCertReason}, nil
 	}
 	raw := data
-	if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
+	if _, err := evidence.ParseCertificate(data); err == nil {
+		// as it was read from the TPM: what is forgiven in it is told
+	} else if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
 		raw = certs[0].Original
 	} else if der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), "")); err == nil {
 		raw = der

@@ -6,8 +6,10 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -187,7 +189,33 @@ func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
 
 func (f *Fake) hsm(s *rpc.Server) {
 	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
-		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
+		return rpc.HSMStatusReply{State: "ready", Pack: "p11-kit-client 0.24.1-2", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
+	})
+	on(f, s, rpc.HSMSiteList, func(rpc.Empty) (rpc.HSMSiteReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return rpc.HSMSiteReply{Pack: "vendor 1.0", Files: append(slices.Clone(f.site), rpc.HSMSiteFile{Name: "world", Declared: true})}, nil
+	})
+	on(f, s, rpc.HSMSitePut, func(r rpc.HSMSiteRequest) (rpc.HSMSiteFile, error) {
+		if r.Name != "client.pem" || r.Actor.Name == "" {
+			return rpc.HSMSiteFile{}, rpc.ErrRefused.With("the HSM pack of this image declares no site data of this name")
+		}
+		sum := sha256.Sum256(r.Data)
+		file := rpc.HSMSiteFile{Name: r.Name, Declared: true, Size: int64(len(r.Data)), SHA256: hex.EncodeToString(sum[:])}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.site = []rpc.HSMSiteFile{file}
+		return file, nil
+	})
+	on(f, s, rpc.HSMSiteRemove, func(r rpc.HSMSiteRequest) (rpc.HSMSiteFile, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.site) == 0 || f.site[0].Name != r.Name {
+			return rpc.HSMSiteFile{}, rpc.ErrRefused.With("there is no such site data")
+		}
+		file := f.site[0]
+		f.site = nil
+		return file, nil
 	})
 	on(f, s, rpc.HSMUnlock, func(r rpc.HSMUnlockRequest) (rpc.Empty, error) {
 		f.mu.Lock()

@@ -60,6 +60,7 @@ type Fake struct {
 	hostKey  ed25519.PrivateKey
 	ca       *rsa.PrivateKey
 	fail     map[string]error
+	site     []rpc.HSMSiteFile
 	boot     time.Duration
 }
 
