@@ -59,6 +59,9 @@ type Fake struct {
 	ca       *rsa.PrivateKey
 	fail     map[string]error
 	boot     time.Duration
+	born     map[policy.KeyRef]born           // pairs in the token that were not made here
+	sick     map[policy.KeyRef]policy.Problem // what tests find
+	sealed   []byte
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
