@@ -41,6 +41,10 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	if os.Getenv(asRaw) != "" {
+		fail(measureRaw())
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -347,7 +351,7 @@ func TestKilledWorkerUnderLoadIsBackInTwoSeconds(t *testing.T) {
 }
 
 // childOf finds the worker among the children of a process.
-func childOf(t *testing.T, parent int) int {
+func childOf(t testing.TB, parent int) int {
 	t.Helper()
 	for range 200 {
 		dirs, _ := filepath.Glob("/proc/[0-9]*")
