@@ -109,6 +109,9 @@ func (f fakeToken) Check() error {
 		time.Sleep(time.Millisecond)
 	}
 }
+func (fakeToken) Request(policy.KeyRef, []byte) ([]byte, error) {
+	return nil, badRequest("no request here")
+}
 func (fakeToken) Generate(role policy.KeyRole, bits int) (Key, error) {
 	time.Sleep(time.Duration(bits) * time.Millisecond)
 	return Key{Ref: "new", Role: role, Bits: bits}, nil

@@ -2,11 +2,10 @@ package ledger
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
-	"io"
 
 	"filippo.io/age"
-	"filippo.io/age/armor"
 	"github.com/pelletier/go-toml/v2"
 
 	"guardhouse/appliance/policy"
@@ -28,21 +27,13 @@ type setupSecrets struct {
 // openSecretFile decrypts and checks the secrets file of a node that is set up as setup says. Errors never repeat what is in it.
 func openSecretFile(file []byte, identity age.Identity, setup policy.Setup) (setupSecrets, error) {
 	var s setupSecrets
-	if len(file) > maxAnswers {
-		return s, fmt.Errorf("secrets file: it is larger than 64 KiB")
-	}
-	var r io.Reader = bytes.NewReader(file)
-	if bytes.HasPrefix(bytes.TrimSpace(file), []byte(armor.Header)) {
-		r = armor.NewReader(bytes.NewReader(bytes.TrimSpace(file)))
-	}
-	plain, err := age.Decrypt(r, identity)
-	if err != nil {
+	b, err := unseal(file, identity)
+	defer clear(b)
+	if errors.Is(err, errNotSealedToUs) {
 		return s, fmt.Errorf("secrets file: it does not open with this node's setup key; encrypt it to the key shown now (it changes at each boot)")
 	}
-	b, err := io.ReadAll(io.LimitReader(plain, maxAnswers+1))
-	defer clear(b)
-	if err != nil || len(b) > maxAnswers {
-		return s, fmt.Errorf("secrets file: it was cut or changed, or is larger than 64 KiB")
+	if err != nil {
+		return s, fmt.Errorf("secrets file: %w", err)
 	}
 	if err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&s); err != nil {
 		if line := tomlError(err); line != nil {

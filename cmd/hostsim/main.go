@@ -41,7 +41,7 @@ func table() []verb {
 		{"protector open", "--dir OWNER --in F", "open a key protector as its owner", protectorOpen},
 		{"protector inspect", "--in F", "explain a key protector", protectorInspect},
 		{"certificate new", "--dir D --kind self|signer|expired|foreign", "make certificates that a service must refuse, and the attestation signer behind them", certificateNew},
-		{"status", "--dir D --url BASE/Attestation --kps BASE/KeyProtection", "what Get-HgsClientConfiguration shows", status},
+		{"status", "--dir D --url BASE/Attestation --kps BASE/KeyProtection [--tpm T] [--misbehave K] [--stored]", "attest and show what Get-HgsClientConfiguration shows, and what to do", status},
 		{"load", "--dir D --url ... --kps ... --in F -n N -c C", "attest and roll N times with C at once", load},
 		{"audit verify", "--in F [--key HEX]", "verify an audit export without the node", auditVerify},
 		{"vectors", "", "check the codecs against vectors that they did not make", vectors},
@@ -53,7 +53,7 @@ type options struct {
 	dir, url, kps, in, out, metadata, name, kind, health, key, ca string
 	tpm, misbehave, version, log                                  string
 	result, n, c, flip                                            int
-	json                                                          bool
+	json, stored                                                  bool
 	facts                                                         map[string]any
 }
 
@@ -132,6 +132,7 @@ func (o *options) parse(args []string) error {
 	fs.IntVar(&o.n, "n", 100, "how many")
 	fs.IntVar(&o.c, "c", 4, "how many at once")
 	fs.IntVar(&o.flip, "flip", -1, "flip one bit of this byte of the key protector before sending it")
+	fs.BoolVar(&o.stored, "stored", false, "show what came of the last attestation instead of attesting now")
 	fs.BoolVar(&o.json, "json", false, "print one JSON object")
 	if err := fs.Parse(args); err != nil {
 		return err

@@ -37,7 +37,7 @@ const asMain = "GUARDHOUSE_HSM_MAIN"
 
 func TestMain(m *testing.M) {
 	native.Shim()
-	if os.Getenv(asMain) != "" || len(os.Args) == 2 && os.Args[1] == "worker" {
+	if os.Getenv(asMain) != "" || len(os.Args) == 2 && (os.Args[1] == "worker" || os.Args[1] == "software") {
 		main()
 		os.Exit(0)
 	}
@@ -192,7 +192,7 @@ func newOutside(t testing.TB) (*outside, string) {
 // startKeeper runs a keeper whose worker is this program.
 func startKeeper(t testing.TB, module, env string, timing hsm.Timing) *hsm.Keeper {
 	t.Helper()
-	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(os.Args[0]) }, timing, func(f string, a ...any) { t.Logf(f, a...) })
+	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(os.Args[0], "worker") }, timing, func(f string, a ...any) { t.Logf(f, a...) })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { _ = k.Run(ctx); close(done) }()

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -38,6 +39,12 @@ type node struct {
 
 func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *node {
 	t.Helper()
+	return startNodeWith(t, as, env, pin, func() ([]rpc.SoftwareKey, error) { return nil, nil })
+}
+
+// startNodeWith has the ledger hold software keys too.
+func startNodeWith(t *testing.T, as, env string, pin func() (rpc.PINReply, error), soft func() ([]rpc.SoftwareKey, error)) *node {
+	t.Helper()
 	dir := t.TempDir()
 	for _, p := range []string{rpc.HSM, rpc.Ledger} {
 		if err := os.Mkdir(filepath.Join(dir, p+".d"), 0o700); err != nil {
@@ -52,6 +59,7 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 	}
 	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
 	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerSoftwareKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.SoftwareKey, error) { return soft() }, rpc.HSM)
 	rpc.Handle(ledger, rpc.LedgerHSM, func(context.Context, rpc.Caller, rpc.Empty) (policy.HSM, error) {
 		r, err := pin()
 		return r.HSM, err
@@ -312,14 +320,17 @@ func startInside(t *testing.T, env string, pin func() (rpc.PINReply, error)) (*r
 	}, rpc.HSM)
 	serve(rpc.Ledger, ledger)
 	k := hsm.NewKeeper(func() *exec.Cmd {
-		cmd := workerCommand(os.Args[0])
+		cmd := workerCommand(os.Args[0], "worker")
 		cmd.Env = append(cmd.Env, env)
 		return cmd
 	}, hsm.Timing{}, t.Logf)
-	from := &source{ledger: rpc.NewClient(rpc.SocketPath(dir, rpc.Ledger)), k: k, c: &cable{dir: dir, log: t.Logf}}
+	from := &source{ledger: rpc.NewClient(rpc.SocketPath(dir, rpc.Ledger)), k: k, c: &cable{dir: dir, log: t.Logf}, site: newSite(pack.Manifest{Module: softHSM, MakesToken: true}, dir)}
 	server := rpc.NewServer(rpc.UIDs{rpc.Console: me})
-	register(server, k, from)
+	none := func(context.Context) ([]hsm.SoftwareKey, error) { return nil, nil }
+	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(os.Args[0], "software") }, none, t.Logf)
+	register(server, hsm.Keyring{Token: k, Software: soft}, from)
 	serve(rpc.HSM, server)
+	wg.Go(func() { soft.Run(ctx) })
 	wg.Go(func() { _ = k.Run(ctx) })
 	wg.Go(func() { from.run(ctx) })
 	return rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), k

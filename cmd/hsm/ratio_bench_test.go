@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/hsm/token"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
@@ -193,7 +194,8 @@ func ofRaw(b *testing.B, k *hsm.Keeper, r rawSetting, env string, p *place) {
 		b.Fatal(err)
 	}
 	server := rpc.NewServer(rpc.UIDs{rpc.HGS: uint32(os.Getuid())})
-	register(server, k, &source{k: k, c: &cable{dir: dir, log: b.Logf}})
+	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(os.Args[0], "software") }, nil, b.Logf)
+	register(server, hsm.Keyring{Token: k, Software: soft}, &source{k: k, c: &cable{dir: dir, log: b.Logf}, site: newSite(pack.Manifest{Module: r.Module}, dir)})
 	wg.Go(func() { _ = server.Serve(ctx, l) })
 	client := rpc.NewClient(rpc.SocketPath(dir, rpc.HSM))
 	through := func(turn int) error {

@@ -13,20 +13,24 @@ import (
 )
 
 // register offers the hsm.* methods, each to the processes that need it.
-func register(s *rpc.Server, k *hsm.Keeper, from *source) {
+func register(s *rpc.Server, keys hsm.Keyring, from *source) {
+	k := keys.Token
+	from.site.register(s)
 	rpc.Handle(s, rpc.HSMStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.HSMStatusReply, error) {
-		return status(k.Status(), from.attended(), from.c.problem()), nil
+		r := status(k.Status(), from.attended(), from.c.problem())
+		r.Pack = from.site.manifest.Title()
+		return r, nil
 	}, rpc.Console, rpc.Ledger, rpc.HGS)
 	rpc.Handle(s, rpc.HSMKeys, func(ctx context.Context, by rpc.Caller, _ rpc.Empty) ([]rpc.HSMKey, error) {
-		keys, err := k.Keys(hsm.WithCaller(ctx, by.Process))
-		out := make([]rpc.HSMKey, 0, len(keys))
-		for _, key := range keys {
+		list, err := keys.Keys(hsm.WithCaller(ctx, by.Process))
+		out := make([]rpc.HSMKey, 0, len(list))
+		for _, key := range list {
 			out = append(out, toRPC(key))
 		}
 		return out, wireError(err)
 	}, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMGenerate, func(ctx context.Context, by rpc.Caller, r rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
-		key, err := k.Generate(hsm.WithCaller(ctx, by.Process), r.Role, r.Bits)
+		key, err := keys.Generate(hsm.WithCaller(ctx, by.Process), r.Role, r.Bits)
 		return toRPC(key), wireError(err)
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMSign, func(ctx context.Context, by rpc.Caller, r rpc.HSMSignRequest) (rpc.HSMSignReply, error) {
@@ -34,15 +38,15 @@ func register(s *rpc.Server, k *hsm.Keeper, from *source) {
 		if r.PSS {
 			scheme = hsm.PSS
 		}
-		sig, err := k.Sign(hsm.WithCaller(ctx, by.Process), hsm.SignRequest{Ref: r.Ref, Role: r.Role, Digest: r.Digest, Hash: crypto.Hash(r.Hash), Scheme: scheme})
+		sig, err := keys.Sign(hsm.WithCaller(ctx, by.Process), hsm.SignRequest{Ref: r.Ref, Role: r.Role, Digest: r.Digest, Hash: crypto.Hash(r.Hash), Scheme: scheme})
 		return rpc.HSMSignReply{Signature: sig}, wireError(err)
 	}, rpc.HGS, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMDecrypt, func(ctx context.Context, by rpc.Caller, r rpc.HSMDecryptRequest) (rpc.HSMDecryptReply, error) {
-		plain, err := k.Decrypt(hsm.WithCaller(ctx, by.Process), r.Ref, r.Ciphertext, hsm.OAEP{Hash: crypto.Hash(r.Hash), MGF: crypto.Hash(r.MGF)})
+		plain, err := keys.Decrypt(hsm.WithCaller(ctx, by.Process), r.Ref, r.Ciphertext, hsm.OAEP{Hash: crypto.Hash(r.Hash), MGF: crypto.Hash(r.MGF)})
 		return rpc.HSMDecryptReply{Plaintext: plain}, wireError(err)
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.HSMTest, func(ctx context.Context, by rpc.Caller, r rpc.HSMTestRequest) ([]rpc.HSMTestResult, error) {
-		return selfTest(hsm.WithCaller(ctx, by.Process), k, r, rand.Reader)
+		return selfTest(hsm.WithCaller(ctx, by.Process), keys, r, rand.Reader)
 	}, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMUnlock, func(_ context.Context, _ rpc.Caller, r rpc.HSMUnlockRequest) (rpc.Empty, error) {
 		return rpc.Empty{}, wireError(from.unlock(r))
@@ -51,6 +55,7 @@ func register(s *rpc.Server, k *hsm.Keeper, from *source) {
 		k.Retry(r.LastTry)
 		return rpc.Empty{}, nil
 	}, rpc.Console)
+	registerSoftware(s, keys)
 }
 
 // wireError gives a failure the kind that callers act on; nil stays nil.
@@ -70,7 +75,7 @@ func wireError(err error) error {
 }
 
 func toRPC(k hsm.Key) rpc.HSMKey {
-	return rpc.HSMKey{Ref: k.Ref, Role: k.Role, Label: k.Label, ID: k.ID, SPKI: k.SPKI, Bits: k.Bits, Sensitive: k.Sensitive,
+	return rpc.HSMKey{Store: k.Store, Ref: k.Ref, Role: k.Role, Label: k.Label, ID: k.ID, SPKI: k.SPKI, Bits: k.Bits, Sensitive: k.Sensitive,
 		Extractable: k.Extractable, NeverExtractable: k.NeverExtractable, Sign: k.Sign, Decrypt: k.Decrypt}
 }
 
