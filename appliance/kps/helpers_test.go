@@ -144,3 +144,14 @@ func (s *timed) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([
 	defer func() { s.spent += threadTime() - start }()
 	return s.PrivateKey.Sign(random, digest, opts)
 }
+
+// faulty is a token whose signatures are wrong in one bit.
+type faulty struct{ *rsa.PrivateKey }
+
+func (f faulty) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := f.PrivateKey.Sign(random, digest, opts)
+	if err == nil {
+		sig[100] ^= 1
+	}
+	return sig, err
+}
