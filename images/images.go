@@ -17,6 +17,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -31,6 +32,9 @@ import (
 	"guardhouse/board/q35"
 	"guardhouse/images/debian"
 	"guardhouse/images/esp"
+	"guardhouse/images/hsmpack"
+	"guardhouse/images/keys"
+	"guardhouse/images/measure"
 	"guardhouse/images/uki"
 	"guardhouse/initramfs"
 )
@@ -48,7 +52,11 @@ const (
 	DiskFile     = "guardhouse.img"
 	ManifestFile = "manifest.json"
 	NoticeFile   = "NOTICE"
+	PolicyFile   = "policy.json"
 )
+
+// PolicyPath is where the signed policies lie beside the image.
+const PolicyPath = "/guardhouse/policy.json"
 
 // Options of a build.
 type Options struct {
@@ -57,8 +65,9 @@ type Options struct {
 	Cache    string            // cache folder, made if missing
 	Release  initramfs.Release // version and build time
 	Commands []string          // programs to include; empty means all of Programs
-	HSM      HSM               // which PKCS#11 module is inside
-	PCRKey   []byte            // PEM public key for .pcrpkey; may be empty
+	HSM      HSM               // which HSM pack is inside
+	Keys     *keys.Set         // signs the image and its boots
+	DBX      [][]byte          // each content of dbx that machines may have; an empty one is always among them
 	Logf     func(format string, args ...any)
 }
 
@@ -76,9 +85,13 @@ type Result struct {
 // earlier build, never half written ones.
 func Build(ctx context.Context, opt Options) (*Result, error) {
 	start := time.Now()
-	if err := errors.Join(opt.HSM.Validate(), opt.Release.Validate()); err != nil {
+	if err := opt.Release.Validate(); err != nil {
 		return nil, err
 	}
+	if opt.Keys == nil {
+		return nil, errors.New("no key set; make one with mkimage keys")
+	}
+	opt.Release.Evaluation = opt.Keys.Evaluation
 	for _, dir := range []string{opt.Out, opt.Cache} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
@@ -120,6 +133,7 @@ type build struct {
 	hostFiles []string // Debian files used, for the notice
 	pkgs      []debian.Package
 	goModules []GoModule
+	hsm       *hsmpack.Pack
 	initrd    []byte
 	result    Result
 }
@@ -152,7 +166,7 @@ func (b *build) fetchKernel(ctx context.Context) (err error) {
 	return err
 }
 
-func (b *build) contents(context.Context) error {
+func (b *build) contents(ctx context.Context) error {
 	if err := b.list.AddSkeleton(b.Release); err != nil {
 		return err
 	}
@@ -173,7 +187,7 @@ func (b *build) contents(context.Context) error {
 		}
 		b.hostFiles = append(b.hostFiles, from)
 	}
-	return b.addHSM()
+	return b.addHSM(ctx)
 }
 
 // diskTools make and repair the data disk's file system.
@@ -201,7 +215,7 @@ func (b *build) addProgram(name, file string) error {
 
 // closure adds a file's shared libraries and remembers them for the notice.
 func (b *build) closure(files ...string) error {
-	libs, err := b.list.AddClosure(files...)
+	libs, err := b.list.AddClosure(nil, files...)
 	b.hostFiles = append(b.hostFiles, libs...)
 	return err
 }
@@ -252,20 +266,50 @@ func (b *build) assemble(context.Context) error {
 		{Name: uki.OSRel, Data: []byte(b.Release.Text())},
 		{Name: uki.Cmdline, Data: []byte(kernel.Text(kernel.CommandLine))},
 		{Name: uki.Uname, Data: []byte(b.tree.Version)},
+		{Name: uki.PCRPKey, Data: b.Keys.Public(keys.Policy)},
+		{Name: uki.Linux, Data: linux}, {Name: uki.Initrd, Data: b.initrd},
 	}
-	if len(b.PCRKey) > 0 {
-		sections = append(sections, uki.Section{Name: uki.PCRPKey, Data: b.PCRKey})
-	}
-	sections = append(sections, uki.Section{Name: uki.Linux, Data: linux}, uki.Section{Name: uki.Initrd, Data: b.initrd})
 	img, err := uki.Build(stub, sections)
 	if err != nil {
+		return err
+	}
+	signer, err := b.Keys.Signer(keys.DB)
+	if err != nil {
+		return err
+	}
+	if img, err = uki.Sign(img, b.Keys.Certs[keys.DB], signer); err != nil {
 		return err
 	}
 	b.result.UKISize = int64(len(img))
 	if err := replace(filepath.Join(b.Out, UKIFile), img); err != nil {
 		return err
 	}
-	return esp.Write(filepath.Join(b.Out, DiskFile), []esp.File{{Path: esp.BootPath, Data: img}})
+	policies, err := b.policies(img)
+	if err != nil {
+		return err
+	}
+	if err := replace(filepath.Join(b.Out, PolicyFile), policies); err != nil {
+		return err
+	}
+	return esp.Write(filepath.Join(b.Out, DiskFile), []esp.File{{Path: esp.BootPath, Data: img}, {Path: PolicyPath, Data: policies}})
+}
+
+// policies signs the boots of the image on machines with our keys and each of the given contents of dbx.
+func (b *build) policies(img []byte) ([]byte, error) {
+	boots := []measure.Boot{{Name: b.Keys.Name + ", dbx empty", Firmware: measure.FirmwareOf(b.Keys, nil)}}
+	for _, dbx := range b.DBX {
+		boots = append(boots, measure.Boot{Name: fmt.Sprintf("%s, dbx %.8x", b.Keys.Name, sha256.Sum256(dbx)), Firmware: measure.FirmwareOf(b.Keys, dbx)})
+	}
+	signer, err := b.Keys.Signer(keys.Policy)
+	if err != nil {
+		return nil, err
+	}
+	f, err := measure.SignPolicies(img, b.Release.Number, boots, signer)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(f, "", " ")
+	return append(text, '\n'), err
 }
 
 // checkSigner compares our hash of the kernel with the one its signer put

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/board/kernel"
 	"guardhouse/images/debian"
 	"guardhouse/initramfs"
@@ -21,9 +22,10 @@ type Manifest struct {
 	Name       string           `json:"name"`
 	Version    string           `json:"version"`
 	BuildEpoch int64            `json:"build_epoch"`
+	Release    uint64           `json:"release"`
+	KeySet     string           `json:"key_set"`  // its name; "EVALUATION ONLY" is never for production
 	Complete   bool             `json:"complete"` // false when programs were left out
-	HSM        string           `json:"hsm"`
-	HSMModule  string           `json:"hsm_module"` // path in the image
+	HSM        HSMRecord        `json:"hsm"`
 	Outputs    []FileRecord     `json:"outputs"`
 	Kernel     string           `json:"kernel"` // uname -r
 	Cmdline    []ManifestReason `json:"cmdline"`
@@ -32,6 +34,13 @@ type Manifest struct {
 	GoModules  []GoModule       `json:"go_modules"`
 	Debian     []debian.Package `json:"debian"`
 	Files      []FileRecord     `json:"files"`
+}
+
+// HSMRecord is the HSM pack of an image: its description, and the hash of its
+// archive. Its files are among the image's.
+type HSMRecord struct {
+	pack.Manifest
+	SHA256 string `json:"sha256"`
 }
 
 // FileRecord is one file of the output folder or of the image.
@@ -57,12 +66,12 @@ func (b *build) manifest(ctx context.Context) error {
 		return err
 	}
 	m := Manifest{
-		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Complete: len(b.programs) == len(Programs),
-		HSM: b.HSM.Variant, HSMModule: b.HSM.Module(), Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
+		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Release: b.Release.Number, KeySet: b.Keys.Name, Complete: len(b.programs) == len(Programs),
+		HSM: HSMRecord{Manifest: b.hsm.Manifest}, Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
 		GoModules: b.goModules, Debian: b.pkgs,
 	}
-	if b.HSM.IsVendor() {
-		m.HSM = "vendor"
+	if m.HSM.SHA256, err = b.hsm.SHA256(); err != nil {
+		return err
 	}
 	for _, w := range kernel.CommandLine {
 		m.Cmdline = append(m.Cmdline, ManifestReason{w.Text, w.Reason})
@@ -73,7 +82,7 @@ func (b *build) manifest(ctx context.Context) error {
 	for _, e := range b.list.Entries() {
 		m.Files = append(m.Files, describe(e))
 	}
-	for _, name := range []string{UKIFile, DiskFile, NoticeFile} {
+	for _, name := range []string{UKIFile, DiskFile, NoticeFile, PolicyFile} {
 		f, err := hashFile(filepath.Join(b.Out, name))
 		if err != nil {
 			return err

@@ -135,15 +135,19 @@ func TestRefusesUncleanPathsAndConflicts(t *testing.T) {
 }
 
 func TestReleaseTextIsPlain(t *testing.T) {
-	r := Release{Version: "1.2-3", Epoch: 1795000000}
+	r := Release{Version: "1.2-3", Epoch: 1795000000, Number: 7}
 	if err := r.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	want := "NAME=guardhouse\nID=guardhouse\nPRETTY_NAME=\"guardhouse 1.2-3\"\nVERSION_ID=1.2-3\nBUILD_EPOCH=1795000000\n"
+	want := "NAME=guardhouse\nID=guardhouse\nPRETTY_NAME=\"guardhouse 1.2-3\"\nVERSION_ID=1.2-3\nBUILD_EPOCH=1795000000\nRELEASE_NUMBER=7\n"
 	if r.Text() != want {
 		t.Errorf("got %q", r.Text())
 	}
-	for _, bad := range []Release{{"", 1795000000}, {"a b", 1795000000}, {"a\"b", 1795000000}, {"1", 0}, {"1", -5}} {
+	r.Evaluation = true
+	if r.Text() != want+"EVALUATION=yes\n" {
+		t.Errorf("of an evaluation: %q", r.Text())
+	}
+	for _, bad := range []Release{{Epoch: 1795000000}, {Version: "a b", Epoch: 1795000000}, {Version: "a\"b", Epoch: 1795000000}, {Version: "1"}, {Version: "1", Epoch: -5}} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v accepted", bad)
 		}
@@ -152,12 +156,12 @@ func TestReleaseTextIsPlain(t *testing.T) {
 
 func TestLibrariesMoveToTheLoadersFolder(t *testing.T) {
 	for in, want := range map[string]string{
-		"/usr/lib/x86_64-linux-gnu/libc.so.6":  "/lib/x86_64-linux-gnu/libc.so.6",
-		"/lib/x86_64-linux-gnu/libext2fs.so.2": "/lib/x86_64-linux-gnu/libext2fs.so.2",
-		"/lib64/ld-linux-x86-64.so.2":          "/lib64/ld-linux-x86-64.so.2",
-		"/opt/vendor/lib/libx.so":              "/opt/vendor/lib/libx.so",
+		"libc.so.6":                   "/lib/x86_64-linux-gnu/libc.so.6",
+		"ld-linux-x86-64.so.2":        "/lib64/ld-linux-x86-64.so.2",
+		"/lib64/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2",
+		"/opt/vendor/lib/libx.so":     "/opt/vendor/lib/libx.so",
 	} {
-		if got := libraryPath(in); got != want {
+		if got := imagePath(in); got != want {
 			t.Errorf("%s: got %s want %s", in, got, want)
 		}
 	}

@@ -9,6 +9,9 @@ import (
 type Release struct {
 	Version string // shown to people and compared by nobody
 	Epoch   int64  // build time, unix seconds: no honest clock is before it
+	Number  uint64 // rises with each release; the version floor compares it
+	// Evaluation marks an image that is signed with keys for trying out. Every screen says so.
+	Evaluation bool
 }
 
 // Text returns the os-release file, os-release(5). It is also the .osrel
@@ -16,7 +19,10 @@ type Release struct {
 func (r Release) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "NAME=guardhouse\nID=guardhouse\nPRETTY_NAME=\"guardhouse %s\"\n", r.Version)
-	fmt.Fprintf(&b, "VERSION_ID=%s\nBUILD_EPOCH=%d\n", r.Version, r.Epoch)
+	fmt.Fprintf(&b, "VERSION_ID=%s\nBUILD_EPOCH=%d\nRELEASE_NUMBER=%d\n", r.Version, r.Epoch, r.Number)
+	if r.Evaluation {
+		b.WriteString("EVALUATION=yes\n")
+	}
 	return b.String()
 }
 

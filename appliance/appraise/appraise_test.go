@@ -46,6 +46,46 @@ func TestAGoodHostPassesAndSaysWhatMatched(t *testing.T) {
 	}
 }
 
+// TestAHostMatchesOneOfEachKind is D17: the host must be registered, and of several baselines and code integrity policies one is enough;
+// without any of the three it fails, however well the others fit.
+func TestAHostMatchesOneOfEachKind(t *testing.T) {
+	s := newSite(t)
+	firmware, drivers := goodBoot(), goodBoot()
+	firmware.dbx, drivers.ciPolicy = "other revocations", "another policy"
+	s.state.Baselines = map[string]policy.Baseline{"a": s.baseline(t, firmware, policy.Version2), "b": s.baseline(t, goodBoot(), policy.Version2)}
+	s.state.CIPolicies = map[string]policy.CIPolicy{"x": s.ciPolicy(drivers, policy.Version2), "y": s.ciPolicy(goodBoot(), policy.Version2)}
+	for _, c := range []struct {
+		change             func(*boot)
+		baseline, ciPolicy string
+	}{
+		{func(*boot) {}, "b", "y"},
+		{func(b *boot) { b.dbx = firmware.dbx }, "a", "y"},
+		{func(b *boot) { b.ciPolicy = drivers.ciPolicy }, "b", "x"},
+		{func(b *boot) { b.dbx, b.ciPolicy = firmware.dbx, drivers.ciPolicy }, "a", "x"},
+	} {
+		if v := s.judge(t, c.change); !v.Passed || v.Matched.Host != "hv7" || v.Matched.Baseline != c.baseline || v.Matched.CIPolicy != c.ciPolicy {
+			t.Errorf("want %s and %s: %+v", c.baseline, c.ciPolicy, v)
+		}
+	}
+	for name, c := range map[string]struct {
+		spoil func(*Input)
+		want  Kind
+	}{
+		"not registered":           {func(in *Input) { in.Host = policy.Host{} }, UnknownHost},
+		"no baseline fits":         {func(in *Input) { in.State.Baselines = map[string]policy.Baseline{"a": s.state.Baselines["a"]} }, BaselineOther},
+		"no CI policy fits":        {func(in *Input) { in.State.CIPolicies = map[string]policy.CIPolicy{"x": s.state.CIPolicies["x"]} }, CIPolicyOther},
+		"no baseline registered":   {func(in *Input) { in.State.Baselines = nil }, NoBaseline},
+		"no CI policy registered":  {func(in *Input) { in.State.CIPolicies = nil }, NoCIPolicy},
+		"no CI policy on the host": {func(in *Input) { in.Facts.Policies = nil }, CIPolicyOther},
+	} {
+		in := Input{State: s.state, Host: s.host(), EK: s.ek, Facts: goodBoot().facts(t)}
+		c.spoil(&in)
+		if v := Judge(in); v.Passed || len(v.Findings) != 1 || v.Findings[0].Kind != c.want {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}
+
 func TestVersion1NeedsNoCertificate(t *testing.T) {
 	s := newSite(t)
 	h := s.host()

@@ -45,6 +45,7 @@ const (
 	SettingUnmeasured  Kind = "setting-unmeasured"
 	VersionsMixed      Kind = "versions-mixed" // a match exists, but of the other policy version
 	SettingContradicts Kind = "setting-contradicts"
+	OldTLS             Kind = "tls-old" // no verdict's: the host's connection was refused, not its evidence
 )
 
 // Finding is one reason why a host does not pass. It is for audit and console; hosts get only the GUID.
@@ -79,6 +80,17 @@ func of(b *policy.Builtin, kind Kind, what, remedy string) Finding {
 	if len(b.Events) > 0 {
 		f.EventID = b.Events[0]
 	}
+	return f
+}
+
+// TLSRemedy is for a host whose .NET offers TLS 1.0 only, as Windows Server 2016 does until it is told to use what the system has.
+const TLSRemedy = `on the host: reg add HKLM\SOFTWARE\Microsoft\.NETFramework\v4.0.30319 /v SystemDefaultTlsVersions /t REG_DWORD /d 1 /f /reg:64, ` +
+	"the same with /reg:32, then restart it"
+
+// TLSFinding is on a host from whose address a connection offered no TLS 1.2. Nothing proves that it was the host's own.
+func TLSFinding(address, offered string) Finding {
+	f := about(OldTLS, fmt.Sprintf("from its address %s somebody asked for HTTPS with %s at best, which is refused", address, offered), TLSRemedy, "")
+	f.Measured, f.Expected = offered, []string{"TLS 1.2 or newer"}
 	return f
 }
 

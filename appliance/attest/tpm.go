@@ -141,7 +141,7 @@ func (q *request) dialogueFailed(host policy.Host, err error) {
 	case errors.Is(err, evidence.ErrForged):
 		why.outcome, why.remedy = outcomeForged, "somebody answers in the place of this host's TPM: look at what runs at the source address"
 	case errors.Is(err, evidence.ErrEKKind):
-		why.outcome, why.remedy = outcomeEK, "only RSA 2048 and P-256 endorsement keys of the default templates can attest"
+		why.outcome, why.remedy = outcomeEK, "only RSA 2048 and 3072, P-256 and P-384 endorsement keys of the default templates can attest"
 	default:
 		q.d.Log("attestation: TPM conversation with host %s: %v", host.Name, err)
 		q.unavailable(outcomeNoKeys, err.Error(), "see log show hgs")

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
 	"testing"
 )
@@ -57,6 +58,47 @@ func TestWhichBankIsRead(t *testing.T) {
 		h.Fallback = 0
 		if _, _, err := converse(t, h, &client{device: d, log: boot.Log()}); (c.read == SHA256) != (err == nil) || err != nil && !errors.Is(err, ErrBank) {
 			t.Errorf("%s without a fallback: %v", c.banks, err)
+		}
+	}
+}
+
+// TestEndorsementKeysOfEveryTemplate: the keys that a manufacturer's tool makes are found where it keeps them, made anew from the template
+// where they are not kept, and attest.
+func TestEndorsementKeysOfEveryTemplate(t *testing.T) {
+	for bits, keys := range map[string][]int{"2048": {0, 2}, "3072": {3, 2}} {
+		dir := t.TempDir()
+		if out, err := exec.Command("swtpm_setup", "--tpm2", "--tpmstate", "dir://"+dir, "--createek", "--rsa-keysize", bits, "--overwrite").CombinedOutput(); err != nil {
+			t.Fatalf("swtpm_setup (Debian package swtpm-tools): %v: %s", err, out)
+		}
+		d := startTPMIn(t, dir)
+		boot := goodBoot(SHA256)
+		for _, x := range boot.Extends {
+			d.extend(x, []Bank{SHA256})
+		}
+		for _, i := range keys {
+			template := ekTemplates[i]
+			name := fmt.Sprintf("ecc %t, %d bits", template.ecc, template.bits)
+			public, _, _ := take2B(d.must(command(tagNoSessions, ccReadPublic, words(template.persistent)))[10:])
+			ek, err := ParseEK(public)
+			if err != nil || ek.NameAlg != template.nameAlg || ek.Symmetric != int(template.aes) {
+				t.Fatalf("%s: %+v %v", name, ek, err)
+			}
+			if found, err := templateFor(ek); err != nil || *found != template {
+				t.Errorf("%s: template %+v %v", name, found, err)
+			}
+			h := Host{EK: ek, Bank: SHA256, Fallback: SHA384}
+			for _, kept := range []bool{true, false} {
+				want := 5
+				if !kept {
+					want = 6
+					d.must(command(tagSessions, 0x120, words(0x40000001, template.persistent), emptyPassword, words(template.persistent)))
+				}
+				reading, rounds, err := converse(t, h, &client{device: d, log: boot.Log()})
+				if err != nil || rounds != want {
+					t.Fatalf("%s, kept %t: %d rounds, want %d: %v", name, kept, rounds, want, err)
+				}
+				mustProve(t, reading.Log, reading.PCRs, SHA256)
+			}
 		}
 	}
 }

@@ -92,6 +92,14 @@ func (d *device) extend(x Extend, banks []Bank) {
 	d.must(command(tagSessions, 0x182, words(uint32(x.PCR)), emptyPassword, b))
 }
 
+// createEK is CreatePrimary with template L-2 (P-256) or L-1 (RSA 2048).
+func createEK(ecc bool) []byte {
+	if ecc {
+		return ekTemplates[1].create()
+	}
+	return ekTemplates[0].create()
+}
+
 // ek makes the endorsement key and gives its public area; persist puts it where Windows does.
 func (d *device) ek(ecc, persist bool) *EK {
 	d.t.Helper()

@@ -11,6 +11,14 @@
 // input where a doc comment says so. Logs of other systems than Windows replay, but do not prove: their events in PCR 11 to 14 are
 // refused. PCR 16 to 23 (debug, DRTM, application) give no facts and need not replay.
 //
+// Banks: a log proves in any bank that it has digests of, SHA-1 included, for baselines of old firmware. An attestation reads SHA-256, or
+// SHA-384 where the TPM says under the session that SHA-256 is off (Host.Fallback); SHA-1 alone can't attest ([ErrBank]), because who
+// can choose what is measured can make two things with one SHA-1 digest. A log that lacks the bank that was read is [KindBank].
+//
+// Endorsement keys: RSA 2048 to 4096, P-256 and P-384 are known; those of the default templates L-1, L-2, H-3 and H-6 can attest. What is
+// wrong with vendors' certificates and harmless is a [Workaround], with firmware's logs a [Quirk]: each is named where it is forgiven
+// and has a test with a certificate or log that needs it, and one that goes beyond it.
+//
 // Sources: TCG PC Client Platform Firmware Profile ("PFP"), the Windows SDK header wbcl.h, hgsa.md section 9.3.
 package evidence
 

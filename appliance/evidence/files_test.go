@@ -167,6 +167,7 @@ func TestReadsPlatformIdentifiers(t *testing.T) {
 }
 
 func FuzzParseCIPolicy(f *testing.F) {
+	f.Add(read(f, "hostsim.sipolicy.bin"))
 	f.Add(ciFile(0))
 	f.Add(ciSigned(ciFile(ciAudit)))
 	f.Fuzz(func(t *testing.T, raw []byte) { _, _ = ParseCIPolicy(raw) })
@@ -178,6 +179,7 @@ func FuzzParsePlatform(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(raw)
+	f.Add(read(f, "hostsim.identifier.xml"))
 	f.Add([]byte("\xff\xfe<\x00"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if p, err := ParsePlatform(raw); err == nil && p.EK == nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -202,6 +203,49 @@ func TestTheSaltIsForTheRegisteredKeyOnly(t *testing.T) {
 		salt, err := decryptSalt(rsaKeys()[i], secret)
 		if (err == nil && len(salt) == 32) != want {
 			t.Errorf("key %d opens the salt: %v", i, err)
+		}
+	}
+}
+
+// TestNoFlippedBitOfAnAnswerIsAuthentic: of the answer that ends a conversation with a real TPM, only the log and the device information,
+// which are not authentic by themselves, can be changed by one bit; the reading of the PCRs is then the same.
+func TestNoFlippedBitOfAnAnswerIsAuthentic(t *testing.T) {
+	d := startTPM(t)
+	log := goodBoot(SHA256).Log()
+	h := Host{EK: d.ek(true, false), Bank: SHA256}
+	_, answers := rounds(t, d, h, log)
+	honest, err := dialogue().Next(h, answers[len(answers)-1], noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	firstRead := len(answers) - 3 // what the TPM says before is not authentic; a lie leads to a session that it does not share
+	for n, answer := range answers {
+		free := map[int]bool{12: true, 13: true, 14: true, 15: true} // Reserved is ignored
+		if n == len(answers)-1 {
+			at := bytes.Index(answer, log)
+			for i := at - 4 - 12; i < at-4; i++ { // TPM_DEVICE_INFO but for its version
+				free[i] = true
+			}
+			for i := range log {
+				free[at+i] = true
+			}
+		}
+		for bit := range 8 * len(answer) {
+			b := bytes.Clone(answer)
+			b[bit/8] ^= 1 << (bit % 8)
+			turn, err := dialogue().Next(h, b, noon)
+			if n >= firstRead && free[bit/8] != (err == nil) {
+				t.Fatalf("round %d, byte %d of %d: %v", n, bit/8, len(answer), err)
+			}
+			if err != nil || turn.Reading == nil {
+				continue
+			}
+			if n < len(answers)-1 {
+				t.Fatalf("round %d, byte %d: a reading before all PCRs were read", n, bit/8)
+			}
+			if !reflect.DeepEqual(turn.Reading.PCRs, honest.Reading.PCRs) {
+				t.Fatalf("byte %d changes a PCR value", bit/8)
+			}
 		}
 	}
 }

@@ -2,7 +2,9 @@ package evidence
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/hmac"
+	"crypto/rsa"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -84,27 +86,71 @@ func words(vs ...uint32) []byte {
 	return b
 }
 
-// ekPolicy is PolicySecret(endorsement hierarchy) under SHA-256, the policy of every default endorsement key (EK Credential Profile B.3).
-const ekPolicy = "\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"
+// ekTemplate is a default template of the TCG EK Credential Profile for TPM 2.0 (annex B), from which a TPM makes the same key each time.
+type ekTemplate struct {
+	ecc        bool
+	bits       int  // of the modulus or the curve
+	nameAlg    Bank // also of the salt
+	aes        uint16
+	attributes uint32
+	policy     string
+	unique     int    // zero bytes of the modulus, or of each coordinate
+	persistent uint32 // where the key is kept, if it is (Provisioning Guidance 7.8)
+}
 
-// createEK is CreatePrimary with the default template L-1 (RSA 2048) or L-2 (P-256).
-func createEK(ecc bool) []byte {
-	be := binary.BigEndian
-	typ := uint16(tpmAlgRSA)
-	if ecc {
-		typ = tpmAlgECC
+// policyA is PolicySecret(endorsement hierarchy) under SHA-256, of the low range (B.3); policyB adds the owner's way in an NV index, under
+// SHA-384, of the high range (B.6).
+const (
+	policyA = "\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"
+	policyB = "\xb2\x6e\x7d\x28\xd1\x1a\x50\xbc\x53\xd8\x82\xbc\xf5\xfd\x3a\x1a\x07\x41\x48\xbb\x35\xd3\xb4\xe4" +
+		"\xcb\x1c\x0a\xd9\xbd\xe4\x19\xca\xcb\x47\xba\x09\x69\x96\x46\x15\x0f\x9f\xc0\x00\xf3\xf8\x0e\x12"
+)
+
+// The templates from which TPM attestation can have a key made. Windows uses L-1.
+var ekTemplates = [...]ekTemplate{
+	{false, 2048, SHA256, 128, 0x000300b2, policyA, 256, persistentEK}, // L-1
+	{true, 256, SHA256, 128, 0x000300b2, policyA, 32, persistentEK},    // L-2
+	{true, 384, SHA384, 256, 0x000300f2, policyB, 0, 0x81010016},       // H-3
+	{false, 3072, SHA384, 256, 0x000300f2, policyB, 0, 0x8101001c},     // H-6
+}
+
+// templateFor is the template that an endorsement key was made from, as far as the key tells.
+func templateFor(ek *EK) (*ekTemplate, error) {
+	ecc, bits := false, 0
+	switch key := ek.Public.(type) {
+	case *rsa.PublicKey:
+		bits = key.N.BitLen()
+	case *ecdsa.PublicKey:
+		ecc, bits = true, key.Params().BitSize
 	}
-	t := be.AppendUint16(be.AppendUint16(nil, typ), uint16(SHA256))
-	t = append(be.AppendUint32(t, 0x000300b2), sized2B([]byte(ekPolicy))...)
-	for _, v := range []uint16{tpmAlgAES, 128, tpmAlgCFB, tpmAlgNull} {
+	for i := range ekTemplates {
+		if t := &ekTemplates[i]; t.ecc == ecc && t.bits == bits && t.nameAlg == ek.NameAlg {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: TPM attestation takes RSA 2048 and 3072, P-256 and P-384 of the default templates only", ErrEKKind)
+}
+
+// create is CreatePrimary with the template.
+func (e *ekTemplate) create() []byte {
+	be := binary.BigEndian
+	typ, size := uint16(tpmAlgRSA), uint16(e.bits)
+	switch {
+	case e.ecc && e.bits == 256:
+		typ, size = tpmAlgECC, tpmP256
+	case e.ecc:
+		typ, size = tpmAlgECC, tpmP384
+	}
+	t := be.AppendUint32(be.AppendUint16(be.AppendUint16(nil, typ), uint16(e.nameAlg)), e.attributes)
+	t = append(t, sized2B([]byte(e.policy))...)
+	for _, v := range []uint16{tpmAlgAES, e.aes, tpmAlgCFB, tpmAlgNull, size} {
 		t = be.AppendUint16(t, v)
 	}
-	if ecc {
-		t = be.AppendUint16(be.AppendUint16(t, tpmP256), tpmAlgNull)
-		t = append(append(t, sized2B(make([]byte, 32))...), sized2B(make([]byte, 32))...)
+	unique := sized2B(make([]byte, e.unique))
+	if e.ecc {
+		t = append(append(be.AppendUint16(t, tpmAlgNull), unique...), unique...)
 	} else {
-		t = be.AppendUint32(be.AppendUint16(t, 2048), 0)
-		t = append(t, sized2B(make([]byte, 256))...)
+		t = append(be.AppendUint32(t, 0), unique...)
 	}
 	return command(tagSessions, ccCreatePrimary,
 		words(rhEndorsement, 9, rsPassword), []byte{0, 0, 0, 0, 0}, // empty password

@@ -2,8 +2,6 @@ package evidence
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -95,29 +93,15 @@ type session struct {
 
 // Begin makes the first context of a conversation.
 func (d *Dialogue) Begin(h Host, now time.Time) ([]byte, error) {
-	if _, err := templateFor(h.EK); err != nil {
+	template, err := templateFor(h.EK)
+	if err != nil {
 		return nil, err
 	}
 	if h.Bank.Size() == 0 {
 		return nil, fmt.Errorf("there is no bank %s", h.Bank)
 	}
 	s := &session{stage: stageReadPublic, bank: h.Bank, started: now}
-	return d.send(h, s, command(tagNoSessions, ccReadPublic, words(persistentEK)))
-}
-
-// templateFor says whether the endorsement key is of the ECC template. Only keys of the default templates L-1 and L-2 can be made anew.
-func templateFor(ek *EK) (ecc bool, err error) {
-	switch key := ek.Public.(type) {
-	case *rsa.PublicKey:
-		if key.N.BitLen() == 2048 && ek.NameAlg == SHA256 {
-			return false, nil
-		}
-	case *ecdsa.PublicKey:
-		if key.Params().BitSize == 256 && ek.NameAlg == SHA256 {
-			return true, nil
-		}
-	}
-	return false, fmt.Errorf("%w: TPM attestation takes RSA 2048 and P-256 only", ErrEKKind)
+	return d.send(h, s, command(tagNoSessions, ccReadPublic, words(template.persistent)))
 }
 
 // Next takes the answer to a context.
@@ -157,16 +141,16 @@ func (d *Dialogue) Next(h Host, context []byte, now time.Time) (*Turn, error) {
 func (d *Dialogue) turn(h Host, s *session, r response, a *Answer) (*Turn, error) {
 	switch {
 	case s.stage == stageReadPublic:
-		public, _, ok := take2B(r.body)
-		if ek, err := parseTPMT(public, EKTPM2B); r.code == 0 && ok && err == nil && ek.Same(h.EK) {
-			return d.start(h, s, persistentEK)
-		}
-		ecc, err := templateFor(h.EK)
+		template, err := templateFor(h.EK)
 		if err != nil {
 			return nil, err
 		}
+		public, _, ok := take2B(r.body)
+		if ek, err := parseTPMT(public, EKTPM2B); r.code == 0 && ok && err == nil && ek.Same(h.EK) {
+			return d.start(h, s, template.persistent)
+		}
 		s.stage = stageCreate
-		return d.turnTo(h, s, createEK(ecc))
+		return d.turnTo(h, s, template.create())
 	case s.stage == stageCreate:
 		return d.created(h, s, r)
 	case s.stage == stageSession:

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -70,6 +71,36 @@ func TestDialogueReadsARealTPM(t *testing.T) {
 	}
 	if _, f := Prove(reading.Log, reading.PCRs, SHA256); f == nil || f.Kind != KindPCR || f.PCR != 12 {
 		t.Errorf("extended later: %v", f)
+	}
+}
+
+// TestTheSessionEndsWithTheLastReading, so that nothing is left in the host's TPM but the key that CreatePrimary made.
+func TestTheSessionEndsWithTheLastReading(t *testing.T) {
+	d := startTPM(t)
+	orders, answers := rounds(t, d, Host{EK: d.ek(true, true), Bank: SHA256}, goodBoot(SHA256).Log())
+	var handle uint32
+	for i, order := range orders {
+		o, err := PrivateCodec.DecodeOrder(order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := o.Commands[0]
+		switch binary.BigEndian.Uint32(cmd[6:]) {
+		case ccStartAuthSession:
+			a, err := PrivateCodec.DecodeAnswer(answers[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			handle = binary.BigEndian.Uint32(a.Responses[0][10:])
+		case ccPCRRead:
+			attributes := cmd[14+4+2+32]
+			if attributes&attrAudit == 0 || (attributes&attrContinue == 0) != (i == len(orders)-1) {
+				t.Errorf("round %d: session attributes 0x%x", i, attributes)
+			}
+		}
+	}
+	if r := d.run(command(tagNoSessions, 0x165, words(handle))); handle == 0 || binary.BigEndian.Uint32(r[6:]) == 0 {
+		t.Errorf("session 0x%x is still there", handle)
 	}
 }
 
@@ -259,7 +290,11 @@ func FuzzDecodeContext(f *testing.F) {
 
 // FuzzResponses hands the state machine responses of a TPM in every stage.
 func FuzzResponses(f *testing.F) {
-	h := Host{EK: mustEK(f), Bank: SHA256}
+	h := Host{EK: mustEK(f), Bank: SHA256, Fallback: SHA384}
+	zero := &session{key: make([]byte, 32), nonceCaller: make([]byte, 32)}
+	empty := slices.Concat(words(7, 1), []byte{0, 0x0b, 3, 0, 0, 0}, words(0)) // authentic: the bank is off
+	mac := zero.hmac(SHA256.sum(nil, append(words(0, ccPCRRead), empty...)), make([]byte, 32), zero.nonceCaller, attrContinue|attrAudit)
+	f.Add(byte(3), command(tagSessions, 0, words(uint32(len(empty))), empty, sized2B(make([]byte, 32)), []byte{attrContinue | attrAudit}, sized2B(mac)))
 	f.Add(byte(1), []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1})
 	f.Add(byte(2), command(tagSessions, 0, words(1, 2), sized2B(make([]byte, 40))))
 	f.Add(byte(3), command(tagNoSessions, 0, words(1), sized2B(make([]byte, 32))))
@@ -273,6 +308,9 @@ func FuzzResponses(f *testing.F) {
 		turn, err := dialogue().turn(h, s, r, &Answer{})
 		if err == nil && turn.Reading != nil {
 			t.Fatal("a reading from nothing")
+		}
+		if s.bank != SHA256 && s.bank != SHA384 {
+			t.Fatal("another bank than one of the two")
 		}
 	})
 }

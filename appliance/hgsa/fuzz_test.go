@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -164,6 +165,21 @@ func BenchmarkDecodeHostKeyAttest(b *testing.B) {
 			}
 		})
 	}
+}
+
+func FuzzParseGUID(f *testing.F) {
+	f.Add(session.String())
+	f.Add("{0B8C6C1E-6D0E-4C6F-9F0A-3D1F6F6B2A11}")
+	f.Add("--------------------------------------")
+	f.Fuzz(func(t *testing.T, s string) {
+		g, err := ParseGUID(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseGUID(g.String()); err != nil || again != g || !strings.EqualFold(strings.Trim(s, "{}"), g.String()) {
+			t.Fatalf("%q became %s", s, g)
+		}
+	})
 }
 
 // BenchmarkDecodeLog reads a request with a boot log of 43 KB, whose bytes come

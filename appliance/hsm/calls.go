@@ -17,6 +17,9 @@ func (k *Keeper) Keys(ctx context.Context) ([]Key, error) {
 // Generate makes a key pair for role with 2048, 3072 or 4096 bits. If the call
 // fails as unavailable the key may exist all the same; Keys shows it.
 func (k *Keeper) Generate(ctx context.Context, role policy.KeyRole, bits int) (Key, error) {
+	if !KnownRole(role) {
+		return Key{}, badRequest("no such role")
+	}
 	a, _, err := k.call(ctx, call{Op: opGenerate, Role: role, Bits: bits}, nil, k.timing.Generate)
 	if err != nil {
 		return Key{}, err
@@ -31,6 +34,9 @@ func (k *Keeper) Generate(ctx context.Context, role policy.KeyRole, bits int) (K
 func (k *Keeper) Sign(ctx context.Context, r SignRequest) ([]byte, error) {
 	if len(r.Digest) > crypto.SHA512.Size() {
 		return nil, badRequest("a digest has at most %d bytes", crypto.SHA512.Size())
+	}
+	if r.Role != "" && !KnownRole(r.Role) {
+		return nil, badRequest("no such role")
 	}
 	_, sig, err := k.call(ctx, call{Op: opSign, Ref: r.Ref, Role: r.Role, Hash: r.Hash, Scheme: r.Scheme}, r.Digest, k.timing.Call)
 	return sig, err
@@ -50,72 +56,19 @@ func (k *Keeper) Decrypt(ctx context.Context, ref policy.KeyRef, ciphertext []by
 }
 
 // call waits for a ready worker and a free slot, for at most timing.Call, and
-// then for the answer, for at most limit.
+// then for the answer, for at most limit. It waits across restarts of the worker,
+// so that a short one is seen by callers as a slow call only; while the breaker
+// is open it does not wait at all.
 func (k *Keeper) call(ctx context.Context, c call, body []byte, limit time.Duration) (answer, []byte, error) {
-	p, err := k.worker(ctx)
-	if err != nil {
-		return answer{}, nil, err
-	}
-	return p.roundTrip(ctx, c, body, limit)
-}
-
-// worker gives a ready worker with a slot taken. It waits across restarts, so
-// that a short one is seen by callers as a slow call only.
-func (k *Keeper) worker(ctx context.Context) (*process, error) {
-	k.mu.Lock()
-	if k.waiting >= maxQueue {
-		k.mu.Unlock()
-		return nil, &Error{Kind: KindBusy, Detail: "too many calls wait for the token", Remedy: "try again"}
-	}
-	k.waiting++
-	k.mu.Unlock()
-	defer func() {
-		k.mu.Lock()
-		k.waiting--
-		k.mu.Unlock()
-	}()
-	wait, cancel := context.WithTimeout(ctx, k.timing.Call)
-	defer cancel()
+	patience := time.Now().Add(k.timing.Call)
 	for {
-		k.mu.Lock()
-		p, changed, s := k.current, k.changed, k.status
-		k.mu.Unlock()
-		switch {
-		case p != nil:
-			err := p.acquire(wait)
-			if err == nil {
-				return p, nil
-			}
-			if !isContext(err) {
-				// The worker died: wait for the next one, which is announced by changed.
-				select {
-				case <-changed:
-				case <-wait.Done():
-				}
-				continue
-			}
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, &Error{Kind: KindBusy, Detail: "the token is busy", Remedy: "try again"}
-		case s.State == StateLocked:
-			return nil, &Error{Kind: KindLocked, Remedy: "finish setup: module, token and PIN are missing"}
-		case s.State == StateFailed:
-			e := *s.Last
-			e.Kind = KindFailed
-			return nil, &e
+		p, err := k.queue.take(ctx, shareOf(ctx, c), time.Until(patience))
+		if err != nil {
+			return answer{}, nil, err
 		}
-		select {
-		case <-changed:
-		case <-wait.Done():
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			e := &Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the token is away", Remedy: remedyLink}
-			if s.Last != nil {
-				e.Class, e.Code, e.Detail = s.Last.Class, s.Last.Code, "the token is away: "+s.Last.Detail
-			}
-			return nil, e
+		a, out, err := p.roundTrip(ctx, c, body, limit)
+		if err != error(errGone) {
+			return a, out, err
 		}
 	}
 }

@@ -62,6 +62,8 @@ type Key struct {
 	Sign             bool `json:"sign"`
 	Decrypt          bool `json:"decrypt"`
 	Unwrap           bool `json:"unwrap"`
+
+	Store policy.KeyStore `json:"store,omitempty"` // a software key is in no token
 }
 
 // The kinds of findings about a key: a property that differs from what its role
@@ -184,6 +186,9 @@ type Token interface {
 	Sign(r SignRequest) ([]byte, error)
 	// Decrypt opens an OAEP ciphertext; the caller wipes the answer.
 	Decrypt(ref policy.KeyRef, ciphertext []byte, p OAEP) ([]byte, error)
+	// Request signs a certificate request, also with a key that may sign
+	// nothing else; see RequestDigest.
+	Request(ref policy.KeyRef, info []byte) ([]byte, error)
 	// Check is the canary: session, login and one real signature.
 	Check() error
 }

@@ -25,7 +25,9 @@ type Status struct {
 	State    State     `json:"state"`
 	Module   string    `json:"module,omitempty"`
 	Token    TokenInfo `json:"token"`
-	Restarts int       `json:"restarts"`        // workers started after the first one
+	Restarts int       `json:"restarts"` // workers started after the first one
+	Breaker  Breaker   `json:"breaker"`
+	Waiting  int       `json:"waiting"`         // calls in the queue
 	Last     *Error    `json:"last,omitempty"`  // the newest failure of token or worker
 	Since    time.Time `json:"since,omitempty"` // of State, by the monotonic clock
 }
@@ -37,7 +39,9 @@ type Timing struct {
 	Open     time.Duration // load, login and first listing; default 20 s
 	Check    time.Duration // between two canaries; default 5 s
 	Pause    time.Duration // before the first restart, doubled up to MaxPause; default 50 ms
-	MaxPause time.Duration // default 2 s
+	MaxPause time.Duration // default 1 s
+	Grace    time.Duration // how long calls wait for a lost token before the breaker opens; default 2 s
+	Reopen   time.Duration // least limit of a later opening, see openLimit; default 3 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -51,16 +55,15 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Open, 20*time.Second)
 	set(&t.Check, 5*time.Second)
 	set(&t.Pause, 50*time.Millisecond)
-	set(&t.MaxPause, 2*time.Second)
+	set(&t.MaxPause, time.Second)
+	set(&t.Grace, 2*time.Second)
+	set(&t.Reopen, 3*time.Second)
 	return t
 }
 
 // maxLoginDeaths bounds how many workers in a row may die between showing a PIN
 // that never worked and hearing the token's answer: each may have cost a try.
 const maxLoginDeaths = 2
-
-// maxQueue bounds the calls that wait for a worker; more are refused as busy.
-const maxQueue = 256
 
 // Keeper holds the PIN and runs the worker. Make one with NewKeeper, run Run,
 // and give it a module and a PIN in any order. All methods may be called from
@@ -74,15 +77,20 @@ type Keeper struct {
 	cfg     ModuleConfig
 	env     []string
 	pin     *Secret
-	proven  bool // the PIN has worked with this module
-	deaths  int  // workers that died while showing a PIN that is not proven
-	epoch   int  // counts new modules and PINs
-	failed  int  // the epoch that ended in StateFailed
+	proven  bool          // the PIN has worked with this module
+	serial  string        // of the token with which it worked: another one is not shown the PIN
+	opened  time.Duration // how long the last opening took
+	deaths  int           // workers that died while showing a PIN that is not proven
+	epoch   int           // counts new modules and PINs
+	failed  int           // the epoch that ended in StateFailed
 	status  Status
 	changed chan struct{} // closed and replaced at every change of the fields above or of current
 	current *process      // non-nil while ready
-	waiting int           // calls that wait for a worker or a slot
+	abandon func()        // ends the opening under way, because module or PIN changed
+	outage  int           // counts losses and returns of the token, see patience
 	beat    time.Time     // by when the loop must have moved on
+
+	queue queue
 }
 
 // NewKeeper makes a keeper. command gives a fresh command that ends up in Serve
@@ -90,8 +98,10 @@ type Keeper struct {
 // keeper appends the module's environment to cmd.Env. log gets one line for each
 // change; it never gets a secret.
 func NewKeeper(command func() *exec.Cmd, timing Timing, log func(format string, args ...any)) *Keeper {
-	return &Keeper{command: command, timing: timing.withDefaults(), log: log, changed: make(chan struct{}), failed: -1,
+	k := &Keeper{command: command, timing: timing.withDefaults(), log: log, changed: make(chan struct{}), failed: -1,
 		status: Status{State: StateLocked, Since: time.Now()}, beat: time.Now().Add(beatMargin)}
+	k.trip()
+	return k
 }
 
 // notify wakes everybody who waits for a change. k.mu is held.
@@ -115,10 +125,13 @@ func (k *Keeper) Configure(c ModuleConfig, env []string) error {
 		return nil
 	}
 	k.cfg, k.env = c, append([]string(nil), env...)
-	k.proven, k.deaths = false, 0
+	k.distrust()
 	k.startOver()
 	return nil
 }
+
+// distrust forgets what made the next login safe. k.mu is held.
+func (k *Keeper) distrust() { k.proven, k.deaths, k.serial, k.opened = false, 0, "", 0 }
 
 // sameConfig ignores a confirmed last try, which belongs to one login.
 func (k *Keeper) sameConfig(c ModuleConfig) bool {
@@ -130,7 +143,12 @@ func (k *Keeper) sameConfig(c ModuleConfig) bool {
 // SetPIN takes over the PIN: pin is wiped in any case. A PIN that differs from
 // the one held starts over. The same PIN again changes nothing, least of all a
 // failure: it may be a PIN that the token refused.
-func (k *Keeper) SetPIN(pin []byte) error {
+func (k *Keeper) SetPIN(pin []byte) error { return k.Unlock(pin, false) }
+
+// Unlock is SetPIN for a PIN that a person typed. lastTry confirms that it may
+// be shown to a token that one more wrong PIN locks, and has the same PIN tried
+// again.
+func (k *Keeper) Unlock(pin []byte, lastTry bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	same := subtle.ConstantTimeCompare(pin, k.pin.Bytes()) == 1
@@ -138,27 +156,30 @@ func (k *Keeper) SetPIN(pin []byte) error {
 	if err != nil {
 		return err
 	}
-	if same {
+	if same && !(lastTry && k.status.State == StateFailed) {
 		s.Wipe()
 		return nil
 	}
 	k.pin.Wipe()
-	k.pin, k.proven, k.deaths = s, false, 0
+	k.pin, k.cfg.LastTry = s, lastTry
+	k.distrust()
 	k.startOver()
 	return nil
 }
 
-// Retry starts over after a failure with the module and PIN at hand, because a
-// person asks for it: a wrong PIN costs one more of the token's tries. lastTry
-// confirms a login that may lock the token.
+// Retry starts over with the module and PIN at hand, because a person asks for
+// it: after a failure, or to take another token under the same name for ours. A
+// wrong PIN costs one more of the token's tries. lastTry confirms a login that
+// may lock the token. While the token is ready, or nothing is configured, there
+// is nothing to try.
 func (k *Keeper) Retry(lastTry bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.status.State != StateFailed {
+	if k.status.State != StateFailed && k.status.State != StateStarting {
 		return
 	}
 	k.cfg.LastTry = lastTry
-	k.deaths = 0
+	k.distrust()
 	k.startOver()
 }
 
@@ -167,7 +188,8 @@ func (k *Keeper) Lock() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.pin.Wipe()
-	k.pin, k.proven, k.deaths = nil, false, 0
+	k.pin = nil
+	k.distrust()
 	k.startOver()
 }
 
@@ -176,7 +198,7 @@ func (k *Keeper) Status() Status {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := k.status
-	s.Module = k.cfg.Module
+	s.Module, s.Waiting = k.cfg.Module, k.queue.waiting()
 	return s
 }
 
@@ -206,12 +228,20 @@ func (k *Keeper) within(d time.Duration) {
 // hearing that there is no PIN. k.mu is held.
 func (k *Keeper) startOver() {
 	k.epoch++
+	if k.abandon != nil {
+		k.abandon()
+	}
 	s := StateLocked
 	if k.cfg.Module != "" && k.pin.Bytes() != nil {
 		s = StateStarting
 	}
 	if k.status.State != s {
 		k.status.State, k.status.Since = s, time.Now()
+	}
+	if s == StateStarting {
+		k.admit()
+	} else {
+		k.settle()
 	}
 	k.notify()
 }
@@ -230,6 +260,7 @@ func (k *Keeper) set(epoch int, s State, e *Error) {
 	if e != nil {
 		k.status.Last = e
 	}
+	k.settle()
 	k.notify()
 }
 
@@ -258,8 +289,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 			pause = k.timing.Pause
 		}
 		if e.Class == ClassFatal {
-			k.log("token stopped: %v", e)
 			k.fail(epoch, e)
+			if k.mends(e) {
+				k.sleep(ctx, k.timing.MaxPause, epoch)
+				k.again(epoch)
+			}
 			continue
 		}
 		k.log("token lost: %v; next try in %v", e, pause)
@@ -277,9 +311,34 @@ func (k *Keeper) fail(epoch int, e *Error) {
 	if k.epoch != epoch {
 		return
 	}
-	k.failed = epoch
-	k.status.State, k.status.Last, k.status.Since = StateFailed, e, time.Now()
+	k.failed, k.cfg.LastTry = epoch, false
+	if k.status.State != StateFailed {
+		k.status.State, k.status.Since = StateFailed, time.Now()
+		k.log("token stopped: %v", e)
+	}
+	k.status.Last = e
+	k.settle()
 	k.notify()
+}
+
+// mends tells whether a stopped token is looked at again without a person: a
+// token says that its PIN is locked before it is shown one, so asking it costs
+// no try, and the PIN that it took before is the right one after the security
+// officer reset it.
+func (k *Keeper) mends(e *Error) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return e.Code == codePINLocked && k.proven
+}
+
+// again makes the loop try a failed epoch once more; the state stays until it
+// is known how that ends.
+func (k *Keeper) again(epoch int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.epoch == epoch && k.failed == epoch {
+		k.failed = -1
+	}
 }
 
 // waitConfigured returns once there is a module and a PIN that have not failed.
@@ -293,7 +352,6 @@ func (k *Keeper) waitConfigured(ctx context.Context) (epoch int, ok bool) {
 		epoch, changed := k.epoch, k.changed
 		k.mu.Unlock()
 		if have {
-			k.set(epoch, StateStarting, nil)
 			return epoch, true
 		}
 		select {
@@ -331,16 +389,26 @@ func (k *Keeper) sleep(ctx context.Context, d time.Duration, epoch int) {
 // was ready and why it ended; no error means that ctx ended or that module or
 // PIN changed.
 func (k *Keeper) session(ctx context.Context, epoch int) (ready time.Duration, e *Error) {
-	k.within(k.timing.Open)
 	k.mu.Lock()
-	cfg, env, proven := k.cfg, k.env, k.proven
-	p, err := startProcess(k.command(), cfg, env, k.pin.Bytes())
+	cfg, env, proven, limit := k.cfg, k.env, k.proven, k.openLimit()
+	if k.serial != "" {
+		cfg.TokenSerial, cfg.Create = k.serial, false
+	}
+	p, err := startProcess(k.command(), cfg, env, k.pin.Bytes(), &k.queue)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	k.abandon = cancel
 	k.mu.Unlock()
 	if err != nil {
 		return 0, &Error{Kind: KindUnavailable, Class: ClassModule, Detail: err.Error(), Remedy: "see the log of hsm"}
 	}
 	defer p.kill(&Error{Kind: KindUnavailable, Detail: "the worker was stopped"})
-	info, e := p.waitReady(ctx, k.timing.Open)
+	k.within(limit + k.timing.Call)
+	began := time.Now()
+	info, e := p.waitReady(ctx, limit)
+	if e == nil {
+		e = k.trial(ctx, p, epoch)
+	}
 	if e != nil {
 		if ctx.Err() != nil {
 			return 0, nil
@@ -348,22 +416,71 @@ func (k *Keeper) session(ctx context.Context, epoch int) (ready time.Duration, e
 		return 0, k.judgeLogin(p, proven, e)
 	}
 	started := time.Now()
-	k.mu.Lock()
-	if k.epoch == epoch {
-		k.current, k.proven, k.deaths = p, true, 0
-		k.status.State, k.status.Token, k.status.Since = StateReady, *info, started
-	}
-	k.notify()
-	k.mu.Unlock()
+	k.ready(p, epoch, cfg.Sessions, info, started.Sub(began))
 	k.log("token %q serial %s ready, oaep %q", info.Label, info.Serial, info.OAEP)
 	defer func() {
 		k.mu.Lock()
-		k.current = nil
+		if k.current == p {
+			k.current = nil
+			if k.epoch == epoch {
+				k.queue.shut()
+				k.patience(k.timing.Grace)
+			}
+		}
 		k.notify()
 		k.mu.Unlock()
 	}()
 	e = k.watch(ctx, p, epoch)
 	return time.Since(started), e
+}
+
+// openLimit bounds an opening. The first may take long: an HSM may look for its
+// partners. A later one that takes much longer than the last is stuck, perhaps
+// on a connection that died while the token was away, and a new worker finds the
+// token sooner. k.mu is held.
+func (k *Keeper) openLimit() time.Duration {
+	if !k.proven {
+		return k.timing.Open
+	}
+	return min(k.timing.Open, max(k.timing.Reopen, 4*k.opened))
+}
+
+// trial has a new worker prove the token before callers meet it.
+func (k *Keeper) trial(ctx context.Context, p *process, epoch int) *Error {
+	k.mu.Lock()
+	if k.epoch == epoch && k.status.Breaker == BreakerOpen {
+		k.status.Breaker = BreakerHalf
+	}
+	k.mu.Unlock()
+	_, _, err := p.roundTrip(ctx, call{Op: opCheck}, nil, k.timing.Call)
+	if err == nil {
+		return nil
+	}
+	k.mu.Lock()
+	if k.status.Breaker == BreakerHalf {
+		k.status.Breaker = BreakerOpen
+	}
+	k.mu.Unlock()
+	e := *AsError(err)
+	if e.Class == ClassNone { // the token is well, but a key in it is not: that is the key's matter
+		return nil
+	}
+	return &e
+}
+
+// ready lets callers in.
+func (k *Keeper) ready(p *process, epoch, slots int, info *TokenInfo, took time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.epoch != epoch {
+		return
+	}
+	k.outage++
+	k.cfg.LastTry = false // it was for one login
+	k.current, k.proven, k.deaths, k.serial, k.opened = p, true, 0, info.Serial, took
+	k.status.State, k.status.Token, k.status.Since, k.status.Breaker = StateReady, *info, time.Now(), BreakerClosed
+	k.queue.open(p, slots)
+	k.notify()
 }
 
 // judgeLogin makes a worker's early death final when repeating could lock the
@@ -404,7 +521,7 @@ func (k *Keeper) watch(ctx context.Context, p *process, epoch int) *Error {
 		case <-tick.C:
 			// The answer is handled where all answers are; a slot that is not
 			// free means that real calls prove the same.
-			if p.tryAcquire() {
+			if k.queue.tryTake(p) {
 				go k.canary(p)
 			}
 		}

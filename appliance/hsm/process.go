@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -18,7 +17,7 @@ import (
 type process struct {
 	cmd   *exec.Cmd
 	conn  net.Conn
-	slots chan struct{} // one token for each call the worker may have at a time
+	queue *queue        // gets slots back, and hears of the worker's death
 	dead  chan struct{} // closed when the worker is done for
 	ready chan *answer  // the last answer before calls: ready or a failure
 
@@ -50,7 +49,7 @@ type result struct {
 
 // startProcess starts cmd with a socket on descriptor 3 and hands it the PIN
 // through a pipe on descriptor 4. It copies the PIN nowhere but into the kernel.
-func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte) (*process, error) {
+func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte, q *queue) (*process, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket pair: %w", err)
@@ -76,7 +75,7 @@ func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte) (*p
 		conn.Close()
 		return nil, fmt.Errorf("start worker: %w", err)
 	}
-	p := &process{cmd: cmd, conn: conn, slots: make(chan struct{}, cfg.Sessions), dead: make(chan struct{}),
+	p := &process{cmd: cmd, conn: conn, queue: q, dead: make(chan struct{}),
 		ready: make(chan *answer, 1), calls: map[uint64]*pending{}, at: phaseLoad}
 	go func() {
 		_ = cmd.Wait()
@@ -111,6 +110,7 @@ func (p *process) kill(why *Error) {
 	p.calls = nil
 	close(p.dead)
 	p.mu.Unlock()
+	p.queue.lose(p) // before its calls end: who comes again must not get it once more
 	// The group too: some modules start helpers. SIGKILL ends a stopped process.
 	_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
 	_ = p.cmd.Process.Kill()
@@ -212,42 +212,16 @@ func (p *process) settle(a answer, body []byte) {
 	if c.missed {
 		clear(body)
 	}
-	c.done <- result{a: a, body: body, err: a.Error}
-	<-p.slots
-	if a.Error == nil {
-		return
-	}
-	switch a.Error.Class {
-	case ClassSession, ClassLogin, ClassModule, ClassFatal:
+	if a.Error != nil && a.Error.Class != ClassNone {
 		p.kill(a.Error)
+	} else {
+		p.queue.give(p)
 	}
+	c.done <- result{a: a, body: body, err: a.Error}
 }
 
-// acquire waits for a slot.
-func (p *process) acquire(ctx context.Context) error {
-	select {
-	case <-p.dead: // a select would choose a free slot of a dead worker half of the time
-		return lost(p.reason())
-	default:
-	}
-	select {
-	case p.slots <- struct{}{}:
-		return nil
-	case <-p.dead:
-		return lost(p.reason())
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (p *process) tryAcquire() bool {
-	select {
-	case p.slots <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
+// errGone is what roundTrip gives when the worker had died before the call.
+var errGone = &Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the worker is gone", Remedy: "try again"}
 
 // roundTrip sends one call, for which the caller holds a slot, and waits for its
 // answer. limit is the deadline after which the worker is killed. A caller whose
@@ -257,7 +231,7 @@ func (p *process) roundTrip(ctx context.Context, c call, body []byte, limit time
 	p.mu.Lock()
 	if p.why != nil {
 		p.mu.Unlock()
-		return answer{}, nil, lost(p.reason())
+		return answer{}, nil, errGone
 	}
 	p.next++
 	c.ID = p.next
@@ -326,9 +300,4 @@ func (p *process) giveUp(id uint64, c *pending) {
 	stale := &pending{op: c.op, done: make(chan result, 1), timer: c.timer, missed: true}
 	p.calls[id] = stale
 	c.done <- result{err: &Error{Kind: KindBusy, Detail: "the token is making a key", Remedy: "try again"}}
-}
-
-// isContext tells whether err is the caller's own deadline or cancellation.
-func isContext(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

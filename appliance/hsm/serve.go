@@ -135,6 +135,8 @@ func (w *worker) do(c call, body []byte, a *answer) (out []byte, err error) {
 			return nil, badRequest("a decryption needs OAEP parameters")
 		}
 		out, err = w.token.Decrypt(c.Ref, body, *c.OAEP)
+	case opRequest:
+		out, err = w.token.Request(c.Ref, body)
 	case opCheck:
 		err = w.token.Check()
 		info := w.token.Info()

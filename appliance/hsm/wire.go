@@ -31,6 +31,8 @@ const (
 	opSign     = "sign"
 	opDecrypt  = "decrypt"
 	opCheck    = "check"
+	opRequest  = "request"
+	opLoad     = "load" // of a software worker only: the body is a private key, PKCS#8
 )
 
 // The phases a worker reports before it is ready. phaseLogin is sent before the

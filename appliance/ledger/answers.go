@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ type answers struct {
 			Module string `toml:"module"`
 			Token  string `toml:"token"`
 			Attach string `toml:"attach"`
+			PIN    string `toml:"pin"` // "sealed" or "attended", never a PIN
 		} `toml:"hsm"`
 	} `toml:"node"`
 	Admins []struct {
@@ -119,6 +121,15 @@ var secretKeys = []string{"pin", "passphrase", "passphrases", "password", "passw
 // secretMarks are texts that only secrets hold, wherever they stand: in a value, a comment, a multi-line string.
 var secretMarks = []string{"AGE-SECRET-KEY-", "PRIVATE KEY-----", "BEGIN AGE ENCRYPTED FILE", "age-encryption.org/"}
 
+// pinKind is the one line about a PIN that an answer file may hold.
+var pinKind = regexp.MustCompile(`^\s*pin\s*=\s*"(` + pinSealed + `|` + pinAttended + `)"\s*(#.*)?$`)
+
+// The values of pin under [node.hsm]: kept on the node, sealed to its TPM, or typed by an administrator after each boot.
+const (
+	pinSealed   = "sealed"
+	pinAttended = "attended"
+)
+
 // refuseSecrets finds what does not belong into a file that is reviewed, mailed and kept.
 func refuseSecrets(file []byte) error {
 	n := 0
@@ -131,7 +142,11 @@ func refuseSecrets(file []byte) error {
 		}
 	}
 	var err error
+	lines := strings.Split(string(file), "\n")
 	walkKeys(file, func(key string, line int) {
+		if key == "node.hsm.pin" && line > 0 && line <= len(lines) && pinKind.MatchString(lines[line-1]) {
+			return // it names where the PIN comes from
+		}
 		last := key[strings.LastIndexByte(key, '.')+1:]
 		name := strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(last))
 		if err == nil && slices.ContainsFunc(secretKeys, func(s string) bool { return strings.HasSuffix(name, s) }) {
@@ -275,7 +290,7 @@ func (a answers) setup() (s policy.Setup, wrong []finding) {
 
 func (a answers) node(s *policy.Setup, bad func(key, format string, args ...any)) {
 	n := a.Node
-	s.Node = policy.Node{Name: n.Name, Network: n.Network, TimeServers: n.TimeServers, HSM: policy.HSM{Module: n.HSM.Module, Token: n.HSM.Token, Attach: n.HSM.Attach}}
+	s.Node = policy.Node{Name: n.Name, Network: n.Network, TimeServers: n.TimeServers, HSM: policy.HSM{Module: n.HSM.Module, Token: n.HSM.Token, Attach: n.HSM.Attach, Attended: n.HSM.PIN == pinAttended}}
 	if !policy.ValidName(n.Name) {
 		bad("node.name", "it must be 1 to %d letters, digits, dots, dashes", policy.MaxNameLength)
 	}
@@ -366,6 +381,9 @@ func summary(s policy.Setup) string {
 		fmt.Fprintf(&b, "network  %s (%s): %s\n", i.Name, strings.Join(i.MAC, ", "), addresses)
 	}
 	fmt.Fprintf(&b, "HSM      token %s, module %s\n", s.Node.HSM.Token, s.Node.HSM.Module)
+	if s.Node.HSM.Attended {
+		b.WriteString("         attended: its PIN is not kept; type it after each boot (hsm unlock)\n")
+	}
 	for _, a := range s.Admins {
 		fp, _ := policy.KeyFingerprint(a.Key)
 		fmt.Fprintf(&b, "admin    %s (%s), key %s\n", a.Name, a.Role, fp)

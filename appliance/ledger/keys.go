@@ -2,20 +2,15 @@ package ledger
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -29,17 +24,12 @@ import (
 const (
 	secretCluster = "cluster-secret" // 32 random bytes, the same on all nodes
 	secretAudit   = "audit-key"      // Ed25519
-	secretTLS     = "tls-key"        // ECDSA P-256
+	secretTLS     = "tls-key"        // ECDSA P-256, or what took its place
 	secretSSH     = "ssh-host-key"   // Ed25519
 	secretPIN     = "hsm-pin"
 )
 
 const clusterSecretSize = 32
-
-// tlsLife is how long the self-signed HTTPS certificate lives. It is made before the node has a trusted time, so it can't begin "now":
-// it begins when the image was built, which is surely past, and lives so long that it never ends by itself. Hosts trust this one
-// certificate because an administrator installed it, not because of its dates; a renewal (node.set) replaces it.
-const tlsLife = 30 * 365 * 24 * time.Hour
 
 func (l *Ledger) privateKey(name string) (any, error) {
 	der, err := l.secret(name)
@@ -70,19 +60,7 @@ func (l *Ledger) auditKey() (ed25519.PrivateKey, error) {
 func (l *Ledger) Sign(req rpc.NodeSignRequest) ([]byte, error) {
 	switch req.Key {
 	case "tls":
-		h := crypto.Hash(req.Hash)
-		if h != crypto.SHA256 && h != crypto.SHA384 && h != crypto.SHA512 || len(req.Digest) != h.Size() {
-			return nil, rpc.ErrRefused.With("tls: a SHA-256, SHA-384 or SHA-512 digest is signed, nothing else")
-		}
-		key, err := l.privateKey(secretTLS)
-		if err != nil {
-			return nil, err
-		}
-		k, ok := key.(*ecdsa.PrivateKey)
-		if !ok {
-			return nil, errors.New("the TLS key is not ECDSA")
-		}
-		return ecdsa.SignASN1(l.cfg.Rand, k, req.Digest)
+		return l.signTLS(req)
 	case "ssh":
 		// What a host key signs is the hash of a key exchange (RFC 4253 section 8). Nothing longer: neither a certificate nor an sshsig, with
 		// which a console that was taken over could speak as the node elsewhere.
@@ -131,45 +109,29 @@ func newKeys(rand io.Reader, epoch time.Time, s *policy.Setup, nodeID func(ed255
 	}
 	s.Node.ID, s.Node.AuditKey = nodeID(auditPub), auditPub
 	s.Node.SSHHostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub)))
-	s.Node.Certificate, err = tlsCertificate(rand, epoch, *s, tlsKey)
+	s.Node.Certificate, err = selfSigned(rand, epoch, httpsNames(s.Service.Name, s.Node), tlsKey)
 	return keys, err
 }
 
-// tlsCertificate is self-signed for the service's name, the node's name and its addresses.
-func tlsCertificate(rand io.Reader, epoch time.Time, s policy.Setup, key *ecdsa.PrivateKey) ([]byte, error) {
-	serial := make([]byte, 16)
-	if _, err := io.ReadFull(rand, serial); err != nil {
-		return nil, err
-	}
-	serial[0] = serial[0]&0x7f | 0x40 // positive and of full length
-	t := &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(serial), Subject: pkix.Name{CommonName: commonName(s.Service.Name)},
-		NotBefore: epoch.UTC(), NotAfter: epoch.UTC().Add(tlsLife),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
-		DNSNames: []string{s.Service.Name},
-	}
-	if n := strings.ToLower(s.Node.Name); n != s.Service.Name && validHostName(n) {
-		t.DNSNames = append(t.DNSNames, n)
-	}
-	for _, i := range s.Node.Network.Interfaces {
-		for _, a := range i.Addresses {
-			if p, err := netip.ParsePrefix(a); err == nil {
-				t.IPAddresses = append(t.IPAddresses, net.IP(p.Addr().AsSlice()))
-			}
-		}
-	}
-	return x509.CreateCertificate(rand, t, t, key.Public(), key)
-}
-
-// commonName cuts to the 64 characters that X.520 allows.
-func commonName(s string) string { return s[:min(len(s), 64)] }
-
-// PIN is the HSM's user PIN with how to reach the token; the caller wipes it.
+// PIN is the HSM's user PIN with how to reach the token; the caller wipes it. In attended mode there is none.
 func (l *Ledger) PIN(context.Context) (rpc.PINReply, error) {
 	s, _ := l.Snapshot()
 	if !s.State.SetUp() {
 		return rpc.PINReply{}, rpc.ErrUnavailable.With("the node is not set up")
 	}
+	h := s.State.Nodes[s.NodeID].HSM
+	if h.Attended {
+		return rpc.PINReply{HSM: h}, nil
+	}
 	pin, err := l.secret(secretPIN)
-	return rpc.PINReply{PIN: pin, HSM: s.State.Nodes[s.NodeID].HSM}, err
+	return rpc.PINReply{PIN: pin, HSM: h}, err
+}
+
+// HSM is how this node reaches its token.
+func (l *Ledger) HSM(context.Context) (policy.HSM, error) {
+	s, _ := l.Snapshot()
+	if !s.State.SetUp() {
+		return policy.HSM{}, rpc.ErrUnavailable.With("the node is not set up")
+	}
+	return s.State.Nodes[s.NodeID].HSM, nil
 }

@@ -37,7 +37,7 @@ import (
 	"guardhouse/appliance/tpm"
 )
 
-// Config is what a ledger needs from its process. All fields but CheckStore are required.
+// Config is what a ledger needs from its process. All fields but HSMs and CheckStore are required.
 type Config struct {
 	Dir      string                    // folder of its own on the data disk, mode 0700
 	TPM      string                    // as tpm.Open takes it
@@ -46,10 +46,12 @@ type Config struct {
 	BootTime func() time.Duration      // CLOCK_BOOTTIME
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
 	Rand     io.Reader
-	Epoch    time.Time // when the image was built: no certificate of ours begins before it
-	HSM      *rpc.Client
-	Network  func(context.Context, policy.Network) error // hands the node's network to init
-	Log      func(format string, args ...any)
+	Epoch    time.Time   // when the image was built: no certificate of ours begins before it
+	HSM      *rpc.Client // this node's
+	// HSMs are those of the other nodes by node id, for tests of keys: a key counts only if every node can use it.
+	HSMs    map[string]*rpc.Client
+	Network func(context.Context, policy.Network) error // hands the node's network to init
+	Log     func(format string, args ...any)
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
 	CheckStore func(ctx context.Context, path string) error
 
@@ -75,7 +77,8 @@ type Ledger struct {
 	deliverMu sync.Mutex // one audit entry of a command at a time
 	setupMu   sync.Mutex
 	keysMu    sync.Mutex
-	renewNow  chan struct{} // wakes keepSigner; holds one
+	renewNow  chan struct{}       // wakes keepSigner; holds one
+	sealKey   *age.X25519Identity // opens what administrators encrypt to this node, of this start only
 	logins    *logins
 	refusals  refusalTable
 	started   sync.WaitGroup
@@ -127,6 +130,9 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	}
 	if err := l.repairAudit(); err != nil {
 		l.setProblem(policy.Problem{Kind: "audit-outbox", What: "audit entries of applied commands are not in the chain yet: " + err.Error(), Remedy: "cure the audit; they follow at the next start"})
+	}
+	if l.sealKey, err = age.GenerateX25519Identity(); err != nil {
+		return nil, fmt.Errorf("key for secrets: %w", err)
 	}
 	if !l.state.SetUp() {
 		if l.identity, err = age.GenerateX25519Identity(); err != nil {
@@ -314,7 +320,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain, successors of the attestation signer.
+// whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
 	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {

@@ -194,6 +194,11 @@ func (l *Ledger) Propose(ctx context.Context, c policy.Command) (uint64, policy.
 	}
 	state, _ := l.Snapshot()
 	c.Stragglers = state.State.Stragglers(c, l.observed.lastOfHost()) // whatever the sender says
+	if c.Kind == policy.CmdKeyPrimary {
+		if err := l.gatePrimary(ctx, c); err != nil {
+			return 0, policy.Result{}, err
+		}
+	}
 	b, err := json.Marshal(c)
 	if err != nil {
 		return 0, policy.Result{}, rpc.ErrRefused.With("the command does not encode: %v", err)

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"slices"
 	"time"
@@ -28,10 +29,14 @@ const maxSubject = 40 // characters; the role's word must fit into a CN of 64
 
 // MakeKeys has the HSM make a key for each role, certifies it and records it. The commands' ids derive from the request's, so a retry
 // finds the keys of the first try and makes only what is missing. A crash between the HSM and the records leaves a key in the token
-// that nothing refers to; key list shows it.
+// that nothing refers to; key list shows it, and AddKey records it.
+//
+// Each new key is tested on every node before it is recorded: one that fails is recorded, but not as primary, and a new attestation
+// signer that fails is not recorded at all, because it would be used.
 //
 // Signing, communications and attestation signer keys certify themselves. The encryption key may not sign anything (the token would
-// refuse), so the guardian's signing key certifies it: the one made in this request, or the primary one.
+// refuse), so the guardian's signing key certifies it: the one made in this request, or the primary one. A CA can
+// certify each later, see CertificateRequest.
 func (l *Ledger) MakeKeys(ctx context.Context, req rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
 	l.keysMu.Lock()
 	defer l.keysMu.Unlock()
@@ -41,11 +46,11 @@ func (l *Ledger) MakeKeys(ctx context.Context, req rpc.MakeKeysRequest) (rpc.Mak
 	}
 	defer l.wakeRenewal()
 	for _, role := range req.Roles {
-		key, index, err := l.makeKey(ctx, req, role)
+		made, err := l.makeKey(ctx, req, role)
 		if err != nil {
 			return reply, fmt.Errorf("%s key: %w", role, err)
 		}
-		reply.Keys, reply.Index = append(reply.Keys, key), index
+		reply.Keys, reply.Index, reply.Tests = append(reply.Keys, made.key), made.index, append(reply.Tests, made.tests...)
 	}
 	all, err := rpc.HSMKeys.Call(ctx, l.cfg.HSM, rpc.Empty{})
 	if err != nil {
@@ -79,13 +84,8 @@ func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
 	if req.Subject == "" {
 		req.Subject = s.State.Service.Name
 	}
-	if len(req.Subject) > maxSubject {
-		return rpc.ErrRefused.With("the subject is longer than %d characters", maxSubject)
-	}
-	for _, c := range req.Subject {
-		if c < ' ' || c > '~' || c == '/' {
-			return rpc.ErrRefused.With("the subject holds a character that is not printable ASCII")
-		}
+	if err := checkSubject(req.Subject); err != nil {
+		return err
 	}
 	roles := map[policy.KeyRole]bool{}
 	for _, r := range req.Roles {
@@ -106,7 +106,7 @@ func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
 	slices.SortFunc(req.Roles, func(a, b policy.KeyRole) int {
 		return slices.Index(policy.KeyRoles, a) - slices.Index(policy.KeyRoles, b)
 	})
-	if _, has := s.State.PrimaryKey(policy.RoleSigning); roles[policy.RoleEncryption] && !has && !roles[policy.RoleSigning] {
+	if _, has := issuer(s.State); roles[policy.RoleEncryption] && !has && !roles[policy.RoleSigning] {
 		return rpc.ErrRefused.With("there is no signing key that could certify the encryption key; make both")
 	}
 	if err := l.audit.Admits(policy.AuditCommand); err != nil {
@@ -116,6 +116,18 @@ func (l *Ledger) checkMakeKeys(req *rpc.MakeKeysRequest) error {
 		return err
 	}
 	return l.checkSigner(*req, s.State)
+}
+
+func checkSubject(subject string) error {
+	if len(subject) > maxSubject {
+		return rpc.ErrRefused.With("the subject is longer than %d characters", maxSubject)
+	}
+	for _, c := range subject {
+		if c < ' ' || c > '~' || c == '/' {
+			return rpc.ErrRefused.With("the subject holds a character that is not printable ASCII")
+		}
+	}
+	return nil
 }
 
 // now is the trusted interval, or why there is none.
@@ -133,17 +145,17 @@ func derivedID(id, part string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role policy.KeyRole) (policy.Key, uint64, error) {
+// madeKey is a key that was recorded, the index of its command and its tests.
+type madeKey struct {
+	key   policy.Key
+	index uint64
+	tests []rpc.HSMTestResult
+}
+
+func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role policy.KeyRole) (madeKey, error) {
 	id := derivedID(req.ID, string(role))
-	if r, ok, err := l.store.result(id); err != nil {
-		return policy.Key{}, 0, err
-	} else if ok {
-		s, _ := l.Snapshot()
-		k, have := s.State.Keys[policy.KeyRef(r.Result.Subject)]
-		if !have {
-			return k, 0, rpc.ErrRefused.With("this request was done before (%s)", r.Refused+r.Result.Message)
-		}
-		return k, r.Index, nil
+	if done, ok, err := l.doneBefore(id); ok || err != nil {
+		return done, err
 	}
 	bits := req.Bits
 	if role == policy.RoleAttestationSigner {
@@ -151,29 +163,55 @@ func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role poli
 	}
 	made, err := rpc.HSMGenerate.Call(ctx, l.cfg.HSM, rpc.HSMGenerateRequest{Role: role, Bits: bits})
 	if err != nil {
-		return policy.Key{}, 0, fmt.Errorf("make in the HSM: %w", err)
+		return madeKey{}, fmt.Errorf("make in the HSM: %w", err)
 	}
 	if policy.RefOf(made.SPKI) != made.Ref {
-		return policy.Key{}, 0, fmt.Errorf("the HSM's answer names another key than it holds")
+		return madeKey{}, fmt.Errorf("the HSM's answer names another key than it holds")
 	}
 	if made.Extractable || !made.Sensitive {
-		return policy.Key{}, 0, rpc.ErrRefused.With("the token made key %s so that it would give the private half out; it is not used. Check the token's settings and delete that key", made.Label)
+		return madeKey{}, rpc.ErrRefused.With("the token made key %s so that it would give the private half out; it is not used. Check the token's settings and delete that key", made.Label)
 	}
 	der, err := l.certify(made, role, req.Subject)
 	if err != nil {
-		return policy.Key{}, 0, err
+		return madeKey{}, err
 	}
-	body, err := json.Marshal(policy.KeyAdd{Role: role, Label: made.Label, Certificate: der})
-	if err != nil {
-		return policy.Key{}, 0, err
-	}
-	at := l.cfg.Time().Stamp(l.cfg.BootTime())
-	index, result, err := l.Propose(ctx, policy.Command{ID: id, Kind: policy.CmdKeyAdd, Actor: req.Actor, At: at, Body: body})
-	if err != nil {
-		return policy.Key{}, index, err
+	return l.record(ctx, req.Actor, id, made.SPKI, policy.KeyAdd{Role: role, Label: made.Label, Certificate: der})
+}
+
+// doneBefore answers a request that was answered before.
+func (l *Ledger) doneBefore(id string) (madeKey, bool, error) {
+	r, ok, err := l.store.result(id)
+	if err != nil || !ok {
+		return madeKey{}, false, err
 	}
 	s, _ := l.Snapshot()
-	return s.State.Keys[policy.KeyRef(result.Subject)], index, nil
+	k, have := s.State.Keys[policy.KeyRef(r.Result.Subject)]
+	if !have {
+		return madeKey{}, true, rpc.ErrRefused.With("this request was done before (%s)", r.Refused+r.Result.Message)
+	}
+	return madeKey{key: k, index: r.Index}, true, nil
+}
+
+// record tests a key on every node and records it: as spare if it failed.
+func (l *Ledger) record(ctx context.Context, actor policy.Actor, id string, spki []byte, add policy.KeyAdd) (madeKey, error) {
+	tests := l.testKeys(ctx, []rpc.HSMTestKey{{Ref: policy.RefOf(spki), Role: add.Role, SPKI: spki, Label: add.Label}})
+	if failed := l.failures(tests); len(failed) > 0 {
+		if add.Role == policy.RoleAttestationSigner {
+			return madeKey{tests: tests}, rpc.ErrRefused.With("the new attestation signer is not used, because it fails its test: %s; %s", failed[0].What, failed[0].Remedy)
+		}
+		add.Spare = true
+	}
+	body, err := json.Marshal(add)
+	if err != nil {
+		return madeKey{}, err
+	}
+	at := l.cfg.Time().Stamp(l.cfg.BootTime())
+	index, result, err := l.Propose(ctx, policy.Command{ID: id, Kind: policy.CmdKeyAdd, Actor: actor, At: at, Body: body})
+	if err != nil {
+		return madeKey{index: index, tests: tests}, err
+	}
+	s, _ := l.Snapshot()
+	return madeKey{s.State.Keys[policy.KeyRef(result.Subject)], index, tests}, nil
 }
 
 // roleWords is how the CN of a key's certificate ends.
@@ -231,10 +269,10 @@ func (l *Ledger) guardianTemplate(cn string, spki []byte) (*x509.Certificate, er
 		NotAfter: begin.Add(guardianLife), SignatureAlgorithm: x509.SHA256WithRSA, SubjectKeyId: ski[:]}, nil
 }
 
-// issuingKey is the primary signing key, which certifies encryption keys.
+// issuingKey is the signing key that certifies encryption keys: the primary one or, where no key passed its test yet, any of ours.
 func (l *Ledger) issuingKey() (*x509.Certificate, crypto.Signer, error) {
 	s, _ := l.Snapshot()
-	k, ok := s.State.PrimaryKey(policy.RoleSigning)
+	k, ok := issuer(s.State)
 	if !ok {
 		return nil, nil, rpc.ErrRefused.With("there is no signing key that could certify the encryption key; make both")
 	}
@@ -244,4 +282,16 @@ func (l *Ledger) issuingKey() (*x509.Certificate, crypto.Signer, error) {
 	}
 	signer, err := rpc.NewHSMSigner(l.cfg.HSM, k)
 	return cert, signer, err
+}
+
+func issuer(s policy.State) (policy.Key, bool) {
+	if k, ok := s.PrimaryKey(policy.RoleSigning); ok {
+		return k, true
+	}
+	for _, ref := range slices.Sorted(maps.Keys(s.Keys)) {
+		if k := s.Keys[ref]; k.Role == policy.RoleSigning && k.Enabled && k.Tenant == "" {
+			return k, true
+		}
+	}
+	return policy.Key{}, false
 }

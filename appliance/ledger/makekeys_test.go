@@ -5,10 +5,12 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +26,52 @@ type token struct {
 	list  []rpc.HSMKey
 	fail  error
 	leaky bool // makes keys that it would give out
+	// sick is what a test finds about a key; software, where set, is asked for the software keys when they have changed.
+	sick     map[policy.KeyRef]policy.Problem
+	software func() ([]rpc.SoftwareKey, error)
+	loaded   []rpc.SoftwareKey
+}
+
+// test is hsm.Test: every key that is there works unless it is sick.
+func (k *token) test(_ context.Context, _ rpc.Caller, req rpc.HSMTestRequest) ([]rpc.HSMTestResult, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var list []rpc.HSMTestResult
+	for _, q := range req.Keys {
+		r := rpc.HSMTestResult{Ref: q.Ref, Role: q.Role, OK: true}
+		soft := slices.ContainsFunc(k.loaded, func(s rpc.SoftwareKey) bool { return s.Ref == q.Ref })
+		if p, sick := k.sick[q.Ref]; sick {
+			r.OK, r.Problems = false, []policy.Problem{p}
+		} else if k.keys[q.Ref] == nil && !soft {
+			r.OK, r.Problems = false, []policy.Problem{{Kind: rpc.KeyMissing, What: "the token does not hold it", Remedy: "bring it"}}
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// request is hsm.Request with the checks of the real one left to its own tests.
+func (k *token) request(_ context.Context, _ rpc.Caller, req rpc.HSMRequestRequest) (rpc.HSMSignReply, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key := k.keys[req.Ref]
+	if key == nil {
+		return rpc.HSMSignReply{}, rpc.ErrRefused.With("there is no such key")
+	}
+	sum := sha256.Sum256(req.Info)
+	sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+	return rpc.HSMSignReply{Signature: sig}, err
+}
+
+func (k *token) reload(context.Context, rpc.Caller, rpc.Empty) (rpc.Empty, error) {
+	if k.software == nil {
+		return rpc.Empty{}, nil
+	}
+	list, err := k.software()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.loaded = list
+	return rpc.Empty{}, err
 }
 
 func (k *token) generate(_ context.Context, _ rpc.Caller, req rpc.HSMGenerateRequest) (rpc.HSMKey, error) {
@@ -59,7 +107,16 @@ func (k *token) sign(_ context.Context, _ rpc.Caller, req rpc.HSMSignRequest) (r
 
 func (b *bench) attachToken() *token {
 	b.t.Helper()
-	k := &token{keys: map[policy.KeyRef]*rsa.PrivateKey{}}
+	k, client := b.newToken()
+	b.cfg.HSM = client
+	b.l.cfg.HSM = client
+	return k
+}
+
+// newToken is another node's.
+func (b *bench) newToken() (*token, *rpc.Client) {
+	b.t.Helper()
+	k := &token{keys: map[policy.KeyRef]*rsa.PrivateKey{}, sick: map[policy.KeyRef]policy.Problem{}}
 	s := rpc.NewServer(rpc.UIDs{rpc.Ledger: uint32(os.Getuid())})
 	rpc.Handle(s, rpc.HSMGenerate, k.generate, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMSign, k.sign, rpc.Ledger)
@@ -68,6 +125,9 @@ func (b *bench) attachToken() *token {
 		defer k.mu.Unlock()
 		return k.list, nil
 	}, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMTest, k.test, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMRequest, k.request, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMSoftware, k.reload, rpc.Ledger)
 	path := filepath.Join(b.t.TempDir(), "hsm.sock")
 	l, err := rpc.Listen(path)
 	if err != nil {
@@ -77,9 +137,7 @@ func (b *bench) attachToken() *token {
 	done := make(chan struct{})
 	go func() { defer close(done); s.Serve(ctx, l) }()
 	b.t.Cleanup(func() { cancel(); <-done })
-	b.cfg.HSM = rpc.NewClient(path)
-	b.l.cfg.HSM = b.cfg.HSM
-	return k
+	return k, rpc.NewClient(path)
 }
 
 func TestMakeKeysCertifiesRecordsAndIsRepeatable(t *testing.T) {

@@ -2,11 +2,10 @@ package ledger
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
-	"io"
 
 	"filippo.io/age"
-	"filippo.io/age/armor"
 	"github.com/pelletier/go-toml/v2"
 
 	"guardhouse/appliance/policy"
@@ -25,24 +24,16 @@ type setupSecrets struct {
 	Passphrases map[string]string `toml:"passphrase"` // administrator -> serial passphrase
 }
 
-// openSecretFile decrypts and checks the secrets file. Errors never repeat what is in it.
-func openSecretFile(file []byte, identity age.Identity, admins []policy.Admin) (setupSecrets, error) {
+// openSecretFile decrypts and checks the secrets file of a node that is set up as setup says. Errors never repeat what is in it.
+func openSecretFile(file []byte, identity age.Identity, setup policy.Setup) (setupSecrets, error) {
 	var s setupSecrets
-	if len(file) > maxAnswers {
-		return s, fmt.Errorf("secrets file: it is larger than 64 KiB")
-	}
-	var r io.Reader = bytes.NewReader(file)
-	if bytes.HasPrefix(bytes.TrimSpace(file), []byte(armor.Header)) {
-		r = armor.NewReader(bytes.NewReader(bytes.TrimSpace(file)))
-	}
-	plain, err := age.Decrypt(r, identity)
-	if err != nil {
+	b, err := unseal(file, identity)
+	defer clear(b)
+	if errors.Is(err, errNotSealedToUs) {
 		return s, fmt.Errorf("secrets file: it does not open with this node's setup key; encrypt it to the key shown now (it changes at each boot)")
 	}
-	b, err := io.ReadAll(io.LimitReader(plain, maxAnswers+1))
-	defer clear(b)
-	if err != nil || len(b) > maxAnswers {
-		return s, fmt.Errorf("secrets file: it was cut or changed, or is larger than 64 KiB")
+	if err != nil {
+		return s, fmt.Errorf("secrets file: %w", err)
 	}
 	if err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&s); err != nil {
 		if line := tomlError(err); line != nil {
@@ -52,11 +43,15 @@ func openSecretFile(file []byte, identity age.Identity, admins []policy.Admin) (
 	if s.Version != 1 {
 		return s, fmt.Errorf("secrets file: it must begin with version = 1")
 	}
-	if n := len(s.PIN); n < minPIN || n > maxPIN {
+	switch n := len(s.PIN); {
+	case setup.Node.HSM.Attended && n > 0:
+		return s, fmt.Errorf("secrets file: the answer file says that the HSM's PIN is attended, so hsm-pin does not belong here")
+	case setup.Node.HSM.Attended:
+	case n < minPIN || n > maxPIN:
 		return s, fmt.Errorf("secrets file: hsm-pin must have %d to %d characters", minPIN, maxPIN)
 	}
 	enrolled := map[string]bool{}
-	for _, a := range admins {
+	for _, a := range setup.Admins {
 		enrolled[a.Name] = true
 	}
 	for name, p := range s.Passphrases {

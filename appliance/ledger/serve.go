@@ -21,6 +21,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 		return l.Status(), nil
 	}, rpc.Console, rpc.Init)
 	l.registerChanges(s)
+	l.registerEvidence(s)
 	l.registerAudit(s)
 	l.registerUsage(s)
 	l.registerSecrets(s)
@@ -35,12 +36,18 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
 		}
+		if c.Kind == policy.CmdHTTPSInstall {
+			if err := l.checkHTTPSInstall(c); err != nil {
+				return policy.Result{}, err
+			}
+		}
 		_, r, err := l.Propose(ctx, c)
 		return r, err
 	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerMakeKeys, func(ctx context.Context, _ rpc.Caller, req rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
 		return l.MakeKeys(ctx, req)
 	}, rpc.Console)
+	l.registerKeys(s)
 	rpc.Handle(s, rpc.LedgerObserve, func(_ context.Context, _ rpc.Caller, list []policy.Observation) (rpc.Empty, error) {
 		l.observed.add(list)
 		return rpc.Empty{}, nil
@@ -59,7 +66,7 @@ func checkProposed(c policy.Command) error {
 	switch c.Kind {
 	case policy.CmdKeyAdd:
 		// A key that somebody brings along would be given to tenants as the guardian's, or have its health certificates believed.
-		return rpc.ErrRefused.With("keys are recorded when the HSM makes them; use key new")
+		return rpc.ErrRefused.With("keys are recorded with the methods that test them; use key new, key add or key import-pfx")
 	case policy.CmdNodeSet:
 		var b policy.NodeSet
 		if json.Unmarshal(c.Body, &b) != nil || b.Network == nil {
@@ -172,6 +179,7 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		return l.WatchContextKeys(ctx, send)
 	}, rpc.HGS)
 	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
+	rpc.Handle(s, rpc.LedgerHSM, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (policy.HSM, error) { return l.HSM(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
 		if (c.Process == rpc.HGS) != (req.Key == "tls") {
 			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)
@@ -179,6 +187,9 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 		sig, err := l.Sign(req)
 		return rpc.NodeSignReply{Signature: sig}, err
 	}, rpc.HGS, rpc.Console)
+	rpc.Handle(s, rpc.LedgerHTTPSRequest, func(ctx context.Context, _ rpc.Caller, req rpc.HTTPSRequest) (rpc.HTTPSRequestReply, error) {
+		return l.HTTPSRequest(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerPassphrase, func(ctx context.Context, _ rpc.Caller, req rpc.PassphraseRequest) (rpc.PassphraseReply, error) {
 		return l.CheckPassphrase(ctx, req)
 	}, rpc.Console)

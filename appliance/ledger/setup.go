@@ -70,7 +70,7 @@ func (l *Ledger) SetUp(ctx context.Context, req rpc.SetupRequest) (policy.Result
 	if req.DryRun && len(req.Secrets) == 0 {
 		return policy.Result{Message: summary(setup)}, nil
 	}
-	secrets, err := openSecretFile(req.Secrets, identity, setup.Admins)
+	secrets, err := openSecretFile(req.Secrets, identity, setup)
 	if err != nil {
 		return policy.Result{}, rpc.ErrRefused.With("%v", err)
 	}
@@ -129,8 +129,13 @@ func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
 	if _, err := io.ReadFull(l.cfg.Rand, cluster); err != nil {
 		return fmt.Errorf("randomness: %w", err)
 	}
-	keys[secretCluster], keys[secretPIN] = cluster, []byte(given.PIN)
-	if err := l.dropPassphrases(); err != nil {
+	keys[secretCluster] = cluster
+	if setup.Node.HSM.Attended {
+		err = l.forget(func(name string) bool { return name == secretPIN }) // of a setup that was interrupted
+	} else {
+		keys[secretPIN] = []byte(given.PIN)
+	}
+	if err = errors.Join(err, l.forget(func(name string) bool { return strings.HasPrefix(name, passphrasePrefix) })); err != nil {
 		return err
 	}
 	for _, a := range setup.Admins {
@@ -148,11 +153,11 @@ func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
 	return nil
 }
 
-// dropPassphrases forgets those of a setup that was interrupted.
-func (l *Ledger) dropPassphrases() error {
+// forget drops the secrets of a setup that was interrupted.
+func (l *Ledger) forget(which func(name string) bool) error {
 	names, err := l.secrets.Names()
 	for _, n := range names {
-		if strings.HasPrefix(n, passphrasePrefix) {
+		if which(n) {
 			err = errors.Join(err, l.secrets.Delete(n))
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,8 @@ func TestAnswerFileErrorsHaveTheirLine(t *testing.T) {
 		"no owner":                 {swap(`"owner"`, `"operator"`), "line 23: admin: there must be"},
 		"no admin":                 {good[:strings.Index(good, "[[admin]]")], "admin: there must be"},
 		"PIN":                      {swap("attach =", "pin = \"1234\"\nattach ="), "line 22: \"pin\" is a secret"},
+		"PIN as a word":            {swap("attach =", "pin = \"attended1\"\nattach ="), "line 22: \"pin\" is a secret"},
+		"PIN of an admin":          {swap("role = \"owner\"", "role = \"owner\"\npin = \"attended\""), "line 26: \"pin\" is a secret"},
 		"PIN by another name":      {swap("attach =", "HSM_PIN = \"1234\"\nattach ="), "line 22: \"HSM_PIN\" is a secret"},
 		"PIN in an inline table":   {swap("token = \"guardhouse\"", "token = {user-pin = \"1234\"}"), "line 21: \"user-pin\" is a secret"},
 		"passphrase table":         {good + "[passphrase]\nada = \"x\"\n", "line 27: \"passphrase\" is a secret"},
@@ -383,5 +386,34 @@ func TestContextKeysFollowTheHourAndAreTheClusters(t *testing.T) {
 	two, err := b.l.contextKeys(b.l.epochHour())
 	if err != nil || two.Epoch != epoch+1 || !bytes.Equal(two.Previous, one.Current) || bytes.Equal(two.Current, one.Current) || len(one.Current) != 32 {
 		t.Errorf("epoch %d after %d: %v", two.Epoch, epoch, err)
+	}
+}
+
+func TestAttendedSetupKeepsNoPIN(t *testing.T) {
+	for _, word := range []string{"sealed", "attended"} {
+		b := newBench(t)
+		answers := []byte(strings.Replace(strings.Replace(answerFile, "KEY", sshKey(t), 1), "attach =", "pin = \""+word+"\" # why\nattach =", 1))
+		right, wrong := "version = 1\n", secretsFile
+		if word == "sealed" {
+			right, wrong = wrong, right
+		}
+		if _, err := b.l.SetUp(t.Context(), rpc.SetupRequest{Answers: answers, Secrets: b.encrypt(wrong), Actor: setupActor}); !errors.Is(err, rpc.ErrRefused) {
+			t.Errorf("%s: the wrong secrets file: %v", word, err)
+		}
+		r, err := b.l.SetUp(t.Context(), rpc.SetupRequest{Answers: answers, Secrets: b.encrypt(right), Actor: setupActor})
+		if err != nil {
+			t.Fatalf("%s: %+v %v", word, r, err)
+		}
+		pin, err := b.l.PIN(t.Context())
+		if err != nil || pin.HSM.Attended != (word == "attended") || (len(pin.PIN) == 0) != pin.HSM.Attended {
+			t.Errorf("%s: %+v, %v", word, pin.HSM, err)
+		}
+		if h, err := b.l.HSM(t.Context()); err != nil || h != pin.HSM {
+			t.Errorf("%s: %+v, %v", word, h, err)
+		}
+		names, err := b.l.secrets.Names()
+		if err != nil || slices.Contains(names, secretPIN) == pin.HSM.Attended {
+			t.Errorf("%s: the node keeps %q, %v", word, names, err)
+		}
 	}
 }

@@ -76,12 +76,12 @@ func (l *Ledger) RenewSigner(ctx context.Context) error {
 	name := s.State.Nodes[s.NodeID].Name
 	req := rpc.MakeKeysRequest{Actor: policy.Actor{Name: name, Door: policy.DoorNode}, Bits: policy.SignerBits,
 		ID: derivedID(string(old.Ref), "successor "+earliest.UTC().Format(time.DateOnly))}
-	made, _, err := l.makeKey(ctx, req, policy.RoleAttestationSigner)
+	made, err := l.makeKey(ctx, req, policy.RoleAttestationSigner)
 	if err != nil {
 		return err
 	}
-	l.cfg.Log("attestation signer %.16s renewed: %.16s is published now and signs from %s on", old.Ref, made.Ref,
-		time.Unix(made.UseFrom, 0).UTC().Format(time.RFC3339))
+	l.cfg.Log("attestation signer %.16s renewed: %.16s is published now and signs from %s on", old.Ref, made.key.Ref,
+		time.Unix(made.key.UseFrom, 0).UTC().Format(time.RFC3339))
 	return nil
 }
 

@@ -49,6 +49,8 @@ var (
 	keyVersion = []byte("version")
 	keyIndex   = []byte("index")
 	keyService = []byte("service")
+	keyDraft   = []byte("draft")
+	keyUndo    = []byte("undo")
 	keyNode    = []byte("node")
 )
 

@@ -131,9 +131,6 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 	if b.HSM != nil {
 		n.HSM = *b.HSM
 	}
-	if b.Certificate != nil {
-		n.Certificate = b.Certificate
-	}
 	if err := checkNode(n); err != nil {
 		return Result{}, &Refused{c.Kind, err.Error(), ""}
 	}

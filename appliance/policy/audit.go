@@ -71,6 +71,7 @@ const (
 	ObservedHost     ObservationKind = "host"     // subject: host id; last attestation and its verdict
 	ObservedPending  ObservationKind = "pending"  // subject: host id of an unknown host; facts: source, spki (base64)
 	ObservedIdentity ObservationKind = "identity" // subject: host id; facts: vsmKey, the hash of the key its last health certificate certifies
+	ObservedOldTLS   ObservationKind = "tls-old"  // subject: address of a caller that offers no TLS 1.2; facts: offered, name (which it asked for)
 	// TPM mode; facts as appraise.Record makes them.
 	ObservedGood     ObservationKind = "tpm-good"     // subject: host id; what its last boot that passed proved
 	ObservedFindings ObservationKind = "tpm-findings" // subject: host id; why it last failed, and what that boot proved

@@ -112,7 +112,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	anchor := s.Anchors[anchors[0]]
 	anchor.Certificate = nil
 	const admin = 6*maxSSHKey + 1<<10
-	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 4*MaxCertificate
+	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 2*(2+MaxChain)*MaxCertificate
 	attestation := MaxBaselines*entry(name, s.Baselines[name]) + MaxCIPolicies*entry(name, s.CIPolicies[name]) + MaxDumpKeys*entry(name, s.DumpKeys[name]) +
 		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4 +
 		MaxDenials*entry(name, s.Denials[name]) + MaxOfflineClasses*entry(name, s.Offline[name])
@@ -159,7 +159,7 @@ func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
 		"too many interfaces":       command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: make([]Interface, maxEntries+1)}}),
 		"interface name too long":   command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: []Interface{{Name: long}}}}),
 		"resolver too long":         command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Resolvers: []string{long}}}),
-		"node certificate too big":  command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Certificate: make([]byte, MaxCertificate+1)}),
+		"HTTPS certificate too big": command(t, CmdHTTPSInstall, owner, HTTPSInstall{Node: "n1", Certificate: tooBig}),
 	} {
 		t.Run(name, func(t *testing.T) { refused(t, s, c) })
 	}

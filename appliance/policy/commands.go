@@ -19,6 +19,7 @@ const (
 	CmdSetup          Kind = "setup"           // Setup
 	CmdServiceSet     Kind = "service.set"     // ServiceSet
 	CmdNodeSet        Kind = "node.set"        // NodeSet
+	CmdHTTPSInstall   Kind = "https.install"   // HTTPSInstall
 	CmdAdminAdd       Kind = "admin.add"       // AdminAdd
 	CmdAdminRemove    Kind = "admin.remove"    // ByName
 	CmdHostAdd        Kind = "host.add"        // HostAdd
@@ -47,6 +48,10 @@ const (
 	CmdDumpKeyAdd     Kind = "dump-key.add"     // DumpKeyAdd
 	CmdDumpKeyRemove  Kind = "dump-key.remove"  // Removal
 	CmdPolicySet      Kind = "policy.set"       // PolicySwitch
+	CmdDraftAdd       Kind = "draft.add"        // DraftStep
+	CmdDraftCommit    Kind = "draft.commit"     // DraftCommit
+	CmdDraftDrop      Kind = "draft.drop"       // DraftDrop
+	CmdDraftUndo      Kind = "draft.undo"       // DraftUndo
 	CmdTrustImport    Kind = "tpm-trust.import" // TrustImport
 	CmdTrustRemove    Kind = "tpm-trust.remove" // Removal (thumbprint or vendor)
 	CmdTrustVendor    Kind = "tpm-trust.vendor" // VendorSwitch
@@ -80,7 +85,6 @@ type NodeSet struct {
 	Network     *Network `json:"network,omitempty"`
 	TimeServers []string `json:"timeServers,omitempty"`
 	HSM         *HSM     `json:"hsm,omitempty"`
-	Certificate []byte   `json:"certificate,omitempty"`
 }
 
 // AdminAdd enrols an administrator.
@@ -166,6 +170,7 @@ var handlers = map[Kind]struct {
 	CmdSetup:          {AdminOwner, false, applySetup},
 	CmdServiceSet:     {AdminOperator, false, applyServiceSet},
 	CmdNodeSet:        {AdminOperator, true, applyNodeSet},
+	CmdHTTPSInstall:   {AdminOperator, false, applyHTTPSInstall},
 	CmdAdminAdd:       {AdminOwner, false, applyAdminAdd},
 	CmdAdminRemove:    {AdminOwner, false, applyAdminRemove},
 	CmdHostAdd:        {AdminOperator, false, applyHostAdd},
@@ -193,6 +198,10 @@ var handlers = map[Kind]struct {
 	CmdDumpKeyAdd:     {AdminOperator, false, applyDumpKeyAdd},
 	CmdDumpKeyRemove:  {AdminOperator, false, applyDumpKeyRemove},
 	CmdPolicySet:      {AdminOperator, false, applyPolicySet},
+	CmdDraftAdd:       {AdminOperator, false, applyDraftAdd},
+	CmdDraftCommit:    {AdminOperator, false, applyDraftCommit},
+	CmdDraftDrop:      {AdminOperator, false, applyDraftDrop},
+	CmdDraftUndo:      {AdminOperator, false, applyDraftUndo},
 	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
 	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
 	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},

@@ -154,6 +154,8 @@ type Service struct {
 	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 	// AttestationOnly is a service without key protection (row A05, the SQL Server case): it has no guardian keys. Chosen at setup.
 	AttestationOnly bool `json:"attestationOnly,omitempty"`
+	// SharedHTTPS is served by each node without a certificate of its own.
+	SharedHTTPS *SharedHTTPS `json:"sharedHTTPS,omitempty"`
 	// OtherSigning lists the enabled signing keys that are not primary in metadata.xml (OtherSigningCertificates).
 	OtherSigning bool `json:"otherSigning,omitempty"`
 	// ForeignForms accepts key protectors whose certificate signatures cover another form of the certificate than its DER bytes (kps.md 14.4).
@@ -168,7 +170,10 @@ type Node struct {
 	Name        string   `json:"name"`
 	AuditKey    []byte   `json:"auditKey"`    // Ed25519 public key that signs this node's audit checkpoints
 	SSHHostKey  string   `json:"sshHostKey"`  // authorized_keys form
-	Certificate []byte   `json:"certificate"` // self-signed HTTPS certificate, DER
+	Certificate []byte   `json:"certificate"` // of HTTPS, DER: self-signed at setup, then what was installed
+	Chain       [][]byte `json:"chain,omitempty"`
+	// OwnHTTPS has the node serve Certificate although there is a shared one.
+	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
 	Network     Network  `json:"network"`
 	TimeServers []string `json:"timeServers"` // host or host:port
 	HSM         HSM      `json:"hsm"`
@@ -180,6 +185,8 @@ type HSM struct {
 	Module string `json:"module"`           // path of the PKCS#11 module in the image
 	Token  string `json:"token"`            // CKA label of the token
 	Attach string `json:"attach,omitempty"` // "virtio:NAME": bridge the module's socket to this virtio-serial port
+	// Attended: the PIN is not kept; an administrator types it after each boot (hsm unlock).
+	Attended bool `json:"attended,omitempty"`
 }
 
 // State is all records at one index. Treat it and everything reachable from it as immutable: Apply makes a new one.
@@ -200,6 +207,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Draft is what is staged, Undo what takes the last commit of a draft back; nil where there is none.
+	Draft *Draft `json:"draft,omitempty"`
+	Undo  *Draft `json:"undo,omitempty"`
 	// Of key protection; each map may be nil.
 	Denials map[string]Denial         `json:"denials,omitempty"` // by name
 	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class

@@ -27,10 +27,19 @@ var (
 	LedgerWatch         = Stream[Empty, policy.Snapshot]{"ledger.Watch"}                   // [hgs hsm clock console init] current snapshot first, then each newer one
 	LedgerPropose       = Method[policy.Command, policy.Result]{"ledger.Propose"}          // [console] durable and audited when it returns
 	LedgerMakeKeys      = Method[MakeKeysRequest, MakeKeysReply]{"ledger.MakeKeys"}        // [console] has the HSM make keys, then records them
+	LedgerKeyAdd        = Method[KeyAddRequest, KeyAddReply]{"ledger.KeyAdd"}              // [console] records a pair that lies in the token
+	LedgerKeyImport     = Method[KeyImportRequest, KeyAddReply]{"ledger.KeyImport"}        // [console] seals a software key
+	LedgerKeyRequest    = Method[KeyCSRRequest, KeyCSRReply]{"ledger.KeyRequest"}          // [console] makes a PKCS#10
+	LedgerKeyTest       = Method[KeyTestRequest, KeyTestReply]{"ledger.KeyTest"}           // [console] on every node
+	LedgerSealKey       = Method[Empty, SetupKeyReply]{"ledger.SealKey"}                   // [console] to whom secrets are encrypted, this boot
+	LedgerSoftwareKeys  = Method[Empty, []SoftwareKey]{"ledger.SoftwareKeys"}              // [hsm] the private halves; the receiver wipes them
 	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
 	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
 	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
 	LedgerObserved      = Method[ObservedRequest, []policy.Observation]{"ledger.Observed"} // [console]
+	LedgerKeepLog       = Method[KeepLogRequest, KeepLogReply]{"ledger.KeepLog"}           // [hgs] never waits for a disk
+	LedgerEvidence      = Method[EvidenceRequest, []policy.Observation]{"ledger.Evidence"} // [console] a page of the hosts' evidence
+	LedgerBootLog       = Method[BootLogRequest, BootLogReply]{"ledger.BootLog"}           // [console] ErrUnavailable if it is not kept
 	LedgerAuditTail     = Method[AuditTailRequest, []AuditRecord]{"ledger.AuditTail"}      // [console]
 	LedgerAuditExport   = Stream[AuditRange, AuditChunk]{"ledger.AuditExport"}             // [console] bytes of an export file
 	LedgerAuditTrim     = Method[AuditTrimRequest, AuditTrimReply]{"ledger.AuditTrim"}     // [console]
@@ -38,7 +47,8 @@ var (
 	LedgerSetupKey      = Method[Empty, SetupKeyReply]{"ledger.SetupKey"}                  // [console] before setup only
 	LedgerSetupApply    = Method[SetupRequest, policy.Result]{"ledger.SetupApply"}         // [console] before setup only
 	LedgerContextKeys   = Stream[Empty, ContextKeys]{"ledger.ContextKeys"}                 // [hgs] now and at each change of the hour
-	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup
+	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup; no PIN in attended mode
+	LedgerHSM           = Method[Empty, policy.HSM]{"ledger.HSM"}                          // [hsm] how to reach the token now; ErrUnavailable before setup
 	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh]
 	LedgerPassphrase    = Method[PassphraseRequest, PassphraseReply]{"ledger.Passphrase"}  // [console] verifies a serial passphrase
 	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
@@ -53,7 +63,15 @@ var (
 	HSMGenerate = Method[HSMGenerateRequest, HSMKey]{"hsm.Generate"}        // [ledger]
 	HSMSign     = Method[HSMSignRequest, HSMSignReply]{"hsm.Sign"}          // [hgs ledger]
 	HSMDecrypt  = Method[HSMDecryptRequest, HSMDecryptReply]{"hsm.Decrypt"} // [hgs]
+	HSMRequest  = Method[HSMRequestRequest, HSMSignReply]{"hsm.Request"}    // [ledger] the signature of a PKCS#10 request
+	HSMSoftware = Method[Empty, Empty]{"hsm.Software"}                      // [ledger] software keys have changed: fetch them now
+	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
+	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
+
+	HSMSiteList   = Method[Empty, HSMSiteReply]{"hsm.SiteList"}           // [console] names and hashes, never contents
+	HSMSitePut    = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SitePut"}    // [console] audited before it takes effect
+	HSMSiteRemove = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SiteRemove"} // [console] likewise
 )
 
 // Methods of the clock; its stream of trusted time is in time.go.
@@ -83,6 +101,8 @@ type MakeKeysReply struct {
 	Keys  []policy.Key `json:"keys"`
 	Token []HSMKey     `json:"token"`
 	Index uint64       `json:"index"`
+	// Tests are the self-tests of the new keys on every node. A key that failed one is recorded, but not as primary.
+	Tests []HSMTestResult `json:"tests,omitempty"`
 }
 
 // ObservedRequest selects observations; Kind "" = all, Subject "" = all. At most Limit, newest first; 0 = 200.
@@ -90,6 +110,37 @@ type ObservedRequest struct {
 	Kind    policy.ObservationKind `json:"kind"`
 	Subject string                 `json:"subject,omitempty"`
 	Limit   int                    `json:"limit"`
+}
+
+// KeepLogRequest offers the boot log that a host's last good or last bad boot refers to. Digest is its SHA-256 in lower-case hexadecimal.
+// Without Log it only asks whether the ledger has it. It comes after the observation that names it.
+type KeepLogRequest struct {
+	Host   string `json:"host"`
+	Digest string `json:"digest"`
+	Log    []byte `json:"log,omitempty"`
+}
+
+// KeepLogReply tells whether the ledger has the log now. It does not take every log at any time: it comes again.
+type KeepLogReply struct {
+	Have bool `json:"have"`
+}
+
+// EvidenceRequest asks for the evidence of the hosts whose id comes after After, in the order of ids: of each the newest, or its last good
+// and its last bad boot. Limit counts hosts; it is at most 256, which is also meant by 0. The last page is empty.
+type EvidenceRequest struct {
+	After string `json:"after,omitempty"`
+	Limit int    `json:"limit,omitempty"`
+	Both  bool   `json:"both,omitempty"`
+}
+
+// BootLogRequest names a log by its SHA-256 in lower-case hexadecimal.
+type BootLogRequest struct {
+	Digest string `json:"digest"`
+}
+
+// BootLogReply holds the log as the host sent it.
+type BootLogReply struct {
+	Log []byte `json:"log"`
 }
 
 // AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.
@@ -168,15 +219,19 @@ type PINReply struct {
 	HSM policy.HSM `json:"hsm"`
 }
 
-// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (P-256, Digest is SHA-256/384) or "ssh" (Ed25519, Digest is
-// the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh.
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (ECDSA or RSA, Digest is SHA-256/384/512) or "ssh" (Ed25519,
+// Digest is the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh. Of tls there may be
+// several: Ref names the public key of the certificate that is served; empty = the one of the node's record. PSS is for RSA, with a salt
+// of the hash's length.
 type NodeSignRequest struct {
-	Key    string `json:"key"`
-	Digest []byte `json:"digest"`
-	Hash   uint   `json:"hash"`
+	Key    string        `json:"key"`
+	Ref    policy.KeyRef `json:"ref,omitempty"`
+	Digest []byte        `json:"digest"`
+	Hash   uint          `json:"hash"`
+	PSS    bool          `json:"pss,omitempty"`
 }
 
-// NodeSignReply: ASN.1 ECDSA signature, or a raw Ed25519 one.
+// NodeSignReply: ASN.1 ECDSA signature, RSA signature, or a raw Ed25519 one.
 type NodeSignReply struct {
 	Signature []byte `json:"signature"`
 }
@@ -216,26 +271,65 @@ type LedgerStatusReply struct {
 type HSMStatusReply struct {
 	State    string           `json:"state"` // locked, starting, ready, failed
 	Module   string           `json:"module"`
+	Pack     string           `json:"pack,omitempty"` // name and version of the image's HSM pack
 	Token    string           `json:"token"`
 	Serial   string           `json:"serial"`
 	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
 	Restarts int              `json:"restarts"`
+	Breaker  string           `json:"breaker"`  // closed: calls are served; open: answered at once as unavailable; half-open: the token is on trial
+	Waiting  int              `json:"waiting"`  // calls in the queue
+	Attended bool             `json:"attended"` // the PIN is typed at each boot, and lies nowhere
 	Problems []policy.Problem `json:"problems,omitempty"`
 }
 
-// HSMKey is a key as the token describes it.
+// HSMUnlockRequest is the PIN as typed; both sides wipe it. LastTry confirms a login although one more wrong PIN locks the token.
+type HSMUnlockRequest struct {
+	PIN     []byte `json:"pin"`
+	LastTry bool   `json:"lastTry"`
+}
+
+// HSMRetryRequest starts the token over after a failure, with the PIN at hand: a wrong one costs one of the token's tries.
+type HSMRetryRequest struct {
+	LastTry bool `json:"lastTry"`
+}
+
+// HSMSiteRequest names one file of the site's own data for the HSM pack (certificates, keys, security-world files). Data is for SitePut
+// only, at most pack.MaxSiteFile bytes; both sides wipe it.
+type HSMSiteRequest struct {
+	Actor policy.Actor `json:"actor"`
+	Name  string       `json:"name"`
+	Data  []byte       `json:"data,omitempty"`
+}
+
+// HSMSiteFile is what may be shown of it. SHA256 is lower-case hex, empty where the file has not been put yet; Declared is false for what
+// the pack of an earlier image left.
+type HSMSiteFile struct {
+	Name     string `json:"name"`
+	Declared bool   `json:"declared"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256,omitempty"`
+}
+
+// HSMSiteReply is the site data of this node. Pack is name and version of the image's pack, empty outside an image.
+type HSMSiteReply struct {
+	Pack  string        `json:"pack"`
+	Files []HSMSiteFile `json:"files"`
+}
+
+// HSMKey is a key as the token describes it, or a software key as its worker does.
 type HSMKey struct {
-	Ref              policy.KeyRef  `json:"ref"`
-	Role             policy.KeyRole `json:"role"` // from the label; "" where the label is not ours
-	Label            string         `json:"label"`
-	ID               string         `json:"id"` // CKA_ID, hex
-	SPKI             []byte         `json:"spki"`
-	Bits             int            `json:"bits"`
-	Sensitive        bool           `json:"sensitive"`
-	Extractable      bool           `json:"extractable"`
-	NeverExtractable bool           `json:"neverExtractable"`
-	Sign             bool           `json:"sign"`
-	Decrypt          bool           `json:"decrypt"`
+	Store            policy.KeyStore `json:"store,omitempty"`
+	Ref              policy.KeyRef   `json:"ref"`
+	Role             policy.KeyRole  `json:"role"` // from the label; "" where the label is not ours
+	Label            string          `json:"label"`
+	ID               string          `json:"id"` // CKA_ID, hex
+	SPKI             []byte          `json:"spki"`
+	Bits             int             `json:"bits"`
+	Sensitive        bool            `json:"sensitive"`
+	Extractable      bool            `json:"extractable"`
+	NeverExtractable bool            `json:"neverExtractable"`
+	Sign             bool            `json:"sign"`
+	Decrypt          bool            `json:"decrypt"`
 }
 
 // HSMGenerateRequest makes an RSA key; role decides its usage.

@@ -68,10 +68,11 @@ func (s *HSMSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 	return r.Signature, err
 }
 
-// NodeSigner is a crypto.Signer over one of the node's own keys in the ledger process: "tls" or "ssh".
+// NodeSigner is a crypto.Signer over one of the node's own keys in the ledger process: "tls" or "ssh". Ref tells keys of one name apart.
 type NodeSigner struct {
 	Ledger *Client
 	Name   string
+	Ref    policy.KeyRef
 	Pub    crypto.PublicKey
 }
 
@@ -82,6 +83,7 @@ func (s *NodeSigner) Public() crypto.PublicKey { return s.Pub }
 func (s *NodeSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	r, err := LedgerSign.Call(ctx, s.Ledger, NodeSignRequest{Key: s.Name, Digest: digest, Hash: uint(opts.HashFunc())})
+	_, pss := opts.(*rsa.PSSOptions)
+	r, err := LedgerSign.Call(ctx, s.Ledger, NodeSignRequest{Key: s.Name, Ref: s.Ref, Digest: digest, Hash: uint(opts.HashFunc()), PSS: pss})
 	return r.Signature, err
 }

@@ -10,10 +10,13 @@ import (
 // ReleaseFile is written by images when the image is built.
 const ReleaseFile = "/etc/os-release"
 
-// ReleaseInfo is what the image says of itself. BuildEpoch is unix seconds; 0 outside an image.
+// ReleaseInfo is what the image says of itself. BuildEpoch is unix seconds; 0 outside an image. Number rises with each release.
+// Evaluation: signed with keys for trying out, which every screen must say.
 type ReleaseInfo struct {
 	Version    string
 	BuildEpoch int64
+	Number     uint64
+	Evaluation bool
 }
 
 // Release reads ReleaseFile; fields it can't find are zero ("unknown" for the version), because a missing file must not stop a service.
@@ -32,6 +35,10 @@ func Release() ReleaseInfo {
 			r.Version = value
 		case "BUILD_EPOCH":
 			r.BuildEpoch, _ = strconv.ParseInt(value, 10, 64)
+		case "RELEASE_NUMBER":
+			r.Number, _ = strconv.ParseUint(value, 10, 64)
+		case "EVALUATION":
+			r.Evaluation = value == "yes"
 		}
 	}
 	return r

@@ -105,6 +105,15 @@ func ParseAuthority(text []byte) (*rsa.PublicKey, error) {
 	return key, nil
 }
 
+// AuthorityPEM is ParseAuthority's opposite.
+func AuthorityPEM(key *rsa.PublicKey) ([]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), nil
+}
+
 // AuthorityID names a policy signing key: lower-case hex SHA-256 of its SubjectPublicKeyInfo DER.
 func AuthorityID(key *rsa.PublicKey) string {
 	spki, err := x509.MarshalPKIXPublicKey(key)

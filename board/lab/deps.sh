@@ -40,6 +40,7 @@ systemd-boot-efi|the UEFI stub of the image
 e2fsprogs|mkfs.ext4, which goes into the image
 gcc|cmd/hsm loads a PKCS#11 module, so it is C-linked
 libc6-dev|headers for that
+sbsigntool|tests let it verify our Secure Boot signatures
 mtools|tests look into the image'"'"'s ESP with it
 opensc|pkcs11-tool, which looks into the token from outside
 openssh-client|the door of a node

@@ -37,6 +37,8 @@ type NodeOptions struct {
 	Firmware Firmware
 	// Image is the path of the ESP disk image, opened read-only unless ImageWritable. Empty: no boot disk.
 	Image string
+	// SecureBoot starts the firmware that verifies images. Which keys it trusts is [Lab.EnrollFirmware]'s; with none it verifies nothing.
+	SecureBoot bool
 	// ImageWritable gives the node a writable ESP (updates write a new UKI there). Give it a copy.
 	ImageWritable bool
 	// Kernel, Initrd and Cmdline are used with Direct.

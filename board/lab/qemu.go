@@ -15,8 +15,9 @@ import (
 
 // Files of Debian's ovmf package. The variable store is copied per node.
 const (
-	ovmfCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+	ovmfCode   = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	ovmfSecure = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+	ovmfVars   = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
 // Serial numbers of the disks: the image finds its disks by them, since names depend on probing order.
@@ -91,7 +92,12 @@ func socketPair() (net.Conn, *os.File, error) {
 // the firmware's boot order and the kernel's names do not depend on what else is plugged.
 func (n *Node) buildArgs(a *qemuArgs) error {
 	o := n.opts
-	a.add("-name", "guardhouse-"+o.Name, "-machine", "q35,sata=off,smbus=off", "-cpu", "max", "-m", fmt.Sprint(o.MemoryMB),
+	machine := "q35,sata=off,smbus=off"
+	if o.SecureBoot {
+		machine += ",smm=on" // the firmware keeps its variables where only it can write
+		a.add("-global", "driver=cfi.pflash01,property=secure,value=on")
+	}
+	a.add("-name", "guardhouse-"+o.Name, "-machine", machine, "-cpu", "max", "-m", fmt.Sprint(o.MemoryMB),
 		"-smp", fmt.Sprint(o.CPUs), "-nodefaults", "-no-user-config", "-display", "none")
 	if n.lab.accel == "kvm" {
 		a.add("-accel", "kvm")
@@ -147,7 +153,11 @@ func (n *Node) addBoot(a *qemuArgs) error {
 		if err := copyOnce(ovmfVars, filepath.Join(n.Dir, "vars.fd")); err != nil {
 			return fmt.Errorf("firmware variables: %w: install the package ovmf", err)
 		}
-		a.add("-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+ovmfCode,
+		code := ovmfCode
+		if o.SecureBoot {
+			code = ovmfSecure
+		}
+		a.add("-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+code,
 			"-drive", "if=pflash,unit=1,format=raw,file=vars.fd")
 	}
 	if o.Image != "" {

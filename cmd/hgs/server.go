@@ -11,6 +11,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -117,13 +118,15 @@ func (s *server) switched(l net.Listener, on func(*policy.Service) bool) net.Lis
 	}}
 }
 
-// tlsConfig uses the node's own certificate; its key is the ledger's, which signs each handshake. Dynamic record sizing is off because
-// the JDBC driver reads only the first record of an answer (recipes: SQL drivers).
+// tlsConfig uses the certificate that the newest records name; its key is the ledger's, which signs each handshake. A certificate that is
+// replaced counts from the next handshake on: open connections stay. Dynamic record sizing is off because the JDBC driver reads only the
+// first record of an answer (recipes: SQL drivers).
 func (s *server) tlsConfig() *tls.Config {
 	var mu sync.Mutex
-	var der []byte
 	var cert *tls.Certificate
+	old := &oldTLS{bootTime: rpc.BootTime, stamp: s.node.clock.Stamp, observe: s.node.observe}
 	return &tls.Config{
+		GetConfigForClient:          old.look,
 		MinVersion:                  tls.VersionTLS12,
 		DynamicRecordSizingDisabled: true,
 		Time: func() time.Time {
@@ -132,17 +135,21 @@ func (s *server) tlsConfig() *tls.Config {
 		},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			snap := s.node.snapshot()
-			now := snap.State.Nodes[snap.NodeID].Certificate
+			now := snap.State.HTTPSCertificate(snap.NodeID)
 			mu.Lock()
 			defer mu.Unlock()
-			if cert != nil && string(der) == string(now) {
+			if cert != nil && slices.EqualFunc(cert.Certificate, now, bytes.Equal) {
 				return cert, nil
 			}
-			leaf, err := x509.ParseCertificate(now)
-			if err != nil {
+			if len(now) == 0 {
 				return nil, errors.New("the node has no HTTPS certificate yet")
 			}
-			der, cert = now, &tls.Certificate{Certificate: [][]byte{now}, Leaf: leaf, PrivateKey: &rpc.NodeSigner{Ledger: s.node.ledger, Name: "tls", Pub: leaf.PublicKey}}
+			leaf, err := x509.ParseCertificate(now[0])
+			if err != nil {
+				return nil, fmt.Errorf("the node's HTTPS certificate: %w", err)
+			}
+			cert = &tls.Certificate{Certificate: now, Leaf: leaf, PrivateKey: &rpc.NodeSigner{Ledger: s.node.ledger, Name: "tls",
+				Ref: policy.RefOf(leaf.RawSubjectPublicKeyInfo), Pub: leaf.PublicKey}}
 			return cert, nil
 		},
 	}

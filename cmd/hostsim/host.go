@@ -9,13 +9,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
-	"guardhouse/appliance/policy"
 )
 
 // Files of a host in --dir.
@@ -106,7 +103,7 @@ func (o *options) attest(ctx context.Context, c *http.Client, host, vsm *rsa.Pri
 	// The workstation's clock may be a little off the node's; the certificate is back-dated for hosts like that.
 	window := health.Between(now.Add(-time.Minute), now.Add(time.Minute), true)
 	if err := health.CheckReply(got, []health.Purpose{health.Purpose(wanted)}, &vsm.PublicKey, signers, window); err != nil {
-		return nil, fmt.Errorf("the service's answer is not to be trusted: %w", err)
+		return nil, untrusted(err, got[0].DER, now)
 	}
 	return &attested{got[0].DER, info}, nil
 }
@@ -172,125 +169,5 @@ func hostKeyAttest(o *options) error {
 	o.say("thumbprint", sha256hex(a.certificate), "                    %s", thumbprints(a.certificate))
 	o.say("notAfter", cert.NotAfter.UTC().Format(time.RFC3339), "valid               %s .. %s", cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339))
 	o.say("subject", cert.Subject.CommonName, "subject             %s", cert.Subject.CommonName)
-	return nil
-}
-
-// clientStatus is AttestationStatus as a Windows host shows it (hgs-features.md F01).
-type clientStatus int
-
-func (s clientStatus) String() string {
-	switch s {
-	case 0:
-		return "NotConfigured"
-	case 1:
-		return "Unknown"
-	case 100:
-		return "Passed"
-	case 200:
-		return "Expired"
-	case 300:
-		return "TransientError"
-	case 301:
-		return "UnauthorizedHost"
-	case 302:
-		return "TpmError"
-	case 303:
-		return "InsecureHostConfiguration"
-	}
-	return fmt.Sprint(int(s))
-}
-
-// attestationStatus maps an outcome to what a Windows host shows (hgsa.md 7.4).
-func attestationStatus(err error) clientStatus {
-	if err == nil {
-		return 100
-	}
-	var (
-		unauthorized *hgsa.UnauthorizedErrorReply
-		policy       *hgsa.PolicyEvaluationErrorReply
-		rtpm         *hgsa.RtpmErrorReply
-		tcg          *hgsa.TcgLogValidationErrorReply
-		vsm          *hgsa.VirtualSecureModeErrorReply
-	)
-	switch {
-	case errors.As(err, &unauthorized):
-		return 301
-	case errors.As(err, &rtpm):
-		return 302
-	case errors.As(err, &policy), errors.As(err, &tcg), errors.As(err, &vsm):
-		return 303
-	}
-	return 300
-}
-
-// subStatus names what the failure is about, in the words of a Windows host (hgs-features.md F02).
-func subStatus(err error) string {
-	var (
-		policies *hgsa.PolicyEvaluationErrorReply
-		tcg      *hgsa.TcgLogValidationErrorReply
-		vsm      *hgsa.VirtualSecureModeErrorReply
-		names    []string
-	)
-	switch {
-	case errors.As(err, &policies):
-		for _, r := range policies.Reasons {
-			if b, ok := policy.BuiltinByName(r.Reason.String()); ok && !slices.Contains(names, b.SubStatus) {
-				names = append(names, b.SubStatus)
-			}
-		}
-	case errors.As(err, &tcg):
-		return "TcgLogVerification"
-	case errors.As(err, &vsm):
-		return "VirtualSecureMode"
-	}
-	if len(names) == 0 {
-		return "NoInformation"
-	}
-	return strings.Join(names, ", ")
-}
-
-// status prints Get-HgsClientConfiguration's fields in its words and order.
-func status(o *options) error {
-	st := clientStatus(0)
-	sub := "NoInformation"
-	mode := "Local"
-	op := "None"
-	if o.url != "" {
-		mode, st = "HostGuardianService", 1
-		c, err := o.httpClient()
-		if err != nil {
-			return err
-		}
-		info, err := o.getInfo(context.Background(), c)
-		if err != nil {
-			st = 300
-		} else {
-			op = info.OperationMode.String()
-		}
-	}
-	if cert, err := o.readCertificate(fileHealth); err == nil && o.url != "" {
-		st = 100
-		if time.Now().After(cert.NotAfter) {
-			st = 200
-		}
-	}
-	if b, err := os.ReadFile(o.path(fileLastFail)); err == nil {
-		name, rest, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
-		for _, s := range []clientStatus{300, 301, 302, 303} {
-			if name == s.String() {
-				st = s
-			}
-		}
-		if rest != "" {
-			sub = rest
-		}
-	}
-	o.say("IsHostGuarded", st == 100, "IsHostGuarded            : %t", st == 100)
-	o.say("Mode", mode, "Mode                     : %s", mode)
-	o.say("KeyProtectionServerUrl", o.kps, "KeyProtectionServerUrl   : %s", o.kps)
-	o.say("AttestationServerUrl", o.url, "AttestationServerUrl     : %s", o.url)
-	o.say("AttestationOperationMode", op, "AttestationOperationMode : %s", op)
-	o.say("AttestationStatus", st.String(), "AttestationStatus        : %s", st)
-	o.say("AttestationSubstatus", sub, "AttestationSubstatus     : %s", sub)
 	return nil
 }

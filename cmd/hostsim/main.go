@@ -47,7 +47,7 @@ func table() []verb {
 		{"protector open", "--dir OWNER --in F", "open a key protector as its owner", protectorOpen},
 		{"protector inspect", "--in F", "explain a key protector", protectorInspect},
 		{"certificate new", "--dir D --kind self|signer|expired|foreign", "make certificates that a service must refuse, and the attestation signer behind them", certificateNew},
-		{"status", "--dir D --url BASE/Attestation --kps BASE/KeyProtection", "what Get-HgsClientConfiguration shows", status},
+		{"status", "--dir D --url BASE/Attestation --kps BASE/KeyProtection [--tpm T] [--misbehave K] [--stored]", "attest and show what Get-HgsClientConfiguration shows, and what to do", status},
 		{"load", "--dir D --url ... --kps ... --in F -n N -c C", "attest and roll N times with C at once", load},
 		{"audit verify", "--in F [--key HEX]", "verify an audit export without the node", auditVerify},
 		{"vectors", "", "check the codecs against vectors that they did not make", vectors},
@@ -61,7 +61,7 @@ type options struct {
 	guardian, roots, communications                               string
 	result, n, c, flip                                            int
 	id                                                            uint
-	json, allowUntrusted, allowExpired                            bool
+	json, stored, allowUntrusted, allowExpired                    bool
 	lookup                                                        func(ctx context.Context, host string) ([]string, error) // nil: the resolver
 	facts                                                         map[string]any
 }
@@ -147,6 +147,7 @@ func (o *options) parse(args []string) error {
 	fs.BoolVar(&o.allowUntrusted, "allow-untrusted-root", false, "take certificates without a trusted root: compare their thumbprints instead")
 	fs.BoolVar(&o.allowExpired, "allow-expired", false, "take certificates outside of their validity period")
 	fs.UintVar(&o.id, "id", 0, "id of a wrapping")
+	fs.BoolVar(&o.stored, "stored", false, "show what came of the last attestation instead of attesting now")
 	fs.BoolVar(&o.json, "json", false, "print one JSON object")
 	if err := fs.Parse(args); err != nil {
 		return err

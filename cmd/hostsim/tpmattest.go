@@ -107,7 +107,7 @@ func (c *conversation) answer(context []byte) ([]byte, error) {
 	for _, cmd := range order.Commands {
 		r, err := c.device.Send(cmd)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errTPM, err)
 		}
 		if c.own != nil {
 			r = bytes.ReplaceAll(r, c.own, c.host.ek)
@@ -128,7 +128,7 @@ func (h *tpmHost) checkCertificates(reply *hgsa.HealthCertificateReply, signers 
 	for i, key := range []*rsa.PublicKey{&h.vsm.PublicKey, &h.vsmSigning.PublicKey} {
 		got := []health.Certificate{{Purpose: health.Purpose(reply.Content[i].Item1), DER: reply.Content[i].Item2}}
 		if err := health.CheckReply(got, []health.Purpose{health.Purpose(wantedTypes[i])}, key, signers, window); err != nil {
-			return nil, fmt.Errorf("the service's answer is not to be trusted: %w", err)
+			return nil, untrusted(err, got[0].DER, now)
 		}
 		all = append(all, got[0].DER)
 	}
@@ -179,7 +179,7 @@ func (h *tpmHost) converse(m misbehaviour) (*conversation, error) {
 	}
 	d, err := openTPM(h.o.tpm)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errTPM, err)
 	}
 	c := &conversation{host: h, device: d, client: client}
 	if h.o.log != "" {
@@ -189,7 +189,9 @@ func (h *tpmHost) converse(m misbehaviour) (*conversation, error) {
 	}
 	var own []byte
 	if err == nil {
-		own, err = d.endorsementKey()
+		if own, err = d.endorsementKey(); err != nil {
+			err = fmt.Errorf("%w: %w", errTPM, err)
+		}
 	}
 	if err == nil && !bytes.Equal(own, h.ek) {
 		if c.own = own; !m.otherEK {
@@ -216,6 +218,9 @@ func tpmAttest(o *options) error {
 		return fmt.Errorf("%w: --url is missing, for example http://hgs.example.test/Attestation", errUsage)
 	}
 	c, err := h.converse(m)
+	if errors.Is(err, errTPM) && !errors.Is(err, errUsage) {
+		return o.attestationFailed(err)
+	}
 	if err != nil {
 		return err
 	}

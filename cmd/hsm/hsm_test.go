@@ -37,7 +37,7 @@ const asMain = "GUARDHOUSE_HSM_MAIN"
 
 func TestMain(m *testing.M) {
 	native.Shim()
-	if os.Getenv(asMain) != "" || len(os.Args) == 2 && os.Args[1] == "worker" {
+	if os.Getenv(asMain) != "" || len(os.Args) == 2 && (os.Args[1] == "worker" || os.Args[1] == "software") {
 		main()
 		os.Exit(0)
 	}
@@ -160,7 +160,7 @@ func newOutside(t testing.TB) (*outside, string) {
 // startKeeper runs a keeper whose worker is this program.
 func startKeeper(t testing.TB, module, env string, timing hsm.Timing) *hsm.Keeper {
 	t.Helper()
-	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(os.Args[0]) }, timing, func(f string, a ...any) { t.Logf(f, a...) })
+	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(os.Args[0], "worker") }, timing, func(f string, a ...any) { t.Logf(f, a...) })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { _ = k.Run(ctx); close(done) }()
@@ -353,7 +353,7 @@ func TestWrongPINStopsUntilAnotherComes(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s := status(k.Status(), nil)
+	s := status(k.Status(), false, nil)
 	if s.State != "failed" || len(s.Problems) != 1 || s.Problems[0].Kind != "hsm-fatal" || s.Problems[0].Remedy == "" {
 		t.Errorf("status %+v", s)
 	}
@@ -370,7 +370,7 @@ func TestWrongPINStopsUntilAnotherComes(t *testing.T) {
 }
 
 func TestLockedTokenSaysWhatItWaitsFor(t *testing.T) {
-	s := status(hsm.Status{State: hsm.StateLocked}, nil)
+	s := status(hsm.Status{State: hsm.StateLocked}, false, nil)
 	if len(s.Problems) != 1 || s.Problems[0].Kind != "hsm-locked" || s.Problems[0].Remedy == "" {
 		t.Errorf("%+v", s)
 	}

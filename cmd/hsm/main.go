@@ -1,20 +1,27 @@
 // Command hsm is the only process that touches the PKCS#11 token.
 //
-//	hsm [--run-dir DIR] [--uids name=uid,...] [--attach-dir DIR]
+//	hsm [--run-dir DIR] [--uids name=uid,...] [--attach-dir DIR] [--pack FILE] [--site-data DIR]
 //	hsm worker
+//	hsm software
 //
 // Started plain it is the keeper: it asks the ledger for the PIN and the
-// module's name, holds the PIN in locked memory, serves the hsm.* methods on its
+// module's name (the PIN of an attended node comes from the console instead, and
+// the ledger never sees it), holds the PIN in locked memory, serves the hsm.* methods on its
 // rpc socket and runs itself as `hsm worker`, which loads the module. Only the
 // worker is ever killed. The worker takes the PIN from a pipe on descriptor 4
 // and calls on descriptor 3; it is of no use by hand.
+//
+// Software keys (imported from a PFX, never in the token) are held by a third
+// process, `hsm software`, which loads no module and nothing foreign. The keeper
+// hands them over from where the ledger seals them and keeps none.
 //
 // Where the settings attach the module to a virtio-serial port, the keeper
 // carries the module's socket (DIR/p11.sock) over that port.
 //
 // Configuration reaches it in three ways and no other: the flags above, what
 // ledger.PIN answers, and the environment of the module (SOFTHSM2_CONF and the
-// like), which the worker inherits.
+// like), which the worker inherits or the manifest of the image's HSM pack names.
+// The site's own data for the module (package pack) is stored by the keeper.
 package main
 
 import (
@@ -31,6 +38,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/hsm/token"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
@@ -46,10 +54,18 @@ func main() {
 		fail(worker())
 		return
 	}
+	if len(os.Args) == 2 && os.Args[1] == "software" {
+		fail(softwareWorker())
+		return
+	}
 	child := supervise.Flags(flag.CommandLine, rpc.HSM, sandbox.UIDs())
 	attachDir := flag.String("attach-dir", "/run/hsm", "folder of the module's socket when the token is attached by a port")
+	manifest := flag.String("pack", pack.ManifestPath, "manifest of the image's HSM pack; missing outside an image")
+	siteDir := flag.String("site-data", pack.SiteDir, "folder of the site's own data for the module")
 	flag.Parse()
-	fail(keeper(child, *attachDir))
+	m, err := pack.Read(*manifest)
+	fail(err)
+	fail(keeper(child, *attachDir, newSite(m, *siteDir)))
 }
 
 func fail(err error) {
@@ -82,7 +98,7 @@ func worker() error {
 }
 
 // keeper serves until SIGTERM.
-func keeper(child *supervise.Child, attachDir string) error {
+func keeper(child *supervise.Child, attachDir string, st *site) error {
 	ledgerUID, ok := child.UIDs[rpc.Ledger]
 	if !ok {
 		return errors.New("hsm: --uids: the ledger is missing")
@@ -93,31 +109,37 @@ func keeper(child *supervise.Child, attachDir string) error {
 	if err != nil {
 		return fmt.Errorf("hsm: own program: %w", err)
 	}
-	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self) }, hsm.Timing{}, child.Logf)
+	k := hsm.NewKeeper(func() *exec.Cmd { return workerCommand(self, "worker") }, hsm.Timing{}, child.Logf)
 	c := &cable{dir: attachDir, log: child.Logf}
+	// The PIN and software keys come from there, so the ledger's uid is proved.
+	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
+	st.record = siteRecord(ctx, child, ledger)
+	from := &source{ledger: ledger, k: k, c: c, site: st}
+	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(self, "software") }, softwareKeys(ledger), child.Logf)
 	server := rpc.NewServer(child.UIDs)
-	register(server, k, c)
+	register(server, hsm.Keyring{Token: k, Software: soft}, from)
 	listener, err := rpc.Listen(child.Socket(rpc.HSM))
 	if err != nil {
 		return err
 	}
-	// The PIN comes from there, so the ledger's uid is proved.
-	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
 	ran := make(chan error, 1)
 	go func() { ran <- k.Run(ctx) }()
-	go settings(ctx, ledger, k, c)
-	go report(ctx, k, chronicle(ctx, child, ledger))
-	go supervise.Ready(ctx, statusLine(k.Status()), k.Alive)
+	softly := make(chan struct{})
+	go func() { defer close(softly); soft.Run(ctx) }()
+	go from.run(ctx)
+	go report(ctx, k, from.attended, chronicle(ctx, child, ledger))
+	go supervise.Ready(ctx, statusLine(k.Status(), false), k.Alive)
 	err = server.Serve(ctx, listener)
 	stop()
 	<-ran // the worker is dead and the PIN wiped
+	<-softly
 	return err
 }
 
-// workerCommand starts this program as worker, without the descriptors and
+// workerCommand starts this program as a worker of this kind, without the descriptors and
 // variables that belong to the keeper as a service.
-func workerCommand(self string) *exec.Cmd {
-	cmd := exec.Command(self, "worker")
+func workerCommand(self, kind string) *exec.Cmd {
+	cmd := exec.Command(self, kind)
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
 		switch name {

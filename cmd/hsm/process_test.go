@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -37,6 +39,12 @@ type node struct {
 
 func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *node {
 	t.Helper()
+	return startNodeWith(t, as, env, pin, func() ([]rpc.SoftwareKey, error) { return nil, nil })
+}
+
+// startNodeWith has the ledger hold software keys too.
+func startNodeWith(t *testing.T, as, env string, pin func() (rpc.PINReply, error), soft func() ([]rpc.SoftwareKey, error)) *node {
+	t.Helper()
 	dir := t.TempDir()
 	for _, p := range []string{rpc.HSM, rpc.Ledger} {
 		if err := os.Mkdir(filepath.Join(dir, p+".d"), 0o700); err != nil {
@@ -51,6 +59,11 @@ func startNode(t *testing.T, as, env string, pin func() (rpc.PINReply, error)) *
 	}
 	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
 	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerSoftwareKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.SoftwareKey, error) { return soft() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerHSM, func(context.Context, rpc.Caller, rpc.Empty) (policy.HSM, error) {
+		r, err := pin()
+		return r.HSM, err
+	}, rpc.HSM)
 	n := &node{client: rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), notes: make(chan string, 100), exited: make(chan error, 1), audit: make(chan policy.AuditEntry, 100)}
 	rpc.Handle(ledger, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
 		n.audit <- e
@@ -273,4 +286,168 @@ func TestEachMethodHasItsCallers(t *testing.T) {
 	if err != nil || s.State != "locked" {
 		t.Errorf("a ledger of another uid was believed: %+v, %v", s, err)
 	}
+}
+
+// attended is what the ledger of an attended node says.
+func attended() (rpc.PINReply, error) {
+	return rpc.PINReply{HSM: policy.HSM{Module: softHSM, Token: label, Attended: true}}, nil
+}
+
+// startInside runs keeper, settings and methods in this process, where the
+// test's uid may be the ledger's and the console's at once.
+func startInside(t *testing.T, env string, pin func() (rpc.PINReply, error)) (*rpc.Client, *hsm.Keeper) {
+	t.Helper()
+	dir := t.TempDir()
+	me := uint32(os.Getuid())
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	serve := func(process string, s *rpc.Server) {
+		if err := os.Mkdir(filepath.Join(dir, process+".d"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l, err := rpc.Listen(rpc.SocketPath(dir, process))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() { _ = s.Serve(ctx, l) })
+	}
+	ledger := rpc.NewServer(rpc.UIDs{rpc.HSM: me})
+	rpc.Handle(ledger, rpc.LedgerPIN, func(context.Context, rpc.Caller, rpc.Empty) (rpc.PINReply, error) { return pin() }, rpc.HSM)
+	rpc.Handle(ledger, rpc.LedgerHSM, func(context.Context, rpc.Caller, rpc.Empty) (policy.HSM, error) {
+		r, err := pin()
+		return r.HSM, err
+	}, rpc.HSM)
+	serve(rpc.Ledger, ledger)
+	k := hsm.NewKeeper(func() *exec.Cmd {
+		cmd := workerCommand(os.Args[0], "worker")
+		cmd.Env = append(cmd.Env, env)
+		return cmd
+	}, hsm.Timing{}, t.Logf)
+	from := &source{ledger: rpc.NewClient(rpc.SocketPath(dir, rpc.Ledger)), k: k, c: &cable{dir: dir, log: t.Logf}, site: newSite(pack.Manifest{Module: softHSM, MakesToken: true}, dir)}
+	server := rpc.NewServer(rpc.UIDs{rpc.Console: me})
+	none := func(context.Context) ([]hsm.SoftwareKey, error) { return nil, nil }
+	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(os.Args[0], "software") }, none, t.Logf)
+	register(server, hsm.Keyring{Token: k, Software: soft}, from)
+	serve(rpc.HSM, server)
+	wg.Go(func() { soft.Run(ctx) })
+	wg.Go(func() { _ = k.Run(ctx) })
+	wg.Go(func() { from.run(ctx) })
+	return rpc.NewClient(rpc.SocketPath(dir, rpc.HSM)), k
+}
+
+// awaitHSM waits for a status.
+func awaitHSM(t *testing.T, c *rpc.Client, what string, good func(rpc.HSMStatusReply) bool) rpc.HSMStatusReply {
+	t.Helper()
+	var s rpc.HSMStatusReply
+	for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(10 * time.Millisecond) {
+		var err error
+		if s, err = rpc.HSMStatus.Call(t.Context(), c, rpc.Empty{}); err != nil {
+			t.Fatal(err)
+		}
+		if good(s) {
+			return s
+		}
+	}
+	t.Fatalf("never %s: %+v", what, s)
+	return s
+}
+
+func inState(want string) func(rpc.HSMStatusReply) bool {
+	return func(s rpc.HSMStatusReply) bool { return s.State == want }
+}
+
+func waitsForPIN(s rpc.HSMStatusReply) bool {
+	return s.Attended && s.State == "locked" && len(s.Problems) == 1 && s.Problems[0].What == "waiting for PIN: hsm unlock" && s.Problems[0].Remedy != ""
+}
+
+func TestAttendedNodeNeedsItsPINOnceInABoot(t *testing.T) {
+	env := newSoftHSM(t)
+	c, k := startInside(t, env, attended)
+	awaitHSM(t, c, "waiting for its PIN", waitsForPIN)
+	if line := statusLine(k.Status(), true); line != "token locked: waiting for PIN: hsm unlock" {
+		t.Errorf("status line %q", line)
+	}
+	unlock := func(pin string) error {
+		_, err := rpc.HSMUnlock.Call(t.Context(), c, rpc.HSMUnlockRequest{PIN: []byte(pin)})
+		return err
+	}
+	if err := unlock(""); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("no PIN: %v", err)
+	}
+	if err := unlock("wrong-pin"); err != nil {
+		t.Error(err)
+	}
+	awaitHSM(t, c, "failed", inState("failed"))
+	if err := unlock(userPIN); err != nil {
+		t.Fatal(err)
+	}
+	awaitHSM(t, c, "ready", inState("ready"))
+	sign, signPub := generate(t, k, policy.RoleSigning)
+	enc, encPub := generate(t, k, policy.RoleEncryption)
+	for range 3 {
+		before := k.Status().Restarts
+		_ = unix.Kill(childOf(t, os.Getpid()), unix.SIGKILL)
+		began := time.Now()
+		for work(k, sign, enc, signPub, encPub) != nil || k.Status().Restarts == before {
+			if time.Since(began) > 5*time.Second {
+				t.Fatalf("rolls do not resume without a prompt: %+v", k.Status())
+			}
+		}
+	}
+	again, _ := startInside(t, env, attended) // a new boot knows no PIN
+	awaitHSM(t, again, "waiting for its PIN", waitsForPIN)
+}
+
+func TestKeptPINIsNotTakenFromTheConsole(t *testing.T) {
+	c, _ := startInside(t, newSoftHSM(t), func() (rpc.PINReply, error) {
+		return rpc.PINReply{PIN: []byte(userPIN), HSM: policy.HSM{Module: softHSM, Token: label}}, nil
+	})
+	if _, err := rpc.HSMUnlock.Call(t.Context(), c, rpc.HSMUnlockRequest{PIN: []byte(userPIN)}); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("unlock of an unattended node: %v", err)
+	}
+}
+
+func TestTakesUpChangedSettingsWhileItRuns(t *testing.T) {
+	var mu sync.Mutex
+	reply := rpc.PINReply{PIN: []byte("wrong-pin"), HSM: policy.HSM{Module: softHSM, Token: label}}
+	set := func(token, pin string) {
+		mu.Lock()
+		defer mu.Unlock()
+		reply = rpc.PINReply{PIN: []byte(pin), HSM: policy.HSM{Module: softHSM, Token: token}}
+	}
+	c, _ := startInside(t, newSoftHSM(t), func() (rpc.PINReply, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		r := reply
+		r.PIN = bytes.Clone(reply.PIN)
+		return r, nil
+	})
+	awaitHSM(t, c, "failed", inState("failed"))
+	set("another", userPIN) // made on the spot
+	awaitHSM(t, c, "on the other token", func(s rpc.HSMStatusReply) bool { return s.State == "ready" && s.Token == "another" })
+	set(label, userPIN)
+	awaitHSM(t, c, "back on the first token", func(s rpc.HSMStatusReply) bool { return s.State == "ready" && s.Token == label })
+}
+
+func TestRetryComesFromTheConsole(t *testing.T) {
+	n := startNode(t, rpc.HGS, newSoftHSM(t), attended)
+	if _, err := rpc.HSMRetry.Call(t.Context(), n.client, rpc.HSMRetryRequest{}); !errors.Is(err, rpc.ErrNotAllowed) {
+		t.Errorf("the service retries: %v", err)
+	}
+	if _, err := rpc.HSMUnlock.Call(t.Context(), n.client, rpc.HSMUnlockRequest{PIN: []byte("1234")}); !errors.Is(err, rpc.ErrNotAllowed) {
+		t.Errorf("the service unlocks: %v", err)
+	}
+	env := newSoftHSM(t)
+	c, k := startInside(t, env, attended)
+	awaitHSM(t, c, "waiting for its PIN", waitsForPIN)
+	if _, err := rpc.HSMUnlock.Call(t.Context(), c, rpc.HSMUnlockRequest{PIN: []byte("wrong-pin")}); err != nil {
+		t.Fatal(err)
+	}
+	awaitHSM(t, c, "failed", inState("failed"))
+	before := k.Status().Restarts
+	if _, err := rpc.HSMRetry.Call(t.Context(), c, rpc.HSMRetryRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitHSM(t, c, "tried again", func(s rpc.HSMStatusReply) bool { return s.State == "failed" && s.Restarts > before })
 }

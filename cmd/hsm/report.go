@@ -12,13 +12,13 @@ import (
 
 // report keeps init's status line true, and has the audit chain told when the
 // token becomes ready, is lost or stops.
-func report(ctx context.Context, k *hsm.Keeper, tell func(hsm.Status)) {
+func report(ctx context.Context, k *hsm.Keeper, attended func() bool, tell func(hsm.Status)) {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	line, state := "", hsm.StateLocked
 	for {
 		s := k.Status()
-		if now := statusLine(s); now != line {
+		if now := statusLine(s, attended()); now != line {
 			line = now
 			supervise.Status("%s", line)
 		}
@@ -34,8 +34,14 @@ func report(ctx context.Context, k *hsm.Keeper, tell func(hsm.Status)) {
 	}
 }
 
-func statusLine(s hsm.Status) string {
+// waitingForPIN is what an attended node says until somebody has typed the PIN.
+const waitingForPIN = "waiting for PIN: hsm unlock"
+
+func statusLine(s hsm.Status, attended bool) string {
 	line := "token " + string(s.State)
+	if attended && s.State == hsm.StateLocked {
+		line += ": " + waitingForPIN
+	}
 	if s.State != hsm.StateReady && s.Last != nil {
 		line += ": " + s.Last.What()
 	}
@@ -88,7 +94,7 @@ func entry(s hsm.Status) policy.AuditEntry {
 		e.Facts = map[string]string{"serial": s.Token.Serial}
 	}
 	if s.State != hsm.StateReady && s.Last != nil {
-		e.Outcome, e.Detail, e.Remedy = string(s.Last.Class), statusLine(s), s.Last.Remedy
+		e.Outcome, e.Detail, e.Remedy = string(s.Last.Class), statusLine(s, false), s.Last.Remedy
 	}
 	return e
 }

@@ -415,9 +415,9 @@ func doors() map[string]string {
 		rpc.LedgerWatch.Name: "hgs hsm clock console init", rpc.LedgerPropose.Name: "console", rpc.LedgerMakeKeys.Name: "console",
 		rpc.LedgerAudit.Name: "hgs console init hsm clock", rpc.LedgerRefusal.Name: "hgs", rpc.LedgerObserve.Name: "hgs", rpc.LedgerObserved.Name: "console",
 		rpc.LedgerAuditTail.Name: "console", rpc.LedgerAuditExport.Name: "console", rpc.LedgerAuditTrim.Name: "console", rpc.LedgerAuditVerify.Name: "console",
-		rpc.LedgerSetupKey.Name: "console", rpc.LedgerSetupApply.Name: "console", rpc.LedgerContextKeys.Name: "hgs", rpc.LedgerPIN.Name: "hsm",
+		rpc.LedgerSetupKey.Name: "console", rpc.LedgerSetupApply.Name: "console", rpc.LedgerContextKeys.Name: "hgs", rpc.LedgerPIN.Name: "hsm", rpc.LedgerHSM.Name: "hsm",
 		rpc.LedgerSign.Name: "hgs console", rpc.LedgerPassphrase.Name: "console", rpc.LedgerSetPassphrase.Name: "console", rpc.LedgerMeasure.Name: "console",
-		rpc.LedgerStatus.Name: "console init",
+		rpc.LedgerStatus.Name: "console init", rpc.LedgerKeepLog.Name: "hgs", rpc.LedgerEvidence.Name: "console", rpc.LedgerBootLog.Name: "console",
 	}
 }
 

@@ -19,13 +19,16 @@ import (
 func buildImage(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("mkimage build", flag.ContinueOnError)
 	out := fs.String("o", "", "output `folder`")
-	hsm := fs.String("hsm", "attached", "PKCS#11 module inside: attached, embedded, or the `path` of a vendor's module")
+	hsm := fs.String("hsm", "attached", "HSM pack inside: attached, embedded, a pack `file`, or a vendor's module of which one is made")
 	licence := fs.String("hsm-licence", "", "`file` with the licence text of a vendor's module")
 	cache := fs.String("cache", "", "cache `folder` (default: guardhouse in the user's cache folder)")
 	version := fs.String("version", "", "version `text` (default: from git)")
 	epoch := fs.Int64("epoch", 0, "build time in unix `seconds` (default: SOURCE_DATE_EPOCH, else the last commit)")
 	commands := fs.String("commands", "", "comma separated `programs` to include, or \"existing\" (default: all; a release needs all)")
-	pcrKey := fs.String("pcr-key", "", "PEM `file` of the public key that signs PCR policies")
+	number := fs.Uint64("release", 0, "release `number`, which must rise with each release (default: the number of commits)")
+	keySet := fs.String("keys", "", "`folder` of the key set that signs (default: an evaluation set in the cache folder, made when missing)")
+	var dbx list
+	fs.Var(&dbx, "dbx", "`file` with a content of dbx that machines may have, as the firmware keeps it; may be repeated")
 	source := fs.String("source", ".", "`folder` with go.mod")
 	var config list
 	fs.Var(&config, "hsm-config", "`SOURCE:PATH-IN-IMAGE` of a vendor module's configuration file; may be repeated")
@@ -44,7 +47,7 @@ func buildImage(ctx context.Context, args []string) error {
 	if opt.Source, err = filepath.Abs(*source); err != nil {
 		return err
 	}
-	if opt.Release, err = release(ctx, opt.Source, *version, *epoch); err != nil {
+	if opt.Release, err = release(ctx, opt.Source, *version, *epoch, *number); err != nil {
 		return err
 	}
 	if opt.Cache, err = cacheFolder(*cache); err != nil {
@@ -57,10 +60,15 @@ func buildImage(ctx context.Context, args []string) error {
 	default:
 		opt.Commands = strings.Split(*commands, ",")
 	}
-	if *pcrKey != "" {
-		if opt.PCRKey, err = os.ReadFile(*pcrKey); err != nil {
+	if opt.Keys, err = keySetFor(*keySet, opt.Cache); err != nil {
+		return err
+	}
+	for _, name := range dbx {
+		content, err := os.ReadFile(name)
+		if err != nil {
 			return err
 		}
+		opt.DBX = append(opt.DBX, content)
 	}
 	// The FAT library takes its time from this variable and no other way.
 	if err := os.Setenv(esp.EpochVariable, strconv.FormatInt(opt.Release.Epoch, 10)); err != nil {
@@ -69,6 +77,9 @@ func buildImage(ctx context.Context, args []string) error {
 	r, err := images.Build(ctx, opt)
 	if err != nil {
 		return fmt.Errorf("build: %w", err)
+	}
+	if opt.Keys.Evaluation {
+		fmt.Fprintln(os.Stderr, "signed with an evaluation key set: every screen of the node will say so; for production see mkimage keys -h")
 	}
 	fmt.Printf("%s  %.1f MiB (archive %.1f MiB, packed %.1f MiB), kernel %s, %d modules, %.1fs\nsha256 %s\n",
 		filepath.Join(*out, images.UKIFile), mib(r.UKISize), mib(r.ArchiveSize), mib(r.InitrdSize), r.KernelVersion, r.Modules, r.Took.Seconds(), r.UKISHA256)
@@ -93,9 +104,9 @@ func cacheFolder(given string) (string, error) {
 	return filepath.Join(dir, "guardhouse"), nil
 }
 
-// release fills in version and build time from git when they are not given,
+// release fills in version, build time and number from git when they are not given,
 // so that the same commit gives the same image.
-func release(ctx context.Context, source, version string, epoch int64) (initramfs.Release, error) {
+func release(ctx context.Context, source, version string, epoch int64, number uint64) (initramfs.Release, error) {
 	if epoch == 0 {
 		if v := os.Getenv(esp.EpochVariable); v != "" {
 			n, err := strconv.ParseInt(v, 10, 64)
@@ -121,7 +132,16 @@ func release(ctx context.Context, source, version string, epoch int64) (initramf
 		}
 		version = id
 	}
-	r := initramfs.Release{Version: version, Epoch: epoch}
+	if number == 0 {
+		text, err := git(ctx, source, "rev-list", "--count", "HEAD")
+		if err == nil {
+			number, err = strconv.ParseUint(text, 10, 64)
+		}
+		if err != nil {
+			return initramfs.Release{}, fmt.Errorf("release number unknown (%w): give --release", err)
+		}
+	}
+	r := initramfs.Release{Version: version, Epoch: epoch, Number: number}
 	return r, r.Validate()
 }
 

@@ -1,12 +1,18 @@
 // Command mkimage builds a guardhouse boot image on the workstation and
 // predicts what a TPM will measure when it boots.
 //
-//	mkimage build -o DIR [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--epoch N]
-//	mkimage measure FILE.efi [--json] [--secure-boot]
+//	mkimage keys -o DIR --name CUSTOMER
+//	mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+//	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
+//	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
 //
-// build writes guardhouse.efi (the image), guardhouse.img (a disk that boots
-// it), manifest.json and NOTICE. measure reads a finished image file and
-// nothing else. Exit codes: 0 done, 1 failed, 2 wrong usage.
+// keys makes a customer's key set, once. build writes guardhouse.efi (the
+// signed image), policy.json (the boots that open the disk, signed),
+// guardhouse.img (a disk that boots it), manifest.json and NOTICE. hsm-pack
+// collects a vendor's PKCS#11 module and what it needs into a file for build.
+// measure reads a finished image file and, for PCR 7, the public half of a key
+// set.
+// Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
 import (
@@ -20,9 +26,11 @@ import (
 )
 
 const usage = `usage:
-  mkimage build -o DIR [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--epoch N]
-  mkimage measure FILE.efi [--json] [--secure-boot]
-"mkimage build -h" and "mkimage measure -h" list all options.
+  mkimage keys -o DIR --name CUSTOMER
+  mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+  mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
+  mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
+"mkimage VERB -h" lists all options.
 `
 
 // errUsage asks for exit code 2; the message is already printed.
@@ -46,6 +54,10 @@ func run(ctx context.Context, args []string) error {
 		switch args[0] {
 		case "build":
 			return buildImage(ctx, args[1:])
+		case "hsm-pack":
+			return makePack(ctx, args[1:])
+		case "keys":
+			return makeKeys(os.Stdout, args[1:])
 		case "measure":
 			return measureImage(os.Stdout, args[1:])
 		case "help", "-h", "--help":

@@ -140,7 +140,7 @@ func (l *loop) verb(ctx context.Context, v *verb.Verb, args verb.Args) (end bool
 		}
 	}
 	var input []byte
-	if v.WantsStdin(args) {
+	if v.WantsStdin(args) && v.Dialogue == nil {
 		if input, err = l.t.Paste(ctx, v.Stdin); err != nil {
 			return false, l.show(err)
 		}

@@ -231,3 +231,16 @@ func FuzzPaste(f *testing.F) {
 		}
 	})
 }
+
+func TestPINIsTypedUnseenAndReachesTheHSMAlone(t *testing.T) {
+	f := verbtest.Start(t, true)
+	for _, door := range []policy.Door{policy.DoorSerial, policy.DoorSSH} {
+		text, err := loop(f.Session(door), "hsm unlock\rS3cret-4711\rhsm unlock --last-try\rS3cret-4711\rhsm retry\raudit tail\rlogout\r")
+		if err != nil || strings.Contains(text, "S3cret") || strings.Count(text, "PIN of the token: ") != 2 || !strings.Contains(text, "hsm.unlock") {
+			t.Errorf("%s: %v\n%s", door, err, text)
+		}
+	}
+	if got := strings.Join(f.Unlocked(), ","); got != "S3cret-4711 false,S3cret-4711 true,S3cret-4711 false,S3cret-4711 true" {
+		t.Errorf("the HSM process got %q", got)
+	}
+}

@@ -265,3 +265,24 @@ func TestAdminsByVerbs(t *testing.T) {
 		t.Errorf("removing the last owner gave %v", err)
 	}
 }
+
+func TestUnlockTakesOneLine(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	for _, good := range []string{"1234", "12 34\n", "1234\r\n"} {
+		mustCall(t, s, "hsm unlock", good)
+	}
+	mustCall(t, s, "hsm unlock --last-try", "1234\n")
+	if got := strings.Join(f.Unlocked(), ","); got != "1234 false,12 34 false,1234 false,1234 true" {
+		t.Errorf("the HSM process got %q", got)
+	}
+	for _, bad := range []string{"", "\n", "12\n34\n", strings.Repeat("1", 256)} {
+		if _, err := call(s, "hsm unlock", bad); verb.Explain(err).Code != verb.ExitUsage || strings.Contains(err.Error(), "1") {
+			t.Errorf("%.10q: %v", bad, err)
+		}
+	}
+	f.Fail("hsm.Unlock", rpc.ErrRefused.With("this node keeps its PIN"))
+	if _, err := call(s, "hsm unlock", "1234"); err == nil {
+		t.Error("a refusal was not told")
+	}
+}

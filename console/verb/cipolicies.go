@@ -1,14 +1,18 @@
 package verb
 
 import (
+	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
 
 	"guardhouse/appliance/evidence"
+	"guardhouse/appliance/hgsa"
 	"guardhouse/appliance/policy"
 )
 
@@ -122,6 +126,10 @@ func dumpKeyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 		if b.SHA256, err = hex.DecodeString(strings.TrimSpace(a.Get("sha256"))); err != nil || len(b.SHA256) != sha256.Size {
 			return Output{}, usage("--sha256 is not 64 hexadecimal digits", "give the SHA-256 of the dump key's public key")
 		}
+	} else if in, ok, err := dumpKeyOf(a, stdin); err != nil {
+		return Output{}, err
+	} else if ok {
+		b.SHA256 = in
 	} else {
 		c, err := capture(ctx, s, a, stdin)
 		if err != nil {
@@ -139,6 +147,43 @@ func dumpKeyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 	out.Text.Field("SHA-256", "%x", b.SHA256)
 	s.modeNoteTPM(out.Text)
 	return out, nil
+}
+
+// dumpKeyOf is the digest of the key in a certificate or public key, as a host measures it (event 0x00050027): the SHA-256 of the registry's
+// EncryptionCertificates\Certificate.1::PublicKey, which is a BCRYPT_RSAKEY_BLOB of a key of 2048 bits. ok is false for other input.
+func dumpKeyOf(a Args, stdin []byte) (digest []byte, ok bool, err error) {
+	if a.Has("host") || len(stdin) == 0 {
+		return nil, false, nil
+	}
+	var public any
+	if blob := fromBase64(stdin); bytes.HasPrefix(blob, []byte("RSA1")) {
+		k, err := hgsa.ParsePublicKey(blob)
+		if err != nil {
+			return nil, false, failed("the key blob can't be read: "+err.Error(), "give the certificate of the dump key, or the value PublicKey of the registry as it is")
+		}
+		public = k.RSA
+	} else {
+		in, err := ParseInput(stdin)
+		if err != nil {
+			if bytes.Contains(fromUTF16(stdin), []byte("-----BEGIN ")) {
+				return nil, false, err
+			}
+			return nil, false, nil // a boot log, or nothing
+		}
+		if public, err = x509.ParsePKIXPublicKey(in.SPKI); err != nil {
+			return nil, false, failed("the key can't be used: "+err.Error(), "")
+		}
+	}
+	k, isRSA := public.(*rsa.PublicKey)
+	if !isRSA || k.N.BitLen() != 2048 {
+		return nil, false, failed("Windows encrypts dumps to an RSA key of 2048 bits, and this is none", "give the certificate that is in EncryptionCertificates on the hosts")
+	}
+	blob, err := hgsa.EncodePublicKey(k, hgsa.KeyBcrypt)
+	if err != nil {
+		return nil, false, failed("the key can't be used: "+err.Error(), "")
+	}
+	sum := sha256.Sum256(blob)
+	return sum[:], true, nil
 }
 
 func dumpKeyList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {

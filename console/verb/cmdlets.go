@@ -27,7 +27,6 @@ var without = map[string]string{
 	"Copy-Item":                             "Not needed: files come on standard input of a verb, as in `ssh node host add hv7 < hv7.cer`.",
 	"Out-File":                              "Runs on the host when you save a file; text with a byte order mark or in UTF-16 is accepted by `host add`.",
 	"Get-IISAppPool":                        "Not needed: there is no IIS; `status` shows the processes.",
-	"Get-WebBinding":                        "Not needed: there is no IIS; `service show` tells which ports are open and `node list` the HTTPS certificate.",
 	"Get-CimInstance":                       hostSide,
 	"Install-ADServiceAccount":              noForest,
 	"Uninstall-HgsServer":                   "Not needed: there is no domain controller to demote; switch the node off with `poweroff` and wipe its disk.",

@@ -83,8 +83,10 @@ func (s *Session) modeNote(p *Page) {
 func observed(ctx context.Context, s *Session, kind policy.ObservationKind) (map[string]policy.Observation, error) {
 	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
 	seen := make(map[string]policy.Observation, len(list))
-	for _, o := range list {
-		seen[o.Subject] = o
+	for _, o := range list { // the newest first
+		if _, ok := seen[o.Subject]; !ok {
+			seen[o.Subject] = o
+		}
 	}
 	return seen, err
 }
@@ -259,6 +261,10 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	if err != nil {
 		return Output{}, err
 	}
+	old, err := oldTLS(ctx, s.Node)
+	if err != nil {
+		return Output{}, err
+	}
 	p := new(Page)
 	for _, v := range waiting {
 		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
@@ -270,9 +276,11 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 		p.Blank().Line("An id is what the asker sent; nothing proves yet which machine that was. Compare it with the SHA-256 of the " +
 			"public key on the host itself before you accept.")
 	}
+	oldTLSPage(p, old)
 	return Output{Text: p, Value: struct {
 		Pending []PendingValue `json:"pending"`
-	}{waiting}}, nil
+		OldTLS  []OldTLSValue  `json:"oldTls,omitempty"`
+	}{waiting, old}}, nil
 }
 
 // pendingKey is the public key of the one unknown host whose id begins with prefix. The id is recomputed from the key.

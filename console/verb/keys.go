@@ -189,7 +189,7 @@ func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	p := new(Page)
 	token := tokenMap(inToken)
 	used, usedErr := usageOf(ctx, s, 0, 0)
-	now := s.clockNow(ctx)
+	now, _ := trusted(ctx, s)
 	for _, k := range sortedKeys(snap.State) {
 		v := keyValue(k, token)
 		v.Use = useOf(used, k.Ref)

@@ -318,17 +318,6 @@ func middle(t rpc.ClockView) (now string, bound time.Duration) {
 	return t.Earliest.Add(half).UTC().Format("2006-01-02 15:04:05 UTC"), half.Round(time.Microsecond)
 }
 
-func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
-	st, err := rpc.HSMStatus.Call(ctx, s.Node.HSM, rpc.Empty{})
-	if err != nil {
-		return Output{}, err
-	}
-	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", cmp.Or(st.Token, "none"), cmp.Or(st.Serial, "not known")).
-		Field("module", "%s", st.Module).Field("OAEP by", "%s", st.OAEP).Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
-	problems(p, st.Problems)
-	return Output{Text: p, Value: st}, nil
-}
-
 func problems(p *Page, list []policy.Problem) {
 	for _, problem := range list {
 		p.Blank().Line("! %s", problem.What)

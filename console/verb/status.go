@@ -17,6 +17,7 @@ type StatusValue struct {
 	OK       bool                   `json:"ok"`
 	SetUp    bool                   `json:"setUp"`
 	Problems []policy.Problem       `json:"problems"`
+	Hints    []policy.Problem       `json:"hints,omitempty"` // of things outside of the node: perhaps a host's, perhaps nobody's
 	Node     *NodeValue             `json:"node,omitempty"`
 	Service  string                 `json:"service,omitempty"`
 	Mode     string                 `json:"mode,omitempty"`
@@ -59,6 +60,14 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 	if v.SetUp {
 		wg.Go(func() { v.HSM, silent[2] = ask(ctx, rpc.HSM, rpc.HSMStatus, n.HSM) })
 		wg.Go(func() { v.Clock, silent[3] = ask(ctx, rpc.Clock, rpc.ClockStatus, n.Clock) })
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, statusLimit)
+			defer cancel()
+			list, _ := oldTLS(ctx, n) // that the ledger does not answer is told already
+			if h := oldTLSHint(list); h != nil {
+				v.Hints = append(v.Hints, *h)
+			}
+		})
 	} else if known {
 		wg.Go(func() { v.SetupKey, silent[4] = ask(ctx, rpc.Ledger, rpc.LedgerSetupKey, n.Ledger) })
 	}
@@ -123,6 +132,7 @@ func (v *StatusValue) records(snap policy.Snapshot) {
 			v.Hosts.Revoked++
 		}
 	}
+	v.Problems = append(v.Problems, httpsProblems(snap, v.Clock)...)
 	var missing []string
 	for _, role := range snap.State.KeyRolesUsed() {
 		if _, ok := snap.State.PrimaryKey(role); !ok {
@@ -175,6 +185,9 @@ func (v StatusValue) Page() *Page {
 		if problem.Remedy != "" {
 			p.Line("  -> %s", problem.Remedy)
 		}
+	}
+	for _, h := range v.Hints {
+		p.Line("? %s", h.What).Line("  -> %s", h.Remedy)
 	}
 	p.Blank()
 	if v.Node != nil {

@@ -89,6 +89,9 @@ func platform(t *testing.T, spki, cert []byte) string {
 	return string(b)
 }
 
+// absent is a setting that an old host does not measure.
+const absent = ^uint64(0)
+
 // bootLog is a boot that passes every policy; settings changes some.
 func bootLog(dbx, ci string, settings map[evidence.SettingID]uint64) []byte {
 	w := evidence.NewWriter(evidence.SHA256)
@@ -110,7 +113,9 @@ func bootLog(dbx, ci string, settings map[evidence.SettingID]uint64) []byte {
 		default:
 			continue
 		}
-		events = append(events, id.Tagged(value, 8))
+		if value != absent {
+			events = append(events, id.Tagged(value, 8))
+		}
 	}
 	idk := append([]byte{1, 0, 0, 0, 0, 8, 0, 0, 3, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1}, make([]byte, 256)...)
 	sum := sha256.Sum256([]byte(ci))
@@ -156,10 +161,15 @@ func attest(t *testing.T, f *verbtest.Fake, name string, log []byte) appraise.Ve
 		kind = policy.ObservedGood
 	}
 	sum := sha256.Sum256(log)
-	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7"})
+	pcrs, failure := evidence.Replay(log, facts.Bank)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7", "pcrs": appraise.RecordPCRs(facts.Bank, &pcrs)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.KeepLog(fmt.Sprintf("%x", sum), log)
 	f.Observe(kind, h.ID, record)
 	return v
 }
@@ -288,6 +298,10 @@ func TestACertificateThatRanOutIsToldAndAccepted(t *testing.T) {
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 1 })
 	if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, note) {
 		t.Errorf("host show said %s", text)
+	}
+	_, cert = maker.tpm(t)
+	if text := flat(t, s, "host add-tpm hv8", string(append(cert, 0xff, 0xff))); !strings.Contains(text, "padding after the certificate") {
+		t.Errorf("what was forgiven is not told: %s", text)
 	}
 }
 

@@ -61,17 +61,6 @@ func ago(at policy.Stamp, now time.Time) string {
 	return strconv.Itoa(int(d/(24*time.Hour))) + " days ago"
 }
 
-// clockNow is the trusted time, or zero.
-func (s *Session) clockNow(ctx context.Context) time.Time {
-	ctx, cancel := context.WithTimeout(ctx, statusLimit)
-	defer cancel()
-	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
-	if err != nil || !st.Trusted.OK {
-		return time.Time{}
-	}
-	return st.Trusted.Earliest
-}
-
 // UsageValue is key usage in --json. Recent are the key protectors seen within Days; Protectors are listed newest first, up to the limit.
 type UsageValue struct {
 	Key        KeyValue             `json:"key"`
@@ -93,7 +82,7 @@ func keyUsage(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 	if err != nil {
 		return Output{}, err
 	}
-	now := s.clockNow(ctx)
+	now, _ := trusted(ctx, s)
 	v := UsageValue{Key: keyValue(snap.State.Keys[ref], nil), Use: useOf(r, ref), Days: r.Days, Total: r.Total, Recent: r.Recent,
 		Protectors: append([]rpc.ProtectorUsage{}, r.Protectors...)}
 	p := new(Page).Field(string(v.Key.Role), "%s", v.Key.Subject).Field("reference", "%s", ref).Field("last used", "%s", useText(v.Use, now))

@@ -38,7 +38,8 @@ type Verb struct {
 	Example  string
 	Replaces []string // Microsoft cmdlets
 	Run      func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
-	// Dialogue is instead of Run for a verb that can only be done by question and answer.
+	// Dialogue is instead of Run for a verb that can only be done by question and answer; a verb with both holds a dialogue where there is
+	// a terminal and else reads its standard input.
 	Dialogue func(ctx context.Context, s *Session, a Args, ask Asker) (Output, error)
 }
 
@@ -116,7 +117,7 @@ func Run(ctx context.Context, v *Verb, s *Session, a Args, stdin []byte, ask Ask
 	if len(stdin) > MaxStdin {
 		return Output{}, usage("the input is larger than 4 MiB", "")
 	}
-	if v.Dialogue == nil {
+	if v.Run != nil && (v.Dialogue == nil || ask == nil) {
 		ctx, cancel := context.WithTimeout(ctx, runLimit)
 		defer cancel()
 		return v.Run(ctx, s, a, stdin)

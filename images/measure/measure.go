@@ -1,6 +1,7 @@
 // Package measure predicts, from the bytes of a Unified Kernel Image alone,
 // the values that firmware and boot stub leave in PCR 4 and PCR 11 of the
-// TPM's SHA-256 bank.
+// TPM's SHA-256 bank; and, from the keys that the firmware trusts, PCR 7. It
+// signs what it predicted (SignPolicies).
 //
 // Promise: pure functions; nothing here opens a file, a socket or a TPM, so
 // a prediction can never be an echo of what a machine reported. An image
@@ -9,7 +10,8 @@
 //
 // Limits: systemd-stub 252, the image booted directly by UEFI firmware as a
 // file on the EFI system partition, with no failed boot attempt before it
-// (each adds events to PCR 4). PCR 7 is not predicted here. A stub that finds
+// (each adds events to PCR 4). PCR 7 is predicted for machines that hold our keys alone
+// and measure as OVMF does. A stub that finds
 // credentials or system extensions beside the image extends PCR 12 and 13;
 // a policy should therefore hold PCR 12 at zero. Without Secure Boot the
 // stub lets the boot entry replace the command line; it then measures the
@@ -60,12 +62,15 @@ type Options struct {
 	// vouches for the inner kernel itself and firmware does not measure it;
 	// without Secure Boot firmware measures the inner kernel into PCR 4 too.
 	SecureBoot bool
+	// Firmware is what the machine trusts; nil leaves PCR 7 unpredicted. Only with SecureBoot.
+	Firmware *Firmware
 }
 
 // Prediction is what the TPM holds when the kernel starts.
 type Prediction struct {
 	Stub   string // the stub's own version string
 	PCR4   [32]byte
+	PCR7   [32]byte // zero where Options.Firmware is nil
 	PCR11  [32]byte
 	Events []Event // in the order in which they happen
 }
@@ -92,7 +97,10 @@ func Predict(file []byte, opt Options) (*Prediction, error) {
 			return nil, err
 		}
 	}
-	p.PCR4, p.PCR11 = Replay(p.Events, BootPCR), Replay(p.Events, ImagePCR)
+	if opt.SecureBoot && opt.Firmware != nil {
+		p.secureBoot(opt.Firmware)
+	}
+	p.PCR4, p.PCR7, p.PCR11 = Replay(p.Events, BootPCR), Replay(p.Events, SecureBootPCR), Replay(p.Events, ImagePCR)
 	return p, nil
 }
 

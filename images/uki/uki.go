@@ -7,7 +7,7 @@
 // Parse and AuthenticodeSHA256 never panic and never read outside the file,
 // whatever bytes they are handed.
 //
-// Limits: PE32+ for x86-64 only. It neither signs nor verifies signatures.
+// Limits: PE32+ for x86-64 only. Signatures are RSA with SHA-256.
 // Two UEFI details are assumed because every stub we know obeys them: the
 // section headers are sorted by file offset, and nothing follows the last
 // section but a COFF symbol table or a certificate table.

@@ -12,9 +12,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,12 +52,15 @@ type Fake struct {
 	changed  chan struct{}
 	audit    []policy.AuditEntry
 	power    []string
+	unlocked []string
 	pending  []policy.Observation
 	observed []policy.Observation
+	logs     map[string][]byte // by SHA-256
 	uses     []policy.ProtectorUse
 	hostKey  ed25519.PrivateKey
 	ca       *rsa.PrivateKey
 	fail     map[string]error
+	site     []rpc.HSMSiteFile
 	boot     time.Duration
 }
 
@@ -176,6 +181,32 @@ func (f *Fake) ObserveAt(at policy.Stamp, kind policy.ObservationKind, subject s
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.observed = append(f.observed, policy.Observation{Kind: kind, Subject: subject, First: at, Last: at, Count: 1, Facts: facts})
+}
+
+// KeepLog has the node keep a boot log, nil for one that it has lost.
+func (f *Fake) KeepLog(digest string, log []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.logs == nil {
+		f.logs = map[string][]byte{}
+	}
+	if f.logs[digest] = log; log == nil {
+		delete(f.logs, digest)
+	}
+}
+
+// EditState changes the records without a command, whatever the policy says of it.
+func (f *Fake) EditState(edit func(*policy.State)) {
+	f.mu.Lock()
+	next := f.state
+	f.mu.Unlock()
+	next.Hosts, next.Baselines = maps.Clone(next.Hosts), maps.Clone(next.Baselines)
+	edit(&next)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state, f.index = next, f.index+1
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 // HostKey is the node's SSH host key.
@@ -300,4 +331,11 @@ func certificate(t testing.TB, key *rsa.PrivateKey, cn string) []byte {
 		t.Fatal(err)
 	}
 	return der
+}
+
+// Unlocked is what hsm.Unlock got: the PIN, a blank and whether the last try was confirmed.
+func (f *Fake) Unlocked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.unlocked)
 }

@@ -14,7 +14,7 @@ func main() {
 	if err := syscall.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		fmt.Println("mount:", err)
 	}
-	for _, pcr := range []int{4, 11, 12, 13} {
+	for _, pcr := range []int{4, 7, 11, 12, 13} {
 		b, err := os.ReadFile(fmt.Sprintf("/sys/class/tpm/tpm0/pcr-sha256/%d", pcr))
 		if err != nil {
 			b = []byte(err.Error())

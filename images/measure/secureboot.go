@@ -1,0 +1,43 @@
+package measure
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+
+	"guardhouse/images/keys"
+)
+
+// SecureBootPCR is where firmware measures which keys it trusts and which of them it used.
+const SecureBootPCR = 7
+
+// Firmware is what a machine with Secure Boot on holds: the variables PK, KEK, db and dbx in this order, and the db entry that verifies
+// our image.
+type Firmware struct {
+	Variables []keys.Variable
+	Authority []byte // EFI_SIGNATURE_DATA
+}
+
+// FirmwareOf is a machine that trusts one key set, with this content of dbx (nil: never written).
+func FirmwareOf(set *keys.Set, dbx []byte) *Firmware {
+	return &Firmware{Variables: set.Variables(dbx), Authority: set.Authority()}
+}
+
+// secureBoot adds the events of PCR 7: TCG PC Client Platform Firmware Profile 3.3.4.8. The authority comes after the separator because
+// firmware verifies the image once it has left its own code.
+func (p *Prediction) secureBoot(f *Firmware) {
+	on := keys.Variable{Name: "SecureBoot", GUID: keys.GlobalVariable, Data: []byte{1}}
+	for _, v := range append([]keys.Variable{on}, f.Variables...) {
+		p.add(SecureBootPCR, "EV_EFI_VARIABLE_DRIVER_CONFIG "+v.Name, variableDigest(v))
+	}
+	p.add(SecureBootPCR, "EV_SEPARATOR 00000000", sha256.Sum256(make([]byte, 4)))
+	p.add(SecureBootPCR, "EV_EFI_VARIABLE_AUTHORITY db", variableDigest(keys.Variable{Name: "db", GUID: keys.SecurityDatabase, Data: f.Authority}))
+}
+
+// variableDigest hashes a UEFI_VARIABLE_DATA (same profile, 10.2.6).
+func variableDigest(v keys.Variable) [32]byte {
+	name := keys.UTF16(v.Name)
+	b := append([]byte(nil), v.GUID[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(name)/2))
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(v.Data)))
+	return sha256.Sum256(append(append(b, name...), v.Data...))
+}
