@@ -8,7 +8,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"flag"
 	"io"
 	"math/big"
 	"net"
@@ -22,8 +21,6 @@ import (
 
 	"guardhouse/appliance/kps"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // sim runs one command line and gives its facts.
 func sim(t *testing.T, args ...string) (map[string]any, error) {
