@@ -180,7 +180,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"host add-tpm": policy.CmdHostAddTPM, "host set": policy.CmdHostSet, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
 		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
 		"dump-key remove": policy.CmdDumpKeyRemove, "policy enable": policy.CmdPolicySet, "policy disable": policy.CmdPolicySet,
-		"policy inherit": policy.CmdPolicySet, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
+		"policy inherit": policy.CmdPolicySet, "draft commit": policy.CmdDraftCommit, "draft undo": policy.CmdDraftUndo, "draft drop": policy.CmdDraftDrop, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
 		"tpm-trust vendor": policy.CmdTrustVendor, "host deny": policy.CmdHostDeny, "host allow": policy.CmdHostAllow, "class offline-caching": policy.CmdClassOffline,
 		"admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
 	} {
