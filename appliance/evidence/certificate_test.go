@@ -141,7 +141,7 @@ func curveKey(t *testing.T, c elliptic.Curve) *ecdsa.PrivateKey {
 	return key
 }
 
-// TestForgivesIssuersToo: the six intermediates of STMicroelectronics with serial numbers longer than needed, and issuers signed with SHA-1.
+// TestForgivesIssuersToo: intermediates with serial numbers longer than needed, as six of STMicroelectronics have, and signed with SHA-1.
 func TestForgivesIssuersToo(t *testing.T) {
 	root, _ := hierarchy(t)
 	keys := rsaKeys()
