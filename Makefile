@@ -1,8 +1,9 @@
 # Verbs of the project; `make help` lists them. Everything built or kept lies in .build, which `make clean` removes.
 
 BUILD := $(CURDIR)/.build
+# The HSM pack of the image: attached, embedded, a file of `mkimage hsm-pack`, or a vendor's module of which one is made on the fly.
 HSM ?= attached
-# Of a vendor's module (HSM=/path/module.so): its licence text for the image's NOTICE, and configuration files as SRC:DST.
+# With HSM=/path/module.so: its licence text for the image's NOTICE, and configuration files as SRC:DST.
 HSM_LICENCE ?=
 HSM_CONFIG ?=
 NODE ?= blank

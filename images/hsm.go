@@ -1,20 +1,24 @@
 package images
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 
+	"guardhouse/appliance/hsm/pack"
+	"guardhouse/images/debian"
+	"guardhouse/images/hsmpack"
 	"guardhouse/initramfs"
 )
 
-// HSM says which PKCS#11 module an image carries.
+// HSM says which HSM pack an image carries (package hsmpack).
 type HSM struct {
 	// Variant is "attached" (p11-kit's client: the token is outside and
 	// speaks over a virtio-serial port), "embedded" (SoftHSM2 inside: for
-	// trying out only) or the path of a vendor's module.
+	// trying out only), a pack file of `mkimage hsm-pack`, or the path of a
+	// vendor's module, of which a pack is made on the fly.
 	Variant string
 	// Config are "SOURCE:PATH-IN-IMAGE" pairs for a vendor's module.
 	Config []string
@@ -22,10 +26,7 @@ type HSM struct {
 	Licence string
 }
 
-// ModuleDir is where every variant puts its module in the image.
-const ModuleDir = "/usr/lib/pkcs11"
-
-// Where Debian's packages p11-kit-modules and libsofthsm2 keep theirs.
+// Where Debian's packages p11-kit-modules and libsofthsm2 keep their modules.
 const (
 	p11Client = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
 	softHSM   = "/usr/lib/softhsm/libsofthsm2.so"
@@ -35,70 +36,89 @@ const (
 // data disk: it survives a reboot and is as safe as that disk, no safer.
 const softHSMConfig = "directories.tokendir = /data/hsm/tokens\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
 
-// IsVendor is true when Variant is a path.
-func (h HSM) IsVendor() bool { return strings.ContainsRune(h.Variant, '/') }
-
-// Module returns the module's path in the image.
-func (h HSM) Module() string {
-	switch h.Variant {
-	case "attached":
-		return ModuleDir + "/" + filepath.Base(p11Client)
-	case "embedded":
-		return ModuleDir + "/" + filepath.Base(softHSM)
-	}
-	return ModuleDir + "/" + filepath.Base(h.Variant)
+// packs are the packs that we make ourselves, all from Debian's packages.
+var packs = map[string]hsmpack.Options{
+	"attached": {Module: p11Client},
+	"embedded": {Module: softHSM, MakesToken: true, Config: []hsmpack.File{{At: "/etc/softhsm/softhsm2.conf", Data: []byte(softHSMConfig)}}},
 }
 
-// Validate refuses an unknown variant and options that do not fit it.
-func (h HSM) Validate() error {
-	if !h.IsVendor() {
-		if h.Variant != "attached" && h.Variant != "embedded" {
-			return fmt.Errorf("hsm %q: want attached, embedded or the path of a PKCS#11 module", h.Variant)
+// elfMagic tells a module from a pack.
+const elfMagic = "\x7fELF"
+
+// pack opens or makes the pack.
+func (h HSM) pack(ctx context.Context) (*hsmpack.Pack, error) {
+	o, ours := packs[h.Variant]
+	if !ours {
+		head := make([]byte, len(elfMagic))
+		f, err := os.Open(h.Variant)
+		if err != nil {
+			return nil, fmt.Errorf("hsm %q: want attached, embedded, a pack file or the path of a PKCS#11 module: %w", h.Variant, err)
 		}
-		if len(h.Config) > 0 || h.Licence != "" {
-			return fmt.Errorf("hsm %s: configuration and licence files go with a vendor's module only", h.Variant)
+		f.Read(head) // what is shorter is no module
+		f.Close()
+		if string(head) == elfMagic {
+			return h.fromModule(ctx)
 		}
-		return nil
 	}
+	if len(h.Config) > 0 || h.Licence != "" {
+		return nil, fmt.Errorf("hsm %s: configuration and licence files go with a vendor's module only; a pack has its own", h.Variant)
+	}
+	if ours {
+		return hsmpack.Make(ctx, o)
+	}
+	return hsmpack.Open(h.Variant)
+}
+
+func (h HSM) fromModule(ctx context.Context) (*hsmpack.Pack, error) {
 	if h.Licence == "" {
-		return errors.New("a vendor's module needs its licence text for the notice: give --hsm-licence FILE")
+		return nil, errors.New("a vendor's module needs its licence text for the notice: give --hsm-licence FILE")
 	}
+	o := hsmpack.Options{Module: h.Variant, Licence: h.Licence}
 	for _, c := range h.Config {
-		if from, at, ok := strings.Cut(c, ":"); !ok || from == "" || !filepath.IsAbs(at) {
-			return fmt.Errorf("hsm configuration %q: want SOURCE:/PATH/IN/IMAGE", c)
+		f, err := hsmpack.ParseFile(c)
+		if err != nil {
+			return nil, fmt.Errorf("hsm: %w", err)
 		}
+		o.Config = append(o.Config, f)
 	}
-	return nil
+	return hsmpack.Make(ctx, o)
 }
 
-func (b *build) addHSM() error {
-	from := map[string]string{"attached": p11Client, "embedded": softHSM}[b.HSM.Variant]
-	if from == "" {
-		from = b.HSM.Variant
-	} else {
-		b.hostFiles = append(b.hostFiles, from)
-	}
-	if err := b.list.AddFile(b.HSM.Module(), from, 0o755); err != nil {
-		return fmt.Errorf("PKCS#11 module: %w; run `make deps`", err)
-	}
-	if err := b.closure(from); err != nil {
+// addHSM puts the pack's files and its manifest, which init and hsm read, into
+// the image.
+func (b *build) addHSM(ctx context.Context) (err error) {
+	if b.hsm, err = b.HSM.pack(ctx); err != nil {
 		return err
 	}
-	if b.HSM.Variant == "embedded" {
-		return b.list.Add(initramfs.Entry{Path: "/etc/softhsm/softhsm2.conf", Kind: initramfs.File, Perm: 0o644, Data: []byte(softHSMConfig), Origin: "made"})
-	}
-	for _, c := range b.HSM.Config {
-		src, at, _ := strings.Cut(c, ":")
-		info, err := os.Stat(src)
-		if err != nil {
-			return fmt.Errorf("hsm configuration: %w", err)
+	for _, f := range b.hsm.Files {
+		e := initramfs.Entry{Path: f.Path, Kind: initramfs.File, Perm: f.Mode, Data: b.hsm.Data[f.Path], Origin: "HSM pack " + b.hsm.Title()}
+		if f.From != "" {
+			e.Origin = "file " + f.From
 		}
-		if !info.Mode().IsRegular() {
-			return fmt.Errorf("hsm configuration %s: not a plain file", src)
-		}
-		if err := b.list.AddFile(at, src, 0o644); err != nil {
-			return err
+		if err := b.list.Add(e); errors.Is(err, initramfs.ErrConflict) {
+			return fmt.Errorf("HSM pack: %w: the pack was made with other packages than this image, or the vendor's library has the name of a system one; make it again here", err)
+		} else if err != nil {
+			return fmt.Errorf("HSM pack: %w", err)
 		}
 	}
-	return nil
+	text, err := b.hsm.Text()
+	if err != nil {
+		return err
+	}
+	return b.list.Add(initramfs.Entry{Path: pack.ManifestPath, Kind: initramfs.File, Perm: 0o644, Data: text, Origin: "made"})
+}
+
+// packDebian are the Debian packages of the pack's files, with their terms.
+func (b *build) packDebian() (list []debian.Package) {
+	for _, p := range b.hsm.Packages {
+		list = append(list, debian.Package{Name: p.Name, Version: p.Version, Source: p.Source, SourceVersion: p.SourceVersion, Copyright: b.hsm.Terms[p.Name]})
+	}
+	return list
+}
+
+// packNotice is the section of the vendor's own terms.
+func (b *build) packNotice(out *bytes.Buffer) {
+	if len(b.hsm.Licence) > 0 {
+		section(out, "HSM pack "+b.hsm.Title(), string(b.hsm.Licence))
+	}
 }

@@ -32,6 +32,7 @@ import (
 	"guardhouse/board/q35"
 	"guardhouse/images/debian"
 	"guardhouse/images/esp"
+	"guardhouse/images/hsmpack"
 	"guardhouse/images/keys"
 	"guardhouse/images/measure"
 	"guardhouse/images/uki"
@@ -64,7 +65,7 @@ type Options struct {
 	Cache    string            // cache folder, made if missing
 	Release  initramfs.Release // version and build time
 	Commands []string          // programs to include; empty means all of Programs
-	HSM      HSM               // which PKCS#11 module is inside
+	HSM      HSM               // which HSM pack is inside
 	Keys     *keys.Set         // signs the image and its boots
 	DBX      [][]byte          // each content of dbx that machines may have; an empty one is always among them
 	Logf     func(format string, args ...any)
@@ -84,7 +85,7 @@ type Result struct {
 // earlier build, never half written ones.
 func Build(ctx context.Context, opt Options) (*Result, error) {
 	start := time.Now()
-	if err := errors.Join(opt.HSM.Validate(), opt.Release.Validate()); err != nil {
+	if err := opt.Release.Validate(); err != nil {
 		return nil, err
 	}
 	if opt.Keys == nil {
@@ -132,6 +133,7 @@ type build struct {
 	hostFiles []string // Debian files used, for the notice
 	pkgs      []debian.Package
 	goModules []GoModule
+	hsm       *hsmpack.Pack
 	initrd    []byte
 	result    Result
 }
@@ -164,7 +166,7 @@ func (b *build) fetchKernel(ctx context.Context) (err error) {
 	return err
 }
 
-func (b *build) contents(context.Context) error {
+func (b *build) contents(ctx context.Context) error {
 	if err := b.list.AddSkeleton(b.Release); err != nil {
 		return err
 	}
@@ -185,7 +187,7 @@ func (b *build) contents(context.Context) error {
 		}
 		b.hostFiles = append(b.hostFiles, from)
 	}
-	return b.addHSM()
+	return b.addHSM(ctx)
 }
 
 // diskTools make and repair the data disk's file system.
@@ -213,7 +215,7 @@ func (b *build) addProgram(name, file string) error {
 
 // closure adds a file's shared libraries and remembers them for the notice.
 func (b *build) closure(files ...string) error {
-	libs, err := b.list.AddClosure(files...)
+	libs, err := b.list.AddClosure(nil, files...)
 	b.hostFiles = append(b.hostFiles, libs...)
 	return err
 }

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,31 +10,71 @@ import (
 	"testing"
 	"time"
 
+	"guardhouse/images/debian"
 	"guardhouse/initramfs"
 )
 
 func TestRefusesHSMOptionsThatDoNotFit(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("terms"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
-		hsm HSM
-		ok  bool
+		hsm  HSM
+		want string
 	}{
-		"attached":                {HSM{Variant: "attached"}, true},
-		"embedded":                {HSM{Variant: "embedded"}, true},
-		"vendor":                  {HSM{Variant: "/opt/v.so", Licence: "/l", Config: []string{"a.conf:/etc/a.conf"}}, true},
-		"unknown word":            {HSM{Variant: "softhsm"}, false},
-		"empty":                   {HSM{}, false},
-		"vendor without licence":  {HSM{Variant: "/opt/v.so"}, false},
-		"config for attached":     {HSM{Variant: "attached", Config: []string{"a:/b"}}, false},
-		"config without target":   {HSM{Variant: "/opt/v.so", Licence: "/l", Config: []string{"a.conf"}}, false},
-		"config at relative path": {HSM{Variant: "/opt/v.so", Licence: "/l", Config: []string{"a.conf:etc/a"}}, false},
+		"unknown word":            {HSM{Variant: "softhsm"}, "want attached, embedded"},
+		"empty":                   {HSM{}, "want attached, embedded"},
+		"no pack":                 {HSM{Variant: text}, "not an HSM pack"},
+		"vendor without licence":  {HSM{Variant: softHSM}, "--hsm-licence"},
+		"config for attached":     {HSM{Variant: "attached", Config: []string{"a:/b"}}, "go with a vendor's module only"},
+		"licence for a pack":      {HSM{Variant: text, Licence: text}, "go with a vendor's module only"},
+		"config without target":   {HSM{Variant: softHSM, Licence: text, Config: []string{"a.conf"}}, "want SOURCE:"},
+		"config at relative path": {HSM{Variant: softHSM, Licence: text, Config: []string{"a.conf:etc/a"}}, "want SOURCE:"},
 	} {
-		if err := c.hsm.Validate(); (err == nil) != c.ok {
+		if _, err := c.hsm.pack(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for v, want := range map[string]string{"attached": "/usr/lib/pkcs11/p11-kit-client.so", "embedded": "/usr/lib/pkcs11/libsofthsm2.so", "/opt/v.so": "/usr/lib/pkcs11/v.so"} {
-		if got := (HSM{Variant: v}).Module(); got != want {
-			t.Errorf("%s: module at %s", v, got)
+}
+
+// TestPackGoesIntoTheImageAndItsNotice has the two packs of ours, and a module with a vendor's terms.
+func TestPackGoesIntoTheImageAndItsNotice(t *testing.T) {
+	terms := filepath.Join(t.TempDir(), "terms")
+	if err := os.WriteFile(terms, []byte("the vendor's terms"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		hsm                   HSM
+		module, name, debian_ string
+		notice                string
+		token                 bool
+	}{
+		{HSM{Variant: "attached"}, "/usr/lib/pkcs11/p11-kit-client.so", "p11-kit-client", "p11-kit-modules", "", false},
+		{HSM{Variant: "embedded"}, "/usr/lib/pkcs11/libsofthsm2.so", "libsofthsm2", "libsofthsm2", "", true},
+		{HSM{Variant: softHSM, Licence: terms, Config: []string{terms + ":/etc/v.conf"}}, "/usr/lib/pkcs11/libsofthsm2.so", "libsofthsm2", "libc6", "the vendor's terms", false},
+	} {
+		b := &build{Options: Options{HSM: c.hsm}}
+		if err := b.addHSM(t.Context()); err != nil {
+			t.Errorf("%+v: %v", c.hsm, err)
+			continue
+		}
+		var notice bytes.Buffer
+		b.packNotice(&notice)
+		if b.hsm.Module != c.module || b.hsm.Name != c.name || b.hsm.Version == "" || b.hsm.MakesToken != c.token {
+			t.Errorf("%+v", b.hsm.Manifest)
+		}
+		if !slices.ContainsFunc(b.packDebian(), func(p debian.Package) bool { return p.Name == c.debian_ && len(p.Copyright) > 0 }) || strings.Contains(notice.String(), "the vendor's terms") != (c.notice != "") {
+			t.Errorf("terms: %v, %q", b.hsm.Packages, notice.String())
+		}
+		paths := map[string]bool{}
+		for _, e := range b.list.Entries() {
+			paths[e.Path] = true
+		}
+		for _, want := range []string{c.module, "/etc/hsm-pack.json", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"} {
+			if !paths[want] {
+				t.Errorf("no %s in the image", want)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/board/kernel"
 	"guardhouse/images/debian"
 	"guardhouse/initramfs"
@@ -24,8 +25,7 @@ type Manifest struct {
 	Release    uint64           `json:"release"`
 	KeySet     string           `json:"key_set"`  // its name; "EVALUATION ONLY" is never for production
 	Complete   bool             `json:"complete"` // false when programs were left out
-	HSM        string           `json:"hsm"`
-	HSMModule  string           `json:"hsm_module"` // path in the image
+	HSM        HSMRecord        `json:"hsm"`
 	Outputs    []FileRecord     `json:"outputs"`
 	Kernel     string           `json:"kernel"` // uname -r
 	Cmdline    []ManifestReason `json:"cmdline"`
@@ -34,6 +34,13 @@ type Manifest struct {
 	GoModules  []GoModule       `json:"go_modules"`
 	Debian     []debian.Package `json:"debian"`
 	Files      []FileRecord     `json:"files"`
+}
+
+// HSMRecord is the HSM pack of an image: its description, and the hash of its
+// archive. Its files are among the image's.
+type HSMRecord struct {
+	pack.Manifest
+	SHA256 string `json:"sha256"`
 }
 
 // FileRecord is one file of the output folder or of the image.
@@ -60,11 +67,11 @@ func (b *build) manifest(ctx context.Context) error {
 	}
 	m := Manifest{
 		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Release: b.Release.Number, KeySet: b.Keys.Name, Complete: len(b.programs) == len(Programs),
-		HSM: b.HSM.Variant, HSMModule: b.HSM.Module(), Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
+		HSM: HSMRecord{Manifest: b.hsm.Manifest}, Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
 		GoModules: b.goModules, Debian: b.pkgs,
 	}
-	if b.HSM.IsVendor() {
-		m.HSM = "vendor"
+	if m.HSM.SHA256, err = b.hsm.SHA256(); err != nil {
+		return err
 	}
 	for _, w := range kernel.CommandLine {
 		m.Cmdline = append(m.Cmdline, ManifestReason{w.Text, w.Reason})

@@ -43,13 +43,7 @@ func (b *build) notice(ctx context.Context) error {
 	if err := b.debianNotices(ctx, &out); err != nil {
 		return err
 	}
-	if b.HSM.IsVendor() {
-		text, err := os.ReadFile(b.HSM.Licence)
-		if err != nil || len(bytes.TrimSpace(text)) == 0 {
-			return fmt.Errorf("%w: %s (%v)", ErrLicence, b.HSM.Variant, err)
-		}
-		section(&out, "PKCS#11 module "+filepath.Base(b.HSM.Variant), string(text))
-	}
+	b.packNotice(&out)
 	return replace(filepath.Join(b.Out, NoticeFile), out.Bytes())
 }
 
@@ -154,10 +148,14 @@ func licenceTexts(dir string) (string, error) {
 func (b *build) debianNotices(ctx context.Context, out *bytes.Buffer) error {
 	files := slices.Concat(b.hostFiles, []string{StubPath})
 	slices.Sort(files)
-	files = slices.DeleteFunc(slices.Compact(files), b.vendorFile)
 	var err error
-	if b.pkgs, err = debian.Owners(ctx, files); err != nil {
+	if b.pkgs, err = debian.Owners(ctx, slices.Compact(files)); err != nil {
 		return err
+	}
+	for _, p := range b.packDebian() {
+		if !slices.ContainsFunc(b.pkgs, func(q debian.Package) bool { return q.Name == p.Name && q.Version == p.Version }) {
+			b.pkgs = append(b.pkgs, p)
+		}
 	}
 	b.pkgs = append(b.pkgs, *b.kernelPkg)
 	var texts [][]byte
@@ -173,10 +171,4 @@ func (b *build) debianNotices(ctx context.Context, out *bytes.Buffer) error {
 		section(out, "Licence text "+n, string(text))
 	}
 	return nil
-}
-
-// vendorFile is true for a file in the vendor module's own folder, which its
-// licence file covers.
-func (b *build) vendorFile(f string) bool {
-	return b.HSM.IsVendor() && filepath.Dir(f) == filepath.Dir(b.HSM.Variant)
 }

@@ -156,12 +156,12 @@ func TestReleaseTextIsPlain(t *testing.T) {
 
 func TestLibrariesMoveToTheLoadersFolder(t *testing.T) {
 	for in, want := range map[string]string{
-		"/usr/lib/x86_64-linux-gnu/libc.so.6":  "/lib/x86_64-linux-gnu/libc.so.6",
-		"/lib/x86_64-linux-gnu/libext2fs.so.2": "/lib/x86_64-linux-gnu/libext2fs.so.2",
-		"/lib64/ld-linux-x86-64.so.2":          "/lib64/ld-linux-x86-64.so.2",
-		"/opt/vendor/lib/libx.so":              "/opt/vendor/lib/libx.so",
+		"libc.so.6":                   "/lib/x86_64-linux-gnu/libc.so.6",
+		"ld-linux-x86-64.so.2":        "/lib64/ld-linux-x86-64.so.2",
+		"/lib64/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2",
+		"/opt/vendor/lib/libx.so":     "/opt/vendor/lib/libx.so",
 	} {
-		if got := libraryPath(in); got != want {
+		if got := imagePath(in); got != want {
 			t.Errorf("%s: got %s want %s", in, got, want)
 		}
 	}

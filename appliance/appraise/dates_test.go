@@ -1,11 +1,10 @@
 package appraise
 
 import (
+	"crypto/ecdsa"
 	"strings"
 	"testing"
 	"time"
-
-	"crypto/ecdsa"
 
 	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"

@@ -60,6 +60,10 @@ type Deps struct {
 	Refuse func(context.Context, policy.Refusal) error
 	// Observe notes what was seen; it may forget.
 	Observe func(context.Context, []policy.Observation)
+	// KeepLog offers the boot log with a SHA-256 (lower-case hexadecimal) that an
+	// observation of the host just named, so that it can be proved again; it may
+	// be forgotten. nil = logs are not kept.
+	KeepLog func(ctx context.Context, host, digest string, log []byte)
 	// ContextKeys gives the keys that seal TPM conversations; the service wipes
 	// what it got, so it must be a copy. ok is false while there are none. Only
 	// TPM mode needs it; nil = TPM mode is unavailable.

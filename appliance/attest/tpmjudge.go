@@ -56,6 +56,7 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 // proved is what one conversation with a host's TPM gave.
 type proved struct {
 	host    policy.Host
+	reading *evidence.Reading
 	log     string          // SHA-256
 	facts   *evidence.Facts // nil if the log proved nothing, and where the verdict was remembered
 	verdict appraise.Verdict
@@ -155,12 +156,18 @@ func line(f *appraise.Finding) string {
 // keep notes evidence with its verdict, for diffs, adoption and dry runs on the
 // console. Nothing here decides by it.
 func (q *request) keep(kind policy.ObservationKind, e proved) {
-	facts, err := appraise.Record(&e.verdict, e.facts, map[string]string{"log": e.log, "source": q.source()})
+	facts, err := appraise.Record(&e.verdict, e.facts, map[string]string{"log": e.log, "source": q.source(),
+		"pcrs": appraise.RecordPCRs(e.reading.Bank, &e.reading.PCRs)})
 	if err != nil {
 		q.d.Log("attestation: evidence of host %s is not kept: %v", e.host.Name, err)
 		return
 	}
 	q.observeFacts(kind, e.host.ID, facts)
+	if q.d.KeepLog != nil {
+		ctx, cancel := q.context(noteTimeout)
+		defer cancel()
+		q.d.KeepLog(ctx, e.host.ID, e.log, e.reading.Log)
+	}
 }
 
 // trustCache keeps the TPM vendors' certificates of one snapshot as long as they

@@ -76,7 +76,7 @@ func (v *verdicts) put(snap *policy.Snapshot, host string, b passedBoot) {
 // judge proves and judges what a host showed, or remembers how that went.
 func (q *request) judge(host policy.Host, ek *evidence.EK, reading *evidence.Reading) proved {
 	log := sha256.Sum256(reading.Log)
-	e := proved{host: host, log: hex.EncodeToString(log[:])}
+	e := proved{host: host, reading: reading, log: hex.EncodeToString(log[:])}
 	digest := digestOf(host.ID, log, reading)
 	if b, ok := q.verdicts.get(&q.snap, host.ID, digest); ok && !q.good.due(host.ID, e.log, b.matched, q.d.BootTime()) {
 		e.verdict = appraise.Verdict{Passed: true, Version: b.version, Matched: b.matched}

@@ -16,8 +16,9 @@ const maxBundle = 4096
 // ErrCabinet is the answer to TrustedTpm.cab.
 var ErrCabinet = errors.New("a cabinet file: unpack it on Windows with `expand -F:* TrustedTpm.cab folder`, or on Linux with cabextract, and import the files of the vendors you trust")
 
-// ReadBundle reads certificates in PEM, in DER one after the other, or in a PKCS#7 file. What it can't read is an error in the second
-// result, by position, and does not stop the rest; the third is for input that is no bundle at all.
+// ReadBundle reads certificates in PEM, in DER and in PKCS#7 files, one after the other and mixed, as `cat folder/*` makes of a vendor's folder.
+// What it can't read is an error in the second result, by position, and does not stop the rest; the third is for input that is no bundle
+// at all. Text before a PEM block is passed over, and so is the padding after a certificate that was read from a TPM.
 func ReadBundle(raw []byte) (good []*Certificate, bad []error, err error) {
 	switch {
 	case len(raw) > MaxBundle:
@@ -25,52 +26,91 @@ func ReadBundle(raw []byte) (good []*Certificate, bad []error, err error) {
 	case bytes.HasPrefix(raw, []byte("MSCF")):
 		return nil, nil, ErrCabinet
 	}
-	add := func(n int, der []byte) {
-		c, err := ParseCertificate(der)
-		if err != nil {
-			bad = append(bad, fmt.Errorf("certificate %d of the bundle: %w", n, err))
+	b := bundle{rest: raw}
+	for len(b.rest) > 0 && b.n < maxBundle {
+		b.next()
+	}
+	if b.n == 0 {
+		return nil, nil, errors.New("neither PEM nor DER certificates")
+	}
+	return b.good, b.bad, nil
+}
+
+// bundle is one at work. n counts the certificates, good or bad.
+type bundle struct {
+	rest []byte
+	n    int
+	good []*Certificate
+	bad  []error
+	done bool // no PEM block is left in rest: don't search it again and again
+}
+
+const pemBegin = "-----BEGIN "
+
+// next takes one thing off the front; rest gets shorter each time.
+func (b *bundle) next() {
+	header := 0
+	if bytes.HasPrefix(b.rest, []byte(nvHeader)) && len(b.rest) > 7 {
+		header = 7
+	}
+	s := cryptobyte.String(b.rest[header:])
+	var der cryptobyte.String
+	switch c := b.rest[0]; {
+	case s.ReadASN1Element(&der, asn1.SEQUENCE):
+		der, b.rest = b.rest[:header+len(der)], s
+		b.der(der)
+	case !b.done && bytes.HasPrefix(b.rest, []byte(pemBegin)):
+		b.pem()
+	case b.n > 0 && (c == 0 || c == 0xff):
+		b.rest = bytes.TrimLeft(b.rest, string([]byte{c}))
+	default: // text; or something else, in which no more can be found
+		end := bytes.Index(b.rest[1:], []byte(pemBegin))
+		if end < 0 || b.done {
+			if len(bytes.TrimSpace(b.rest)) > 0 && b.n > 0 {
+				b.bad = append(b.bad, fmt.Errorf("%d bytes after certificate %d", len(b.rest), b.n))
+			}
+			b.rest = nil
 			return
 		}
-		good = append(good, c)
-	}
-	if bytes.Contains(raw, []byte("-----BEGIN ")) {
-		n := 0
-		for block, rest := pem.Decode(raw); block != nil && n < maxBundle; block, rest = pem.Decode(rest) {
-			switch block.Type {
-			case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE":
-				n++
-				add(n, block.Bytes)
-			case "PKCS7":
-				return ReadBundle(block.Bytes)
-			}
+		if text := b.rest[:1+end]; bytes.IndexByte(text, 0) >= 0 {
+			b.bad = append(b.bad, fmt.Errorf("%d bytes after certificate %d that are neither text nor a certificate", len(text), b.n))
 		}
-		if n == 0 {
-			return nil, nil, errors.New("PEM without certificates")
-		}
-		return good, bad, nil
+		b.rest = b.rest[1+end:]
 	}
-	if looksSigned(raw) {
-		_, certs, err := signedData(raw)
+}
+
+func (b *bundle) pem() {
+	block, rest := pem.Decode(b.rest)
+	if block == nil {
+		b.done = true
+		return
+	}
+	b.rest = rest
+	switch block.Type {
+	case "CERTIFICATE", "TRUSTED CERTIFICATE", "X509 CERTIFICATE", "PKCS7":
+		b.der(block.Bytes)
+	}
+}
+
+func (b *bundle) der(der []byte) {
+	certs := [][]byte{der}
+	if looksSigned(der) {
+		var err error
+		if _, certs, err = signedData(der); err != nil {
+			b.n++
+			b.bad = append(b.bad, fmt.Errorf("file %d of the bundle: %w", b.n, err))
+			return
+		}
+	}
+	for _, der := range certs {
+		b.n++
+		c, err := ParseCertificate(der)
 		if err != nil {
-			return nil, nil, err
+			b.bad = append(b.bad, fmt.Errorf("certificate %d of the bundle: %w", b.n, err))
+			continue
 		}
-		for i, der := range certs {
-			add(i+1, der)
-		}
-		return good, bad, nil
+		b.good = append(b.good, c)
 	}
-	s := cryptobyte.String(raw)
-	for n := 1; !s.Empty() && n <= maxBundle; n++ {
-		var der cryptobyte.String
-		if !s.ReadASN1Element(&der, asn1.SEQUENCE) {
-			if n == 1 {
-				return nil, nil, errors.New("neither PEM nor DER certificates")
-			}
-			return good, append(bad, fmt.Errorf("%d bytes after certificate %d", len(s), n-1)), nil
-		}
-		add(n, der)
-	}
-	return good, bad, nil
 }
 
 // looksSigned says whether raw begins as PKCS#7 does, with an object identifier, where a certificate begins with a sequence.

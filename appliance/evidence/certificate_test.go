@@ -141,7 +141,7 @@ func curveKey(t *testing.T, c elliptic.Curve) *ecdsa.PrivateKey {
 	return key
 }
 
-// TestForgivesIssuersToo: the six intermediates of STMicroelectronics with serial numbers longer than needed, and issuers signed with SHA-1.
+// TestForgivesIssuersToo: intermediates with serial numbers longer than needed, as six of STMicroelectronics have, and signed with SHA-1.
 func TestForgivesIssuersToo(t *testing.T) {
 	root, _ := hierarchy(t)
 	keys := rsaKeys()
@@ -268,6 +268,26 @@ func TestReadsBundles(t *testing.T) {
 	} {
 		good, bad, err := ReadBundle(raw)
 		if err != nil || len(bad) != 0 || len(good) != 2 || good[1].Name() != "Vendor Intermediate" {
+			t.Errorf("%s: %d, %v, %v", name, len(good), bad, err)
+		}
+	}
+	// A folder of files of all kinds, as cat gives it; nothing is lost between two kinds.
+	folder := map[string][]byte{
+		"DER then PEM": slices.Concat(a, p(b)), "PEM then DER": slices.Concat(p(a), b), "PKCS#7 then DER": slices.Concat(p7.BytesOrPanic(), a, b),
+		"read from TPMs": slices.Concat(withHeader(a), bytes.Repeat([]byte{0xff}, 70), b, make([]byte, 9)), "text between": slices.Concat([]byte("root:\n"), p(a), []byte("\nissuer:\n"), p(b), []byte("\n")),
+		"DER, text, PEM": slices.Concat(a, []byte("\r\nintermediate\r\n"), p(b)),
+	}
+	for name, raw := range folder {
+		want := 2
+		if name == "PKCS#7 then DER" {
+			want = 4
+		}
+		if good, bad, err := ReadBundle(raw); err != nil || len(bad) != 0 || len(good) != want {
+			t.Errorf("%s: %d, %v, %v", name, len(good), bad, err)
+		}
+	}
+	for name, raw := range map[string][]byte{"junk at the end": slices.Concat(a, []byte("junk")), "junk between": slices.Concat(a, []byte{1, 0, 2}, p(b)), "cut short": slices.Concat(a, b[:40])} {
+		if good, bad, err := ReadBundle(raw); err != nil || len(bad) != 1 || len(good) == 0 {
 			t.Errorf("%s: %d, %v, %v", name, len(good), bad, err)
 		}
 	}

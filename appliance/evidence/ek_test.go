@@ -137,7 +137,10 @@ func FuzzParseEK(f *testing.F) {
 func FuzzReadBundle(f *testing.F) {
 	root, _ := hierarchy(f)
 	f.Add(root.cert.Raw)
-	f.Add(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.cert.Raw}))
+	armored := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.cert.Raw})
+	f.Add(armored)
+	f.Add(append(bytes.Clone(root.cert.Raw), armored...))
+	f.Add(append(withHeader(root.cert.Raw), 0xff, 0xff))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		good, _, err := ReadBundle(raw)
 		if err == nil {

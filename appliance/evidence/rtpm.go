@@ -95,11 +95,11 @@ type ekTemplate struct {
 	attributes uint32
 	policy     string
 	unique     int    // zero bytes of the modulus, or of each coordinate
-	persistent uint32 // where the key is kept, if it is (Provisioning Guidance 7.8)
+	persistent uint32 // where swtpm_setup and manufacturers keep the key, if they do
 }
 
-// policyA is PolicySecret(endorsement hierarchy) under SHA-256, of the low range (B.3); policyB adds the owner's way in an NV index, under
-// SHA-384, of the high range (B.6).
+// policyA is PolicySecret(endorsement hierarchy) under SHA-256, of the low range; policyB is the SHA-384 policy of the high range. A wrong
+// one would make another key than the registered one: the tests compare with the keys that swtpm_setup makes.
 const (
 	policyA = "\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"
 	policyB = "\xb2\x6e\x7d\x28\xd1\x1a\x50\xbc\x53\xd8\x82\xbc\xf5\xfd\x3a\x1a\x07\x41\x48\xbb\x35\xd3\xb4\xe4" +

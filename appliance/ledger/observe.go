@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -34,12 +35,14 @@ const (
 
 // observations are what the node saw: in memory, written to a database of their own now and then, lost without harm.
 type observations struct {
-	db  *bolt.DB // nil: memory only
-	log func(string, ...any)
+	db   *bolt.DB // nil: memory only
+	logs *logStore
+	log  func(string, ...any)
 
 	mu    sync.Mutex
 	kinds map[policy.ObservationKind]map[string]policy.Observation
 	dirty map[observedKey]bool // true: gone
+	quiet map[observedKey]bool // evidence of which only the time is newer than on the disk; written at the end
 }
 
 type observedKey struct {
@@ -49,9 +52,13 @@ type observedKey struct {
 
 // openObservations reads the file; one that is damaged is thrown away.
 func openObservations(ctx context.Context, path string, cfg Config) *observations {
-	o := &observations{log: cfg.Log, kinds: map[policy.ObservationKind]map[string]policy.Observation{}, dirty: map[observedKey]bool{}}
+	o := &observations{log: cfg.Log, kinds: map[policy.ObservationKind]map[string]policy.Observation{}, dirty: map[observedKey]bool{}, quiet: map[observedKey]bool{}}
 	for kind := range observedLimits {
 		o.kinds[kind] = map[string]policy.Observation{}
+	}
+	var err error
+	if o.logs, err = newLogStore(filepath.Join(filepath.Dir(path), "bootlogs"), bootLogQuota(filepath.Dir(path))); err != nil {
+		o.log("boot logs are not kept: %v", err)
 	}
 	check := cfg.CheckStore
 	if check == nil {
@@ -61,7 +68,7 @@ func openObservations(ctx context.Context, path string, cfg Config) *observation
 		o.log("observations are begun anew: %v", err)
 		os.Remove(path)
 	}
-	err := guard(func() (err error) {
+	err = guard(func() (err error) {
 		if o.db, err = openDB(path); err != nil {
 			return err
 		}
@@ -103,15 +110,38 @@ func (o *observations) add(list []policy.Observation) {
 		if m == nil || !boundObservation(&one) {
 			continue
 		}
-		if old, ok := m[one.Subject]; ok {
+		key := observedKey{one.Kind, one.Subject}
+		old, ok := m[one.Subject]
+		if ok {
 			one = mergeObservations(old, one)
 		}
 		m[one.Subject] = one
-		o.dirty[observedKey{one.Kind, one.Subject}] = false
+		if ok && o.sameBoot(old, one) {
+			if _, waits := o.dirty[key]; !waits {
+				o.quiet[key] = true
+			}
+		} else {
+			o.dirty[key] = false
+			delete(o.quiet, key)
+		}
 		if len(m) > observedLimits[one.Kind].count {
 			o.evict(one.Kind)
 		}
 	}
+}
+
+// sameBoot reports whether evidence is shown again without news, so that the disk need not hear of it: the same facts, and nothing of the
+// host's other kind of evidence in between, whose order counts. After a crash its time is the one when it was news.
+func (o *observations) sameBoot(old, now policy.Observation) bool {
+	if !slices.Contains(evidenceKinds, now.Kind) || !maps.Equal(old.Facts, now.Facts) {
+		return false
+	}
+	for _, kind := range evidenceKinds {
+		if other, ok := o.kinds[kind][now.Subject]; ok && kind != now.Kind && compareStamps(other.Last, old.Last) >= 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func boundObservation(one *policy.Observation) bool {
@@ -133,6 +163,7 @@ func (o *observations) evict(kind policy.ObservationKind) {
 	for _, one := range all[:len(all)/16+1] {
 		delete(m, one.Subject)
 		o.dirty[observedKey{kind, one.Subject}] = true
+		delete(o.quiet, observedKey{kind, one.Subject})
 	}
 }
 
@@ -222,6 +253,16 @@ func (o *observations) run(ctx context.Context) {
 }
 
 func (o *observations) flush() error {
+	var err error
+	if o.logs != nil {
+		if err = o.logs.flush(o.references()); err != nil {
+			err = fmt.Errorf("boot logs: %w", err)
+		}
+	}
+	return cmp.Or(o.flushRecords(), err)
+}
+
+func (o *observations) flushRecords() error {
 	o.mu.Lock()
 	dirty := o.dirty
 	o.dirty = map[observedKey]bool{}
@@ -261,6 +302,12 @@ func (o *observations) flush() error {
 }
 
 func (o *observations) close() error {
+	o.mu.Lock()
+	for key := range o.quiet {
+		o.dirty[key] = false
+	}
+	clear(o.quiet)
+	o.mu.Unlock()
 	err := o.flush()
 	if o.db != nil {
 		if cerr := guard(o.db.Close); err == nil {

@@ -27,6 +27,18 @@ func (c *contents) read(tx *bolt.Tx) error {
 			return fmt.Errorf("service settings: %w", err)
 		}
 	}
+	if b := meta.Get(keyRotation); b != nil {
+		if err := json.Unmarshal(b, &c.state.Rotation); err != nil {
+			return fmt.Errorf("rotation: %w", err)
+		}
+	}
+	for key, into := range map[string]**policy.Draft{string(keyDraft): &c.state.Draft, string(keyUndo): &c.state.Undo} {
+		if b := meta.Get([]byte(key)); b != nil {
+			if err := json.Unmarshal(b, into); err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+		}
+	}
 	sets := map[string]policy.PolicySet{}
 	off := map[string]vendorOff{}
 	s := &c.state
@@ -165,6 +177,18 @@ func writeState(tx *bolt.Tx, old, new policy.State) error {
 			return err
 		}
 	}
+	if !same(old.Rotation, new.Rotation) {
+		b, err := json.Marshal(new.Rotation) // null where it is over
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketMeta).Put(keyRotation, b); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(writeDraft(tx, keyDraft, old.Draft, new.Draft), writeDraft(tx, keyUndo, old.Undo, new.Undo)); err != nil {
+		return err
+	}
 	return errors.Join(
 		diff(tx, bucketNodes, old.Nodes, new.Nodes, same),
 		diff(tx, bucketAdmins, old.Admins, new.Admins, same),
@@ -180,4 +204,19 @@ func writeState(tx *bolt.Tx, old, new policy.State) error {
 		diff(tx, bucketPolicySets, setsByKey(old.PolicySets), setsByKey(new.PolicySets), same),
 		diff(tx, bucketAnchors, old.Anchors, new.Anchors, sameAnchor),
 		diff(tx, bucketVendorsOff, vendorsOff(old.VendorsOff), vendorsOff(new.VendorsOff), same))
+}
+
+// writeDraft writes what lies under a key of its own; nil is nothing.
+func writeDraft(tx *bolt.Tx, key []byte, old, new *policy.Draft) error {
+	switch {
+	case same(old, new):
+		return nil
+	case new == nil:
+		return tx.Bucket(bucketMeta).Delete(key)
+	}
+	b, err := json.Marshal(new)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucketMeta).Put(key, b)
 }

@@ -21,6 +21,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 		return l.Status(), nil
 	}, rpc.Console, rpc.Init)
 	l.registerChanges(s)
+	l.registerEvidence(s)
 	l.registerAudit(s)
 	l.registerUsage(s)
 	l.registerSecrets(s)

@@ -137,7 +137,9 @@ func (s State) Stragglers(c Command, seen func(id string) (Observation, bool)) *
 			return nil
 		}
 	default:
-		return nil
+		if !s.guarded(ModeTPM) || !s.draftRemoves(c) {
+			return nil
+		}
 	}
 	list := &Stragglers{Mode: s.Service.Mode, Since: s.Service.Switched.At}
 	for _, m := range s.machines(seen) {

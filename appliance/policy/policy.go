@@ -198,6 +198,8 @@ type State struct {
 	Hosts   map[string]Host          `json:"hosts"`   // by ID
 	Keys    map[KeyRef]Key           `json:"keys"`    // by ref
 	Signers map[string]TrustedSigner `json:"signers"` // by thumbprint
+	// Rotation is the plan under way, nil where there is none.
+	Rotation *Rotation `json:"rotation,omitempty"`
 	// Tenants bring keys of their own; by name, may be nil.
 	Tenants map[string]Tenant `json:"tenants,omitempty"`
 	// TPM mode; each map may be nil.
@@ -207,6 +209,9 @@ type State struct {
 	PolicySets map[string]PolicySet `json:"policySets,omitempty"` // by class
 	Anchors    map[string]Anchor    `json:"anchors,omitempty"`    // by thumbprint
 	VendorsOff map[string]bool      `json:"vendorsOff,omitempty"` // by vendor label
+	// Draft is what is staged, Undo what takes the last commit of a draft back; nil where there is none.
+	Draft *Draft `json:"draft,omitempty"`
+	Undo  *Draft `json:"undo,omitempty"`
 	// Of key protection; each map may be nil.
 	Denials map[string]Denial         `json:"denials,omitempty"` // by name
 	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class

@@ -37,6 +37,9 @@ var (
 	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
 	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
 	LedgerObserved      = Method[ObservedRequest, []policy.Observation]{"ledger.Observed"} // [console]
+	LedgerKeepLog       = Method[KeepLogRequest, KeepLogReply]{"ledger.KeepLog"}           // [hgs] never waits for a disk
+	LedgerEvidence      = Method[EvidenceRequest, []policy.Observation]{"ledger.Evidence"} // [console] a page of the hosts' evidence
+	LedgerBootLog       = Method[BootLogRequest, BootLogReply]{"ledger.BootLog"}           // [console] ErrUnavailable if it is not kept
 	LedgerAuditTail     = Method[AuditTailRequest, []AuditRecord]{"ledger.AuditTail"}      // [console]
 	LedgerAuditExport   = Stream[AuditRange, AuditChunk]{"ledger.AuditExport"}             // [console] bytes of an export file
 	LedgerAuditTrim     = Method[AuditTrimRequest, AuditTrimReply]{"ledger.AuditTrim"}     // [console]
@@ -65,6 +68,10 @@ var (
 	HSMUnlock   = Method[HSMUnlockRequest, Empty]{"hsm.Unlock"}             // [console] the PIN, in attended mode only
 	HSMRetry    = Method[HSMRetryRequest, Empty]{"hsm.Retry"}               // [console] a person says: try the token once more
 	HSMTest     = Method[HSMTestRequest, []HSMTestResult]{"hsm.Test"}       // [console ledger] a real signature and decryption with each key
+
+	HSMSiteList   = Method[Empty, HSMSiteReply]{"hsm.SiteList"}           // [console] names and hashes, never contents
+	HSMSitePut    = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SitePut"}    // [console] audited before it takes effect
+	HSMSiteRemove = Method[HSMSiteRequest, HSMSiteFile]{"hsm.SiteRemove"} // [console] likewise
 )
 
 // Methods of the clock; its stream of trusted time is in time.go.
@@ -103,6 +110,37 @@ type ObservedRequest struct {
 	Kind    policy.ObservationKind `json:"kind"`
 	Subject string                 `json:"subject,omitempty"`
 	Limit   int                    `json:"limit"`
+}
+
+// KeepLogRequest offers the boot log that a host's last good or last bad boot refers to. Digest is its SHA-256 in lower-case hexadecimal.
+// Without Log it only asks whether the ledger has it. It comes after the observation that names it.
+type KeepLogRequest struct {
+	Host   string `json:"host"`
+	Digest string `json:"digest"`
+	Log    []byte `json:"log,omitempty"`
+}
+
+// KeepLogReply tells whether the ledger has the log now. It does not take every log at any time: it comes again.
+type KeepLogReply struct {
+	Have bool `json:"have"`
+}
+
+// EvidenceRequest asks for the evidence of the hosts whose id comes after After, in the order of ids: of each the newest, or its last good
+// and its last bad boot. Limit counts hosts; it is at most 256, which is also meant by 0. The last page is empty.
+type EvidenceRequest struct {
+	After string `json:"after,omitempty"`
+	Limit int    `json:"limit,omitempty"`
+	Both  bool   `json:"both,omitempty"`
+}
+
+// BootLogRequest names a log by its SHA-256 in lower-case hexadecimal.
+type BootLogRequest struct {
+	Digest string `json:"digest"`
+}
+
+// BootLogReply holds the log as the host sent it.
+type BootLogReply struct {
+	Log []byte `json:"log"`
 }
 
 // AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.
@@ -233,6 +271,7 @@ type LedgerStatusReply struct {
 type HSMStatusReply struct {
 	State    string           `json:"state"` // locked, starting, ready, failed
 	Module   string           `json:"module"`
+	Pack     string           `json:"pack,omitempty"` // name and version of the image's HSM pack
 	Token    string           `json:"token"`
 	Serial   string           `json:"serial"`
 	OAEP     string           `json:"oaep"` // "token" or "software over raw RSA"
@@ -252,6 +291,29 @@ type HSMUnlockRequest struct {
 // HSMRetryRequest starts the token over after a failure, with the PIN at hand: a wrong one costs one of the token's tries.
 type HSMRetryRequest struct {
 	LastTry bool `json:"lastTry"`
+}
+
+// HSMSiteRequest names one file of the site's own data for the HSM pack (certificates, keys, security-world files). Data is for SitePut
+// only, at most pack.MaxSiteFile bytes; both sides wipe it.
+type HSMSiteRequest struct {
+	Actor policy.Actor `json:"actor"`
+	Name  string       `json:"name"`
+	Data  []byte       `json:"data,omitempty"`
+}
+
+// HSMSiteFile is what may be shown of it. SHA256 is lower-case hex, empty where the file has not been put yet; Declared is false for what
+// the pack of an earlier image left.
+type HSMSiteFile struct {
+	Name     string `json:"name"`
+	Declared bool   `json:"declared"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256,omitempty"`
+}
+
+// HSMSiteReply is the site data of this node. Pack is name and version of the image's pack, empty outside an image.
+type HSMSiteReply struct {
+	Pack  string        `json:"pack"`
+	Files []HSMSiteFile `json:"files"`
 }
 
 // HSMKey is a key as the token describes it, or a software key as its worker does.

@@ -2,9 +2,12 @@ package sandbox_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,9 +33,34 @@ func TestMain(m *testing.M) {
 			to, _ := os.Readlink("/proc/self/fd/" + fd.Name())
 			fmt.Printf("Fd%s:\t%s\n", fd.Name(), to)
 		}
+		if top := os.Getenv("LOOK"); top != "" {
+			look(top)
+		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// look tells what is in the folders of a view and whether they can be written.
+func look(top string) {
+	for _, dir := range []string{"/tmp", "/data", "/data/site", "/run/sockets"} {
+		var names []string
+		list, _ := os.ReadDir(top + dir)
+		for _, e := range list {
+			names = append(names, e.Name())
+		}
+		fmt.Println("See " + top + dir + ":\t" + strings.Join(names, " "))
+		said := "ok"
+		err := os.WriteFile(top+dir+"/new", nil, 0o666)
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			said = errno.Error()
+		}
+		fmt.Println("Write " + top + dir + ":\t" + said)
+	}
+	if st, err := os.Stat(top + "/tmp/new"); err == nil {
+		fmt.Println("Mode:\t" + st.Mode().String())
+	}
 }
 
 func run(t *testing.T, l sandbox.Launch, files ...*os.File) map[string]string {
@@ -127,7 +155,7 @@ func TestOnlyTheClockHasACapability(t *testing.T) {
 
 func TestEveryProcessHasItsOwnUID(t *testing.T) {
 	seen := map[uint32]string{0: "init"}
-	for _, p := range append([]sandbox.Process{sandbox.DHCPProcess}, sandbox.Table...) {
+	for _, p := range append([]sandbox.Process{sandbox.DHCPProcess, sandbox.HSMDaemonProcess}, sandbox.Table...) {
 		if other, ok := seen[p.UID]; ok || p.UID != p.GID {
 			t.Errorf("%s has uid %d and gid %d, %s has them too", p.Name, p.UID, p.GID, other)
 		}
@@ -143,5 +171,49 @@ func TestShimRefusesAProgramThatIsNotThere(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || cmd.ProcessState.ExitCode() != 125 || !strings.Contains(string(out), "/nowhere/at/all") {
 		t.Fatalf("exit %v, said %q", err, out)
+	}
+}
+
+// TestViewHidesWhatIsNotKept starts a process that looks at folders which this one has.
+func TestViewHidesWhatIsNotKept(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("own mounts need root")
+	}
+	top := t.TempDir()
+	for _, dir := range []string{"tmp", "data/secret", "data/site", "run/sockets"} {
+		if err := os.MkdirAll(top+"/"+dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(top+"/"+dir+"/file", nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := sandbox.HSMDaemonProcess
+	os.Chown(top+"/run/sockets", int(p.UID), int(p.GID))
+	for dir := top; dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		os.Chmod(dir, 0o755) // for its user, who has to come through
+	}
+	l := witness(p)
+	l.View = sandbox.View{Tmp: top + "/tmp", Hide: []string{top + "/data", top + "/run"},
+		Keep: []sandbox.Kept{{Path: top + "/data/site"}, {Path: top + "/run/sockets", Write: true}}}
+	l.Env = append(l.Env, "LOOK="+top)
+	got := run(t, l)
+	for what, want := range map[string]string{
+		"See " + top + "/tmp": "", "See " + top + "/data": "site", "See " + top + "/data/site": "file", "See " + top + "/run/sockets": "file",
+		"Write " + top + "/tmp": "ok", "Write " + top + "/data": "read-only file system", "Write " + top + "/data/site": "read-only file system",
+		"Write " + top + "/run/sockets": "ok",
+	} {
+		if got[what] != want {
+			t.Errorf("%s: %q, want %q", what, got[what], want)
+		}
+	}
+	if mode := got["Mode"]; mode != "-rw-rw----" {
+		t.Errorf("the helper's files have mode %s", mode)
+	}
+	if _, err := os.Stat(top + "/tmp/new"); err == nil {
+		t.Error("its files in /tmp are seen outside")
+	}
+	if _, err := os.Stat(top + "/data/secret/file"); err != nil {
+		t.Errorf("the node's own view has changed: %v", err)
 	}
 }

@@ -30,12 +30,14 @@ type Launch struct {
 	OOMScore     *int         `json:"oomScore,omitempty"`
 	Sockets      []string     `json:"sockets,omitempty"` // names of the descriptors from 3 on
 	NewSession   bool         `json:"newSession"`
+	View         View         `json:"view"`
+	Umask        int          `json:"umask,omitempty"` // 0 = the caller's
 }
 
 // LaunchOf is the Launch of a row, with more environment.
 func LaunchOf(p Process, env ...string) Launch {
 	l := Launch{Program: p.Program, Args: p.Args, Env: append(BaseEnv(p), env...), UID: &p.UID, GID: &p.GID,
-		Capabilities: p.Capabilities, Limits: p.Limits, OOMScore: &p.OOMScore, NewSession: true}
+		Capabilities: p.Capabilities, Limits: p.Limits, OOMScore: &p.OOMScore, NewSession: true, View: p.View, Umask: p.Umask}
 	return l
 }
 
@@ -98,6 +100,12 @@ func become(spec []byte) error {
 		if err != nil && !(errors.Is(err, unix.EACCES) && *l.OOMScore < 0) {
 			return fmt.Errorf("set the out-of-memory score: %w", err)
 		}
+	}
+	if err := l.View.enter(); err != nil {
+		return err
+	}
+	if l.Umask != 0 {
+		unix.Umask(l.Umask)
 	}
 	if l.UID == nil {
 		l.Limits.Tasks = 0 // it would count everything else that runs under our own uid

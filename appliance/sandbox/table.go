@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/rpc"
 )
 
@@ -27,6 +28,9 @@ type Process struct {
 
 	Watchdog  time.Duration // longest silence of the process after it is ready; 0 = none
 	NeedsDisk bool          // is started only once the data disk is mounted
+	Fenced    bool          // is started only behind the network fence, and reaches nothing but the HSM pack's addresses
+	View      View          // mounts of its own
+	Umask     int           // 0 = init's
 }
 
 // Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
@@ -49,6 +53,7 @@ type Path struct {
 	Path   string
 	Mode   fs.FileMode
 	OnDisk bool
+	Group  uint32 // 0 = the process's
 }
 
 // Capability is a bit of capabilities(7).
@@ -79,10 +84,13 @@ const DHCP = "dhcp"
 var Table = []Process{
 	{
 		Name: rpc.HSM, UID: 902, GID: 902, Program: "/bin/hsm",
-		Devices:  []Device{{Port: "org.guardhouse.hsm", Mode: 0o600}},
-		Paths:    []Path{{Path: "/run/hsm", Mode: 0o700}, {Path: "/data/hsm", Mode: 0o700, OnDisk: true}, {Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}}, // on disk: tokens of a module inside the image
+		Devices: []Device{{Port: "org.guardhouse.hsm", Mode: 0o600}},
+		Paths: []Path{{Path: "/run/hsm", Mode: 0o700}, {Path: "/data/hsm", Mode: 0o700, OnDisk: true},
+			{Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}, // tokens of a module inside the image
+			// Site data of the HSM pack: what hsm writes gets the helper's group, which may read it.
+			{Path: pack.SiteDir, Mode: 0o750 | fs.ModeSetgid, OnDisk: true, Group: 907}},
 		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
-		OOMScore: -500, Watchdog: 30 * time.Second,
+		OOMScore: -500, Watchdog: 30 * time.Second, Fenced: true,
 	},
 	{
 		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger"},
@@ -119,6 +127,21 @@ var DHCPProcess = Process{
 	Capabilities: []Capability{CapNetRaw, CapNetBindService},
 	Limits:       Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore:     500,
+}
+
+// HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.
+const HSMDaemon = "hsm-daemon"
+
+// HSMDaemonProcess is the row for HSMDaemon; Program and Args are the pack's. It is not in Table because most packs have none. It has no
+// rpc socket and its uid is not among UIDs: every rpc server refuses it. Sockets that it makes in its folder have the group of hsm, which
+// may connect (the set-group-ID bit, and the umask).
+var HSMDaemonProcess = Process{
+	Name: HSMDaemon, UID: 907, GID: 907,
+	Paths:    []Path{{Path: pack.SocketDir, Mode: 0o750 | fs.ModeSetgid, Group: 902}},
+	Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib},
+	OOMScore: -400, NeedsDisk: true, Fenced: true,
+	View:  View{Tmp: "/tmp", Hide: []string{"/data", "/run"}, Keep: []Kept{{Path: pack.SiteDir}, {Path: pack.SocketDir, Write: true}}},
+	Umask: 0o007,
 }
 
 // UIDs is who is who on an rpc socket: init and every process of Table.

@@ -109,7 +109,10 @@ func (v *service) keep() {
 
 // runOnce starts the process, watches over it and returns how it ended.
 func (v *service) runOnce() string {
-	env := []string{"NOTIFY_SOCKET=" + v.s.NotifyPath}
+	var env []string
+	if !v.Mute {
+		env = append(env, "NOTIFY_SOCKET="+v.s.NotifyPath)
+	}
 	if v.Watchdog > 0 {
 		env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(v.Watchdog.Microseconds(), 10))
 	}
@@ -132,6 +135,12 @@ func (v *service) runOnce() string {
 		return "can't start: " + err.Error()
 	}
 	v.set(StateStarting)
+	if v.Mute {
+		v.mu.Lock()
+		v.wasReady = true
+		v.mu.Unlock()
+		v.set(StateReady)
+	}
 	ended := make(chan string, 1)
 	go func() { ended <- v.wait(cmd) }()
 	return v.watch(ended)

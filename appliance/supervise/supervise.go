@@ -37,6 +37,8 @@ type Service struct {
 	Command func(env []string) (*exec.Cmd, error)
 	// Watchdog is the longest silence after READY=1; 0 = none.
 	Watchdog time.Duration
+	// Mute is set for a foreign program that speaks no sd_notify: it counts as ready while it runs, and gets no NOTIFY_SOCKET.
+	Mute bool
 	// Hold is why the service may not start yet; "" = it may. See Supervisor.Release.
 	Hold string
 	// Sockets are closed by Stop, after the service has ended. Command passes them on.

@@ -239,3 +239,26 @@ func FuzzNotifyMessage(f *testing.F) {
 		}
 	})
 }
+
+// A vendor's helper says nothing: it must neither be ended for that nor find our socket.
+func TestForeignProgramIsReadyWhileItRuns(t *testing.T) {
+	tm := quick
+	tm.StartLimit = 100 * time.Millisecond
+	foreign := Service{Name: "foreign", Mute: true, Command: func(env []string) (*exec.Cmd, error) {
+		if len(env) > 0 {
+			return nil, fmt.Errorf("environment %q", env)
+		}
+		return exec.Command("/bin/sleep", "60"), nil
+	}}
+	n := native(t, tm)
+	if err := n.Add(foreign); err != nil {
+		t.Fatal(err)
+	}
+	ready(t, n, "foreign")
+	time.Sleep(3 * tm.StartLimit)
+	if s := status(n, "foreign"); s.State != StateReady || s.Restarts != 0 {
+		t.Errorf("%+v", s)
+	}
+	unix.Kill(status(n, "foreign").PID, unix.SIGKILL)
+	eventually(t, 5*time.Second, "restart", func() bool { s := status(n, "foreign"); return s.Restarts == 1 && s.State == StateReady })
+}

@@ -63,6 +63,8 @@ var Modules = []Module{
 	{Name: "efivarfs", Reason: "boot order and Secure Boot state, read when needed"},
 	{Name: "bonding", Params: "max_bonds=0", Reason: "network setup: bonds; none is made by loading"},
 	{Name: "8021q", Reason: "network setup: VLANs"},
+	{Name: "nf_tables", Reason: "the network fence: processes that use the HSM reach its addresses only"},
+	{Name: "nft_reject_inet", Reason: "what the fence stops is told so at once"},
 	{Name: "button", Reason: "the power button, as PID 1 turns it into a clean stop"},
 	{Name: "evdev", Reason: "the device through which the power button is read"},
 }

@@ -224,6 +224,11 @@ func (t *Token) ServeUnix(path string) (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: token %q: %w", t.Label, err)
 	}
+	return t.Serve(ln), nil
+}
+
+// Serve is [Token.ServeUnix] on a listener of the caller's, for instance a TCP one that a guest reaches at [HostAddress].
+func (t *Token) Serve(ln net.Listener) (stop func()) {
 	var mu sync.Mutex
 	conns := map[net.Conn]struct{}{}
 	go func() {
@@ -252,7 +257,7 @@ func (t *Token) ServeUnix(path string) (stop func(), err error) {
 		}
 	}
 	t.lab.onClose(stop)
-	return stop, nil
+	return stop
 }
 
 // plug is the cable between a token and one node: a unix socket that QEMU connects to, again after each break.

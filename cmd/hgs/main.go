@@ -101,6 +101,17 @@ func (n *node) used(ctx context.Context, u policy.ProtectorUse) {
 	rpc.LedgerUsed.Call(ctx, n.ledger, u)
 }
 
+// keepLog sends a boot log only if the ledger does not have it. It may be lost.
+func (n *node) keepLog(ctx context.Context, host, digest string, log []byte) {
+	r, err := rpc.LedgerKeepLog.Call(ctx, n.ledger, rpc.KeepLogRequest{Host: host, Digest: digest})
+	if err == nil && !r.Have {
+		_, err = rpc.LedgerKeepLog.Call(ctx, n.ledger, rpc.KeepLogRequest{Host: host, Digest: digest, Log: log})
+	}
+	if err != nil {
+		n.child.Logf("attestation: the boot log of a host is not kept: %v", err)
+	}
+}
+
 func (n *node) signer(k policy.Key) (crypto.Signer, error) { return rpc.NewHSMSigner(n.hsm, k) }
 
 func (n *node) decrypter(k policy.Key) (kps.Decrypter, error) {
@@ -111,7 +122,7 @@ func (n *node) decrypter(k policy.Key) (kps.Decrypter, error) {
 func (n *node) mux() http.Handler {
 	a := attest.New(attest.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
 		Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf, GrantsPerMinute: n.grants,
-		ContextKeys: n.keys.get})
+		ContextKeys: n.keys.get, KeepLog: n.keepLog})
 	p := protect.New(protect.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
 		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Used: n.used, Random: rand.Reader, Log: n.child.Logf,
 		RollsPerMinute: n.rolls})

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -104,6 +105,7 @@ type service struct {
 	audit    []policy.AuditEntry
 	refusals []policy.Refusal
 	observed []policy.Observation
+	logs     map[string][]byte // boot logs by SHA-256
 	signer   *rsa.PrivateKey
 	caKey    *rsa.PrivateKey
 	caCert   *x509.Certificate
@@ -191,6 +193,17 @@ func (s *service) node() *attest.Service {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.observed = append(s.observed, o...)
+		},
+		KeepLog: func(_ context.Context, host, digest string, log []byte) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if !slices.ContainsFunc(s.observed, func(o policy.Observation) bool { return o.Subject == host && o.Facts["log"] == digest }) {
+				panic("a log that no observation names")
+			}
+			if s.logs == nil {
+				s.logs = map[string][]byte{}
+			}
+			s.logs[digest] = bytes.Clone(log)
 		},
 		ContextKeys: func() (evidence.ContextKeys, bool) {
 			s.mu.Lock()
@@ -405,6 +418,12 @@ func TestEveryMisbehaviourIsRefusedForItsOwnReason(t *testing.T) {
 		if kept >= 0 {
 			if v, _, err := appraise.Recorded(s.observed[kept].Facts); err != nil || v.Passed != (m.kind == "") || !v.Passed && len(v.Findings) == 0 {
 				t.Errorf("%q: kept %+v: %v", m.kind, v, err)
+			}
+			if _, err := appraise.Reprove(s.observed[kept].Facts, s.logs[s.observed[kept].Facts["log"]]); err != nil {
+				t.Errorf("%q: the kept log does not prove what is on record: %v", m.kind, err)
+			}
+			if j, err := json.Marshal(s.observed[kept]); err != nil || m.kind == "" && len(j) > 4<<10 {
+				t.Errorf("%q: %d bytes beside the log, %v", m.kind, len(j), err)
 			}
 		}
 	}

@@ -1,6 +1,6 @@
 // Command hsm is the only process that touches the PKCS#11 token.
 //
-//	hsm [--run-dir DIR] [--uids name=uid,...] [--attach-dir DIR]
+//	hsm [--run-dir DIR] [--uids name=uid,...] [--attach-dir DIR] [--pack FILE] [--site-data DIR]
 //	hsm worker
 //	hsm software
 //
@@ -20,7 +20,8 @@
 //
 // Configuration reaches it in three ways and no other: the flags above, what
 // ledger.PIN answers, and the environment of the module (SOFTHSM2_CONF and the
-// like), which the worker inherits.
+// like), which the worker inherits or the manifest of the image's HSM pack names.
+// The site's own data for the module (package pack) is stored by the keeper.
 package main
 
 import (
@@ -37,6 +38,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/hsm/token"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
@@ -58,8 +60,12 @@ func main() {
 	}
 	child := supervise.Flags(flag.CommandLine, rpc.HSM, sandbox.UIDs())
 	attachDir := flag.String("attach-dir", "/run/hsm", "folder of the module's socket when the token is attached by a port")
+	manifest := flag.String("pack", pack.ManifestPath, "manifest of the image's HSM pack; missing outside an image")
+	siteDir := flag.String("site-data", pack.SiteDir, "folder of the site's own data for the module")
 	flag.Parse()
-	fail(keeper(child, *attachDir))
+	m, err := pack.Read(*manifest)
+	fail(err)
+	fail(keeper(child, *attachDir, newSite(m, *siteDir)))
 }
 
 func fail(err error) {
@@ -92,7 +98,7 @@ func worker() error {
 }
 
 // keeper serves until SIGTERM.
-func keeper(child *supervise.Child, attachDir string) error {
+func keeper(child *supervise.Child, attachDir string, st *site) error {
 	ledgerUID, ok := child.UIDs[rpc.Ledger]
 	if !ok {
 		return errors.New("hsm: --uids: the ledger is missing")
@@ -107,7 +113,8 @@ func keeper(child *supervise.Child, attachDir string) error {
 	c := &cable{dir: attachDir, log: child.Logf}
 	// The PIN and software keys come from there, so the ledger's uid is proved.
 	ledger := rpc.NewProvedClient(child.Socket(rpc.Ledger), ledgerUID)
-	from := &source{ledger: ledger, k: k, c: c}
+	st.record = siteRecord(ctx, child, ledger)
+	from := &source{ledger: ledger, k: k, c: c, site: st}
 	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(self, "software") }, softwareKeys(ledger), child.Logf)
 	server := rpc.NewServer(child.UIDs)
 	register(server, hsm.Keyring{Token: k, Software: soft}, from)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -323,7 +324,7 @@ func startInside(t *testing.T, env string, pin func() (rpc.PINReply, error)) (*r
 		cmd.Env = append(cmd.Env, env)
 		return cmd
 	}, hsm.Timing{}, t.Logf)
-	from := &source{ledger: rpc.NewClient(rpc.SocketPath(dir, rpc.Ledger)), k: k, c: &cable{dir: dir, log: t.Logf}}
+	from := &source{ledger: rpc.NewClient(rpc.SocketPath(dir, rpc.Ledger)), k: k, c: &cable{dir: dir, log: t.Logf}, site: newSite(pack.Manifest{Module: softHSM, MakesToken: true}, dir)}
 	server := rpc.NewServer(rpc.UIDs{rpc.Console: me})
 	none := func(context.Context) ([]hsm.SoftwareKey, error) { return nil, nil }
 	soft := hsm.NewSoftware(func() *exec.Cmd { return workerCommand(os.Args[0], "software") }, none, t.Logf)

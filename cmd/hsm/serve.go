@@ -15,8 +15,11 @@ import (
 // register offers the hsm.* methods, each to the processes that need it.
 func register(s *rpc.Server, keys hsm.Keyring, from *source) {
 	k := keys.Token
+	from.site.register(s)
 	rpc.Handle(s, rpc.HSMStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.HSMStatusReply, error) {
-		return status(k.Status(), from.attended(), from.c.problem()), nil
+		r := status(k.Status(), from.attended(), from.c.problem())
+		r.Pack = from.site.manifest.Title()
+		return r, nil
 	}, rpc.Console, rpc.Ledger, rpc.HGS)
 	rpc.Handle(s, rpc.HSMKeys, func(ctx context.Context, by rpc.Caller, _ rpc.Empty) ([]rpc.HSMKey, error) {
 		list, err := keys.Keys(hsm.WithCaller(ctx, by.Process))

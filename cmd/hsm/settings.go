@@ -24,6 +24,7 @@ type source struct {
 	ledger *rpc.Client
 	k      *hsm.Keeper
 	c      *cable
+	site   *site // what the image's HSM pack says, and the site's own data for it
 
 	mu   sync.Mutex
 	have policy.HSM // as applied
@@ -42,7 +43,7 @@ const (
 // once. A PIN that the token refused is not tried again: the keeper ignores the
 // same one.
 func (s *source) run(ctx context.Context) {
-	pause, said := beforeSetup, ""
+	pause, said, anew := beforeSetup, "", false
 	var asked time.Time
 	for {
 		wanted, err := s.settings(ctx)
@@ -51,9 +52,10 @@ func (s *source) run(ctx context.Context) {
 			s.mu.Lock()
 			changed := wanted != s.have
 			s.mu.Unlock()
-			if changed || s.k.Status().State != hsm.StateReady && time.Since(asked) >= pinAge {
+			if changed || anew || s.k.Status().State != hsm.StateReady && time.Since(asked) >= pinAge {
 				asked = time.Now()
 				err = s.fetch(ctx)
+				anew = anew && err != nil
 			}
 		}
 		if err != nil && !errors.Is(err, rpc.ErrUnavailable) && err.Error() != said && ctx.Err() == nil {
@@ -64,6 +66,8 @@ func (s *source) run(ctx context.Context) {
 		case <-ctx.Done():
 			s.c.lay(ctx, "")
 			return
+		case <-s.site.changed: // the module must read the site's data anew
+			anew = true
 		case <-time.After(pause):
 		}
 	}
@@ -87,12 +91,10 @@ func (s *source) fetch(ctx context.Context) error {
 	return s.apply(ctx, r)
 }
 
-// embedded is the module that keeps its token on this node's disk. Its token is
-// made when it is missing; no real HSM is ever initialised by us.
-const embedded = "libsofthsm2.so"
-
 // apply lays the cable first, so that the module finds its socket. The PIN of
-// other settings is wiped before: it is another token's.
+// other settings is wiped before: it is another token's. A missing token is made
+// only where the image's pack says that its module keeps it on this node's disk;
+// no real HSM is ever initialised by us.
 func (s *source) apply(ctx context.Context, r rpc.PINReply) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,8 +104,8 @@ func (s *source) apply(ctx context.Context, r rpc.PINReply) error {
 	if err := s.c.lay(ctx, r.HSM.Attach); err != nil {
 		return err
 	}
-	cfg := hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token, Create: filepath.Base(r.HSM.Module) == embedded}
-	if err := s.k.Configure(cfg, s.c.env()); err != nil {
+	cfg := hsm.ModuleConfig{Module: r.HSM.Module, TokenLabel: r.HSM.Token, Create: s.site.makesToken(r.HSM.Module)}
+	if err := s.k.Configure(cfg, append(s.site.env(), s.c.env()...)); err != nil {
 		return err
 	}
 	s.have = r.HSM

@@ -94,7 +94,8 @@ func TestNetworkOnTheImagesKernel(t *testing.T) {
 	n := guest(t, ctx, "guardhouse/appliance/network")
 	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`guest tests ended with (\d+)`))
 	text := n.Serial.Transcript()
-	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || !strings.Contains(text, "--- PASS: TestBond") || !strings.Contains(text, "--- PASS: TestVLAN") {
+	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || !strings.Contains(text, "--- PASS: TestBond") || !strings.Contains(text, "--- PASS: TestVLAN") ||
+		!strings.Contains(text, "--- PASS: TestFenced") {
 		t.Errorf("%v\n%s", err, text)
 	}
 }

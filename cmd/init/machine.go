@@ -69,11 +69,12 @@ var late = map[string]bool{
 	"button": true, "evdev": true,
 }
 
-// modulesNeeded lists the modules that this machine needs, in load order, in two parts: first those that the boot waits for.
-func modulesNeeded() (early, later []kernel.Load, err error) {
+// modulesNeeded lists the modules that this machine needs, in load order, in three parts: those that the boot waits for, those that hsm
+// waits for, and the others.
+func modulesNeeded() (early, fence, later []kernel.Load, err error) {
 	list, err := os.ReadFile(kernel.ListFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil // everything is built in
+		return nil, nil, nil, nil // everything is built in
 	}
 	match, merr := os.ReadFile(kernel.MatchFile)
 	if errors.Is(merr, fs.ErrNotExist) {
@@ -81,13 +82,16 @@ func modulesNeeded() (early, later []kernel.Load, err error) {
 	}
 	needed, serr := kernel.Select(string(list), string(match), modaliases())
 	for _, m := range needed {
-		if late[strings.TrimSuffix(filepath.Base(m.Path), ".ko")] {
+		name := strings.TrimSuffix(filepath.Base(m.Path), ".ko")
+		if fencing[name] {
+			fence = append(fence, m)
+		} else if late[name] {
 			later = append(later, m)
 		} else {
 			early = append(early, m)
 		}
 	}
-	return early, later, errors.Join(err, merr, serr)
+	return early, fence, later, errors.Join(err, merr, serr)
 }
 
 // loadModules loads modules in order. A module that is there already, or whose hardware is not (ENODEV), is no failure. again are those

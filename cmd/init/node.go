@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/disk"
+	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
@@ -47,6 +49,8 @@ type node struct {
 	power   chan powerRequest
 	started time.Duration // CLOCK_BOOTTIME when PID 1 began
 	drivers chan struct{} // closed when all are loaded
+	fenced  chan struct{} // closed when the network fence of hsm stands
+	pack    pack.Manifest // the image's HSM pack; zero where there is none
 
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
@@ -87,6 +91,7 @@ func (n *node) prepare(ctx context.Context) {
 	note("init-mounts", mountAll(mounts), "the image does not fit this kernel; build it again")
 	go n.log.Kernel(ctx, "/dev/kmsg")
 	n.boot = bootID()
+	n.readPack()
 	n.loadDrivers()
 	note("init-root", sealRoot(), "the image does not fit this kernel; build it again")
 	unix.Sethostname([]byte("guardhouse"))
@@ -98,17 +103,20 @@ func (n *node) prepare(ctx context.Context) {
 // loadDrivers returns when the drivers are loaded that the boot waits for. The others follow in the background; then drivers closes and
 // the kernel takes no more code.
 func (n *node) loadDrivers() {
-	early, later, err := modulesNeeded()
+	early, first, later, err := modulesNeeded()
 	var failed []string
 	if err != nil {
 		failed = append(failed, err.Error())
 	}
 	again, bad := loadModules(early)
 	failed = append(failed, bad...)
-	n.logf("%d modules loaded %s after init began, %d to follow", len(early)-len(again), (rpc.BootTime() - n.started).Round(time.Millisecond), len(later)+len(again))
+	n.logf("%d modules loaded %s after init began, %d to follow", len(early)-len(again), (rpc.BootTime() - n.started).Round(time.Millisecond), len(first)+len(later)+len(again))
 	failed = append(failed, setSysctls("/proc/sys", sysctls)...)
 	go func() {
 		defer close(n.drivers)
+		_, bad := loadModules(first)
+		failed = append(failed, bad...)
+		n.raiseFence()
 		missing, bad := loadModules(append(later, again...))
 		failed = append(failed, bad...)
 		for _, m := range missing {
@@ -144,7 +152,7 @@ func makeFolders(onDisk bool) error {
 		}
 		for _, path := range p.Paths {
 			if path.OnDisk == onDisk {
-				failed = errors.Join(failed, disk.Folder(path.Path, p.UID, p.GID, path.Mode))
+				failed = errors.Join(failed, disk.Folder(path.Path, p.UID, cmp.Or(path.Group, p.GID), path.Mode))
 			}
 		}
 	}

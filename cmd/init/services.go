@@ -22,18 +22,25 @@ type socketSet struct {
 	files   []*os.File
 }
 
-// startServices lists every process of the table with the supervisor, and starts those that may.
+// startServices lists every process of the table with the supervisor, and starts those that may. The HSM pack's helper is listed first, so
+// that it is stopped after hsm.
 func (n *node) startServices(ctx context.Context) {
+	if err := n.addHelper(); err != nil {
+		n.problem("init-service", err.Error(), "restart the node")
+	}
 	for _, p := range sandbox.Table {
 		n.openSockets(ctx, p)
 		svc := supervise.Service{Name: p.Name, Watchdog: p.Watchdog, Command: func(env []string) (*exec.Cmd, error) { return n.command(p, env) }}
 		if p.NeedsDisk && !n.hasDisk() {
 			svc.Hold = "waits for the data disk"
+		} else if p.Fenced {
+			svc.Hold = "waits for the network fence"
 		}
 		if err := n.super.Add(svc); err != nil {
 			n.problem("init-service", err.Error(), "restart the node")
 		}
 	}
+	go n.startFenced(ctx)
 }
 
 // diskOpened starts what waited for the disk.

@@ -417,7 +417,7 @@ func doors() map[string]string {
 		rpc.LedgerAuditTail.Name: "console", rpc.LedgerAuditExport.Name: "console", rpc.LedgerAuditTrim.Name: "console", rpc.LedgerAuditVerify.Name: "console",
 		rpc.LedgerSetupKey.Name: "console", rpc.LedgerSetupApply.Name: "console", rpc.LedgerContextKeys.Name: "hgs", rpc.LedgerPIN.Name: "hsm", rpc.LedgerHSM.Name: "hsm",
 		rpc.LedgerSign.Name: "hgs console", rpc.LedgerPassphrase.Name: "console", rpc.LedgerSetPassphrase.Name: "console", rpc.LedgerMeasure.Name: "console",
-		rpc.LedgerStatus.Name: "console init",
+		rpc.LedgerStatus.Name: "console init", rpc.LedgerKeepLog.Name: "hgs", rpc.LedgerEvidence.Name: "console", rpc.LedgerBootLog.Name: "console",
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 func buildImage(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("mkimage build", flag.ContinueOnError)
 	out := fs.String("o", "", "output `folder`")
-	hsm := fs.String("hsm", "attached", "PKCS#11 module inside: attached, embedded, or the `path` of a vendor's module")
+	hsm := fs.String("hsm", "attached", "HSM pack inside: attached, embedded, a pack `file`, or a vendor's module of which one is made")
 	licence := fs.String("hsm-licence", "", "`file` with the licence text of a vendor's module")
 	cache := fs.String("cache", "", "cache `folder` (default: guardhouse in the user's cache folder)")
 	version := fs.String("version", "", "version `text` (default: from git)")

@@ -2,13 +2,16 @@
 // predicts what a TPM will measure when it boots.
 //
 //	mkimage keys -o DIR --name CUSTOMER
-//	mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--release N] [--epoch N]
+//	mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+//	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
 //	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
 //
 // keys makes a customer's key set, once. build writes guardhouse.efi (the
 // signed image), policy.json (the boots that open the disk, signed),
-// guardhouse.img (a disk that boots it), manifest.json and NOTICE. measure
-// reads a finished image file and, for PCR 7, the public half of a key set.
+// guardhouse.img (a disk that boots it), manifest.json and NOTICE. hsm-pack
+// collects a vendor's PKCS#11 module and what it needs into a file for build.
+// measure reads a finished image file and, for PCR 7, the public half of a key
+// set.
 // Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
@@ -24,7 +27,8 @@ import (
 
 const usage = `usage:
   mkimage keys -o DIR --name CUSTOMER
-  mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PATH] [--cache DIR] [--version V] [--release N] [--epoch N]
+  mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+  mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
   mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
 "mkimage VERB -h" lists all options.
 `
@@ -50,6 +54,8 @@ func run(ctx context.Context, args []string) error {
 		switch args[0] {
 		case "build":
 			return buildImage(ctx, args[1:])
+		case "hsm-pack":
+			return makePack(ctx, args[1:])
 		case "keys":
 			return makeKeys(os.Stdout, args[1:])
 		case "measure":

@@ -57,17 +57,23 @@ func captureHost(ctx context.Context, s *Session, name string) (captured, error)
 	}
 	c := captured{host: h}
 	var last policy.Stamp
+	var on policy.Observation
 	for _, kind := range []policy.ObservationKind{policy.ObservedGood, policy.ObservedFindings} {
 		e, err := evidenceOf(ctx, s, kind, h.ID)
 		if err != nil {
 			return captured{}, err
 		}
 		if e.facts != nil && !newer(last, e.at.At) {
-			c.facts, c.log, last = e.facts, e.at.Log, e.at.At
+			c.facts, c.log, last, on = e.facts, e.at.Log, e.at.At, e.on
 		}
 	}
 	if c.facts == nil {
 		return captured{}, failed("this node has seen no boot of that host", "wait until it attests here, or give its .tcglog as a file")
+	}
+	// What is registered is what the log itself proves now, not what was noted of it.
+	if c.facts, err = reprove(ctx, s, on); err != nil {
+		f := evidenceFinding(policy.State{}, on, err)
+		return captured{}, failed("the last boot of "+h.Name+" can't be proved again: "+f.What, f.Remedy+"; or give its .tcglog as a file")
 	}
 	return c, nil
 }

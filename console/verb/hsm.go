@@ -19,7 +19,7 @@ func hsmStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error
 		pin = "typed after each boot (attended)"
 	}
 	p := new(Page).Field("HSM", "%s", st.State).Field("token", "%s, serial %s", cmp.Or(st.Token, "none"), cmp.Or(st.Serial, "not known")).
-		Field("module", "%s", st.Module).Field("PIN", "%s", pin).Field("OAEP by", "%s", st.OAEP).
+		Field("pack", "%s", cmp.Or(st.Pack, "none")).Field("module", "%s", st.Module).Field("PIN", "%s", pin).Field("OAEP by", "%s", st.OAEP).
 		Field("breaker", "%s, %d calls wait", breakerText(st.Breaker), st.Waiting).
 		Field("restarts", "%d (of the worker that holds the token)", st.Restarts)
 	problems(p, st.Problems)

@@ -163,8 +163,11 @@ func Parse(words []string) (*Verb, Args, error) {
 	return v, a, nil
 }
 
+// longestName is the most words that a verb's name has.
+const longestName = 3
+
 func find(words []string) (*Verb, []string) {
-	for n := min(2, len(words)); n > 0; n-- {
+	for n := min(longestName, len(words)); n > 0; n-- {
 		if v, ok := Lookup(strings.ToLower(strings.Join(words[:n], " "))); ok {
 			return v, words[n:]
 		}

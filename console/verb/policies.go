@@ -39,57 +39,126 @@ type Changed struct {
 // effect applies a command to a copy of the records, as the ledger would, and judges all evidence under both. A command that the records
 // refuse is an error.
 func effect(ctx context.Context, s *Session, kind policy.Kind, body any) (*Effect, error) {
+	snap, _ := s.Node.Snapshot()
+	return effectOn(ctx, s, snap.State, kind, body)
+}
+
+// tryOn applies a command to a copy of records.
+func tryOn(ctx context.Context, s *Session, state policy.State, kind policy.Kind, body any) (policy.State, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
-		return nil, fmt.Errorf("encode the command: %w", err)
+		return state, fmt.Errorf("encode the command: %w", err)
 	}
-	snap, _ := s.Node.Snapshot()
 	c := policy.Command{ID: "dry-run", Kind: kind, Actor: s.Actor, At: s.Node.Stamp(), Body: raw}
-	seen, err := observed(ctx, s, policy.ObservedHost)
-	if err != nil {
-		return nil, err
-	}
-	c.Stragglers = snap.State.Stragglers(c, func(id string) (policy.Observation, bool) { o, ok := seen[id]; return o, ok }) // as the ledger will
-	next, _, err := policy.Apply(snap.State, c)
-	if err != nil {
-		return nil, err
-	}
-	asked := ""
-	if set, ok := body.(policy.PolicySwitch); ok {
-		if b, known := policy.BuiltinByName(set.Policy); known {
-			asked = b.Name
+	var seen map[string]policy.Observation
+	last := func(id string) (policy.Observation, bool) { o, ok := seen[id]; return o, ok }
+	if state.Stragglers(c, last) != nil { // which the ledger will add, too
+		if seen, err = observed(ctx, s, policy.ObservedHost); err != nil {
+			return state, err
 		}
+		c.Stragglers = state.Stragglers(c, last)
 	}
+	next, _, err := policy.Apply(state, c)
+	return next, err
+}
+
+// effectOn judges all evidence under records and under what a command would make of them.
+func effectOn(ctx context.Context, s *Session, state policy.State, kind policy.Kind, body any) (*Effect, error) {
+	next, err := tryOn(ctx, s, state, kind, body)
+	if err != nil {
+		return nil, err
+	}
+	asked := asksFor(state, kind, body)
 	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
-	known, err := allEvidence(ctx, s)
+	changed, err := e.judge(ctx, s, state, next, asked)
 	if err != nil {
 		e.Unknown = "the evidence of hosts is not known: " + Explain(err).Error()
 	}
-	for _, h := range sortedHosts(snap.State) {
+	for _, h := range sortedHosts(state) {
 		if h.TPM == nil || h.Revoked {
 			continue
 		}
 		e.Hosts++
-		facts, ok := known[h.ID]
+		c, ok := changed[h.ID]
 		if !ok {
 			continue
 		}
-		e.Judged++
-		before := appraise.Review(appraise.Input{State: snap.State, Host: h, Facts: facts})
-		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
-		if asked != "" && slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool { return f.Kind == appraise.DumpEventsMissing && f.Policy == asked }) {
+		if c.update {
 			e.Update = append(e.Update, h.Name)
 		}
 		switch {
-		case before.Passed && !after.Passed:
-			e.Fail = append(e.Fail, HostEffect{h.Name, after.Findings[0].What, after.Findings[0].Remedy})
-		case !before.Passed && after.Passed:
-			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: before.Findings[0].What})
-		case !after.Passed:
-			e.Failing++
+		case c.fails:
+			e.Fail = append(e.Fail, HostEffect{h.Name, c.reason, c.remedy})
+		case c.passes:
+			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: c.reason})
 		}
 	}
 	return e, nil
+}
+
+// asksFor are the built-in policies that a command switches.
+func asksFor(state policy.State, kind policy.Kind, body any) (names []string) {
+	var all []policy.PolicySwitch
+	if set, ok := body.(policy.PolicySwitch); ok {
+		all = append(all, set)
+	}
+	if kind == policy.CmdDraftCommit && state.Draft != nil {
+		for _, step := range state.Draft.Steps {
+			var set policy.PolicySwitch
+			if step.Kind == policy.CmdPolicySet && json.Unmarshal(step.Body, &set) == nil {
+				all = append(all, set)
+			}
+		}
+	}
+	for _, set := range all {
+		if b, known := policy.BuiltinByName(set.Policy); known {
+			names = append(names, b.Name)
+		}
+	}
+	return names
+}
+
+// changedVerdict is what a change means for a host of which something is to be said.
+type changedVerdict struct {
+	fails, passes  bool
+	reason, remedy string
+	update         bool // the host does not measure what the policy asks for
+}
+
+// judge counts the verdicts of all hosts with evidence under two sets of records, and gives those to speak of, by host id. It judges what
+// their logs proved; the logs themselves are not read. asked are the policies that are switched.
+func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State, asked []string) (map[string]changedVerdict, error) {
+	changed := map[string]changedVerdict{}
+	err := eachEvidence(ctx, s, false, func(o policy.Observation) error {
+		h, ok := now.Hosts[o.Subject]
+		if !ok || h.TPM == nil || h.Revoked {
+			return nil
+		}
+		_, facts, err := appraise.Recorded(o.Facts)
+		if err != nil || facts == nil {
+			return nil // what is damaged is as good as none
+		}
+		e.Judged++
+		before := appraise.Review(appraise.Input{State: now, Host: h, Facts: facts})
+		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
+		c := changedVerdict{fails: before.Passed && !after.Passed, passes: !before.Passed && after.Passed}
+		c.update = slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool {
+			return f.Kind == appraise.DumpEventsMissing && slices.Contains(asked, f.Policy)
+		})
+		switch {
+		case c.fails:
+			c.reason, c.remedy = after.Findings[0].What, after.Findings[0].Remedy
+		case c.passes:
+			c.reason = before.Findings[0].What
+		case !after.Passed:
+			e.Failing++
+		}
+		if c.fails || c.passes || c.update {
+			changed[h.ID] = c
+		}
+		return nil
+	})
+	return changed, err
 }
 
 func (e *Effect) page(p *Page, done bool) {
@@ -131,8 +200,11 @@ func (e *Effect) page(p *Page, done bool) {
 	}
 }
 
-// change sends a change of policies, unless --dry-run was given, and shows its effect on hosts either way.
+// change sends a change of policies, unless --dry-run was given, and shows its effect on hosts either way. With --stage it goes into the draft.
 func change(ctx context.Context, s *Session, a Args, kind policy.Kind, body any) (Output, error) {
+	if a.Has("stage") {
+		return stage(ctx, s, a, kind, body)
+	}
 	e, err := effect(ctx, s, kind, body)
 	if err != nil {
 		return Output{}, err

@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -108,6 +108,8 @@ func hostVerbs() []Verb {
 		{Name: "host findings", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFindings, Params: []Param{name},
 			Help: "why a host's TPM evidence failed, and what to do", Example: "host findings hv7",
 			Replaces: []string{"Get-HgsTrace"}},
+		{Name: "evidence verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: evidenceVerify, Params: []Param{flag("host", Word, "only of this host")},
+			Help: "prove the stored boot logs again and compare with what is on record", Example: "evidence verify --host hv7"},
 	}
 }
 
@@ -115,6 +117,7 @@ var (
 	policyVersion = flag("policy-version", Choice, "default v2", "v1", "v2")
 	fromHost      = flag("host", Word, "take what this host last showed instead of a file")
 	phrase        = flag("phrase", Text, "what a refusal asks you to type")
+	staging       = flag("stage", Switch, "put it into the draft: no effect before draft commit")
 	dryRun        = flag("dry-run", Switch, "only say what it would do to hosts")
 )
 
@@ -123,9 +126,9 @@ const wayBack = "After the attestation mode was switched, what the other mode ne
 
 func tpmVerbs() []Verb {
 	name := place("name", Word, "a name for it")
-	existing := []Param{place("name", Word, "its name"), dryRun, phrase}
+	existing := []Param{place("name", Word, "its name"), dryRun, staging, phrase}
 	return []Verb{
-		{Name: "baseline add", Role: operator, Doors: loggedIn, Risk: Changes, Run: baselineAdd, Params: []Param{name, policyVersion, fromHost, dryRun},
+		{Name: "baseline add", Role: operator, Doors: loggedIn, Risk: Changes, Run: baselineAdd, Params: []Param{name, policyVersion, fromHost, dryRun, staging},
 			Stdin: "the boot log of one host of this hardware (.tcglog)",
 			Help:  "accept hosts whose Secure Boot is set up like this", Example: "baseline add r740-2024 < r740.tcglog",
 			Replaces: []string{"Add-HgsAttestationTpmPolicy"}},
@@ -136,7 +139,7 @@ func tpmVerbs() []Verb {
 			Help: "refuse hosts that match only this baseline", Example: "baseline remove r740-2024 --dry-run", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "ci-policy add", Role: operator, Doors: loggedIn, Risk: Changes, Run: ciPolicyAdd,
-			Params: []Param{name, policyVersion, fromHost, flag("title", Text, "with --host: which of its policies"), dryRun},
+			Params: []Param{name, policyVersion, fromHost, flag("title", Text, "with --host: which of its policies"), dryRun, staging},
 			Stdin:  "the binary code integrity policy (.bin, .cip, .p7b)",
 			Help:   "accept hosts that run under this policy", Example: "ci-policy add allow-ms < SIPolicy.bin",
 			Replaces: []string{"Add-HgsAttestationCIPolicy"}},
@@ -147,7 +150,7 @@ func tpmVerbs() []Verb {
 			Help: "refuse hosts that run under this policy only", Example: "ci-policy remove allow-ms", More: wayBack,
 			Replaces: []string{"Remove-HgsAttestationPolicy"}},
 		{Name: "dump-key add", Role: operator, Doors: loggedIn, Risk: Changes, Run: dumpKeyAdd,
-			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun},
+			Params: []Param{name, flag("sha256", Text, "of the public key, 64 hexadecimal digits, instead of a file"), fromHost, dryRun, staging},
 			Stdin:  "the dump key's certificate (PEM or DER), or the boot log of a host that encrypts dumps to it (.tcglog)",
 			Help:   "accept hosts that encrypt crash dumps to this key", Example: "dump-key add ops < dump-key.cer",
 			More: "What counts is the SHA-256 of the public key as the hosts' registry has it (CrashControl, EncryptionCertificates, PublicKey). Of a certificate it is " +
@@ -164,7 +167,7 @@ func tpmVerbs() []Verb {
 
 func policyVerbs() []Verb {
 	on, off := true, false
-	params := []Param{place("policy", Word, "a name as in policy list"), flag("class", Word, "only for hosts of this class; default: all hosts"), dryRun}
+	params := []Param{place("policy", Word, "a name as in policy list"), flag("class", Word, "only for hosts of this class; default: all hosts"), dryRun, staging}
 	return []Verb{
 		{Name: "policy list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: policyList, Params: []Param{flag("class", Word, "as they hold for this host class")},
 			Help: "attestation policies of TPM mode, and which hold", Example: "policy list --class edge",
@@ -177,6 +180,17 @@ func policyVerbs() []Verb {
 			Replaces: []string{"Disable-HgsAttestationPolicy"}},
 		{Name: "policy inherit", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: params, Run: policySwitch(nil),
 			Help: "take a switch back: what is wider, or the default, holds", Example: "policy inherit Hgs_IommuEnabled --class edge"},
+		{Name: "draft show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: draftShow,
+			Help: "staged changes of policies and what they would do to hosts", Example: "draft show",
+			More:     "Changes given with --stage wait in the draft, which is applied as one by draft commit and taken back as one by draft undo.",
+			Replaces: []string{"Get-HgsAttestationPolicy"}},
+		{Name: "draft commit", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: draftCommit,
+			Params: []Param{flag("digest", Text, "only the draft that draft show has shown"), dryRun, phrase},
+			Help:   "apply all staged changes as one", Example: "draft commit --dry-run"},
+		{Name: "draft undo", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: draftUndo, Params: []Param{dryRun, phrase},
+			Help: "take the last commit of a draft back, as one", Example: "draft undo"},
+		{Name: "draft drop", Role: operator, Doors: loggedIn, Risk: Changes, Run: draftDrop,
+			Help: "forget all staged changes", Example: "draft drop"},
 	}
 }
 
@@ -213,7 +227,7 @@ func keyVerbs() []Verb {
 		{Name: "key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: keyList,
 			Help: "keys, certificates and what the token says of them", Example: "key list --json",
 			Replaces: []string{"Get-HgsKeyProtectionCertificate", "Get-HgsKeyProtectionConfiguration", "Get-HgsAttestationSignerCertificate"}},
-		usageVerb(),
+		usageVerb(), compromiseVerb(),
 		{Name: "key primary", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyPrimary),
 			Help: "use this key for new key protectors of its role", Example: "key primary 5f3ac9",
 			Replaces: []string{"Set-HgsKeyProtectionCertificate", "Set-HgsKeyProtectionConfiguration"}},
@@ -293,6 +307,15 @@ func serviceVerbs() []Verb {
 			Help: "try the token again after it was mended", Example: "hsm retry",
 			More: "For a token that stopped (wrong or locked PIN) or that was replaced by another one of the same name. A token that was only away comes back by itself. " +
 				"If the PIN is wrong, this costs one of the token's tries."},
+		{Name: "hsm site-data list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: siteList,
+			Help: "this site's own files for the HSM pack, by hash", Example: "hsm site-data list"},
+		{Name: "hsm site-data put", Role: owner, Doors: onlySSH, Risk: Changes, Run: sitePut, Params: []Param{place("name", Word, "as the pack declares it")},
+			Stdin: "the file as it is: a certificate, a key, a security-world file",
+			Help:  "store one of them on this node's disk", Example: "hsm site-data put client.pem < client.pem",
+			More: "An image never holds what belongs to one site. These files lie on the node's disk, readable by the HSM process and the pack's helper only; " +
+				"the audit records name and hash. The PIN does not belong here: it is one of the node's secrets."},
+		{Name: "hsm site-data remove", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: siteRemove, Params: []Param{place("name", Word, "as site-data list shows it")},
+			Help: "delete one of them from this node's disk", Example: "hsm site-data remove client.pem"},
 	}
 }
 

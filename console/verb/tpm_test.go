@@ -161,10 +161,15 @@ func attest(t *testing.T, f *verbtest.Fake, name string, log []byte) appraise.Ve
 		kind = policy.ObservedGood
 	}
 	sum := sha256.Sum256(log)
-	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7"})
+	pcrs, failure := evidence.Replay(log, facts.Bank)
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	record, err := appraise.Record(&v, facts, map[string]string{"log": fmt.Sprintf("%x", sum), "source": "10.0.2.7", "pcrs": appraise.RecordPCRs(facts.Bank, &pcrs)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.KeepLog(fmt.Sprintf("%x", sum), log)
 	f.Observe(kind, h.ID, record)
 	return v
 }
@@ -293,6 +298,10 @@ func TestACertificateThatRanOutIsToldAndAccepted(t *testing.T) {
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 1 })
 	if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, note) {
 		t.Errorf("host show said %s", text)
+	}
+	_, cert = maker.tpm(t)
+	if text := flat(t, s, "host add-tpm hv8", string(append(cert, 0xff, 0xff))); !strings.Contains(text, "padding after the certificate") {
+		t.Errorf("what was forgiven is not told: %s", text)
 	}
 }
 

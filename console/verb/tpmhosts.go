@@ -36,7 +36,9 @@ func parseEndorsement(data []byte) (endorsement, error) {
 		return endorsement{p.EK, p.Certificate, p.NoCertReason}, nil
 	}
 	raw := data
-	if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
+	if _, err := evidence.ParseCertificate(data); err == nil {
+		// as it was read from the TPM: what is forgiven in it is told
+	} else if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
 		raw = certs[0].Original
 	} else if der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), "")); err == nil {
 		raw = der
@@ -285,6 +287,7 @@ type ObservedMoment struct {
 
 // seenEvidence is what is kept of a host's boots.
 type seenEvidence struct {
+	on      policy.Observation
 	at      *ObservedMoment
 	verdict *appraise.Verdict
 	facts   *evidence.Facts
@@ -296,7 +299,7 @@ func evidenceOf(ctx context.Context, s *Session, kind policy.ObservationKind, id
 		return seenEvidence{}, err
 	}
 	o := list[0]
-	e := seenEvidence{at: &ObservedMoment{o.Last, o.Facts["log"], o.Facts["source"]}}
+	e := seenEvidence{on: o, at: &ObservedMoment{o.Last, o.Facts["log"], o.Facts["source"]}}
 	if e.verdict, e.facts, err = appraise.Recorded(o.Facts); err != nil {
 		return seenEvidence{}, failed("what this node keeps of the host's evidence is damaged: "+err.Error(), "wait until it attests again")
 	}
@@ -405,22 +408,4 @@ func pendingHost(ctx context.Context, s *Session, prefix string) (*PendingValue,
 		return nil, failed("no unknown host has an id that begins so", "see host pending")
 	}
 	return found, nil
-}
-
-// allEvidence is the newest that this node keeps of each host's evidence, by host id; what is damaged is left out.
-func allEvidence(ctx context.Context, s *Session) (map[string]*evidence.Facts, error) {
-	all := map[string]*evidence.Facts{}
-	last := map[string]policy.Stamp{}
-	for _, kind := range []policy.ObservationKind{policy.ObservedGood, policy.ObservedFindings} {
-		list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: kind, Limit: policy.MaxHosts})
-		if err != nil {
-			return nil, err
-		}
-		for _, o := range list {
-			if _, facts, err := appraise.Recorded(o.Facts); err == nil && facts != nil && !newer(last[o.Subject], o.Last) {
-				all[o.Subject], last[o.Subject] = facts, o.Last
-			}
-		}
-	}
-	return all, nil
 }

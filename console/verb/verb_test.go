@@ -180,7 +180,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"host add-tpm": policy.CmdHostAddTPM, "host set": policy.CmdHostSet, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
 		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
 		"dump-key remove": policy.CmdDumpKeyRemove, "policy enable": policy.CmdPolicySet, "policy disable": policy.CmdPolicySet,
-		"policy inherit": policy.CmdPolicySet, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
+		"policy inherit": policy.CmdPolicySet, "draft commit": policy.CmdDraftCommit, "draft undo": policy.CmdDraftUndo, "draft drop": policy.CmdDraftDrop, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
 		"tpm-trust vendor": policy.CmdTrustVendor, "host deny": policy.CmdHostDeny, "host allow": policy.CmdHostAllow, "class offline-caching": policy.CmdClassOffline,
 		"admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
 	} {
@@ -206,7 +206,7 @@ func TestScreens(t *testing.T) {
 	f := verbtest.Start(t, true)
 	s := f.Session(policy.DoorSSH)
 	var b strings.Builder
-	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status",
+	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status", "hsm site-data list",
 		"node list", "node measure", "admin list", "audit tail", "audit verify", "audit trim 20", "metadata", "signer list", "key list",
 		"mode status", "baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
 		b.WriteString("guardhouse> " + line + "\n" + mustCall(t, s, line, "") + "\n")
@@ -273,5 +273,24 @@ func TestRebootIsAuditedAndWorksWithABrokenLedger(t *testing.T) {
 	}
 	if got := strings.Join(f.Power(), " "); got != "reboot off" {
 		t.Errorf("init was asked for %q", got)
+	}
+}
+
+func TestSiteDataIsStoredByHashAndNeverShown(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	const secret = "very private key bytes"
+	text := mustCall(t, s, "hsm site-data put client.pem", secret)
+	text += mustCall(t, s, "hsm site-data list", "")
+	if strings.Contains(text, secret) || !strings.Contains(text, "22 bytes") || !strings.Contains(text, "world is missing") {
+		t.Errorf("said %q", text)
+	}
+	_, err := call(s, "hsm site-data put other.pem", secret)
+	if got := verb.Explain(err); got.Code != 1 || !strings.Contains(got.Remedy, "site-data list") || strings.Contains(got.Error(), secret) {
+		t.Errorf("an undeclared name: %+v", got)
+	}
+	mustCall(t, s, "hsm site-data remove client.pem", "")
+	if _, err := call(s, "hsm site-data remove client.pem", ""); err == nil {
+		t.Error("removed twice")
 	}
 }

@@ -89,7 +89,7 @@ func TestEmbeddedTokenServes(t *testing.T) {
 	s.ready(t, false)
 	setUpRightly(t, s)
 	st := s.verb(t, "hsm", "status")
-	if !strings.Contains(st, "libsofthsm2.so") || !strings.Contains(st, "ready") {
+	if !strings.Contains(st, "libsofthsm2.so") || !strings.Contains(st, "ready") || !strings.Contains(st, "libsofthsm2 2.") {
 		t.Errorf("hsm status: %s", st)
 	}
 	s.guest(t)

@@ -71,7 +71,10 @@ func (s *Site) Answers() ([]byte, error) {
 	v := AnswerValues{Name: s.Name, Token: TokenLabel, Module: "/usr/lib/pkcs11/p11-kit-client.so", Attach: "virtio:org.guardhouse.hsm",
 		AdminName: AdminName, AdminKey: s.Admin.Public}
 	if s.HSM == Embedded {
-		v.Module, v.Attach = "/usr/lib/pkcs11/libsofthsm2.so", ""
+		v.Module = "/usr/lib/pkcs11/libsofthsm2.so"
+	}
+	if s.HSM != "" && s.HSM != Attached {
+		v.Attach = ""
 	}
 	for _, t := range s.Times {
 		v.Times = append(v.Times, t.GuestAddr())

@@ -29,7 +29,7 @@ import (
 type Options struct {
 	Build string
 	Name  string
-	HSM   string // as mkimage's --hsm; empty = attached
+	HSM   string // as mkimage's --hsm; empty = attached. A pack or module of somebody else's serves p11-kit's client, for all that Answers knows
 	Fresh bool   // throw away what an earlier run of this name left
 	Logf  func(format string, args ...any)
 }
@@ -195,7 +195,7 @@ func (s *Site) Boot(ctx context.Context) error { return s.BootWith(ctx, nil) }
 // BootWith is Boot of a machine that adjust has changed.
 func (s *Site) BootWith(ctx context.Context, adjust func(*lab.NodeOptions)) error {
 	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token}
-	if s.HSM == Embedded {
+	if s.HSM != "" && s.HSM != Attached {
 		o.Token = nil
 	}
 	if adjust != nil {

@@ -6,11 +6,15 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,6 +65,15 @@ func (f *Fake) ledger(s *rpc.Server) {
 			}
 		}
 		return list, nil
+	})
+	on(f, s, rpc.LedgerEvidence, f.evidence)
+	on(f, s, rpc.LedgerBootLog, func(r rpc.BootLogRequest) (rpc.BootLogReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if log, ok := f.logs[r.Digest]; ok {
+			return rpc.BootLogReply{Log: log}, nil
+		}
+		return rpc.BootLogReply{}, rpc.ErrUnavailable.With("the boot log is not kept here")
 	})
 	on(f, s, rpc.LedgerAuditTail, func(r rpc.AuditTailRequest) ([]rpc.AuditRecord, error) {
 		var records []rpc.AuditRecord
@@ -183,7 +196,33 @@ func tokenKey(ref policy.KeyRef, role policy.KeyRole) rpc.HSMKey {
 
 func (f *Fake) hsm(s *rpc.Server) {
 	on(f, s, rpc.HSMStatus, func(rpc.Empty) (rpc.HSMStatusReply, error) {
-		return rpc.HSMStatusReply{State: "ready", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
+		return rpc.HSMStatusReply{State: "ready", Pack: "p11-kit-client 0.24.1-2", Module: "/usr/lib/pkcs11/p11-kit-client.so", Token: "guardhouse", Serial: "0badcafe", OAEP: "software over raw RSA", Breaker: "closed"}, nil
+	})
+	on(f, s, rpc.HSMSiteList, func(rpc.Empty) (rpc.HSMSiteReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return rpc.HSMSiteReply{Pack: "vendor 1.0", Files: append(slices.Clone(f.site), rpc.HSMSiteFile{Name: "world", Declared: true})}, nil
+	})
+	on(f, s, rpc.HSMSitePut, func(r rpc.HSMSiteRequest) (rpc.HSMSiteFile, error) {
+		if r.Name != "client.pem" || r.Actor.Name == "" {
+			return rpc.HSMSiteFile{}, rpc.ErrRefused.With("the HSM pack of this image declares no site data of this name")
+		}
+		sum := sha256.Sum256(r.Data)
+		file := rpc.HSMSiteFile{Name: r.Name, Declared: true, Size: int64(len(r.Data)), SHA256: hex.EncodeToString(sum[:])}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.site = []rpc.HSMSiteFile{file}
+		return file, nil
+	})
+	on(f, s, rpc.HSMSiteRemove, func(r rpc.HSMSiteRequest) (rpc.HSMSiteFile, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.site) == 0 || f.site[0].Name != r.Name {
+			return rpc.HSMSiteFile{}, rpc.ErrRefused.With("there is no such site data")
+		}
+		file := f.site[0]
+		f.site = nil
+		return file, nil
 	})
 	on(f, s, rpc.HSMUnlock, func(r rpc.HSMUnlockRequest) (rpc.Empty, error) {
 		f.mu.Lock()
@@ -240,4 +279,33 @@ func (f *Fake) init(s *rpc.Server) {
 		}
 		return nil
 	}, rpc.Console)
+}
+
+// evidence is a page of what hosts showed, the last of each kind.
+func (f *Fake) evidence(r rpc.EvidenceRequest) ([]policy.Observation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	newest := map[string]map[policy.ObservationKind]policy.Observation{}
+	for _, o := range f.observed {
+		if (o.Kind != policy.ObservedGood && o.Kind != policy.ObservedFindings) || o.Subject <= r.After {
+			continue
+		}
+		if newest[o.Subject] == nil {
+			newest[o.Subject] = map[policy.ObservationKind]policy.Observation{}
+		}
+		newest[o.Subject][o.Kind] = o
+	}
+	list := []policy.Observation{}
+	ids := slices.Sorted(maps.Keys(newest))
+	for _, id := range ids[:min(256, len(ids))] {
+		good, ok := newest[id][policy.ObservedGood]
+		bad, failed := newest[id][policy.ObservedFindings]
+		if ok && (r.Both || !failed || good.Last.Latest >= bad.Last.Latest) {
+			list = append(list, good)
+		}
+		if failed && (r.Both || !ok || good.Last.Latest < bad.Last.Latest) {
+			list = append(list, bad)
+		}
+	}
+	return list, nil
 }

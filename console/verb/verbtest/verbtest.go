@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -54,10 +55,12 @@ type Fake struct {
 	unlocked []string
 	pending  []policy.Observation
 	observed []policy.Observation
+	logs     map[string][]byte // by SHA-256
 	uses     []policy.ProtectorUse
 	hostKey  ed25519.PrivateKey
 	ca       *rsa.PrivateKey
 	fail     map[string]error
+	site     []rpc.HSMSiteFile
 	boot     time.Duration
 	born     map[policy.KeyRef]born           // pairs in the token that were not made here
 	sick     map[policy.KeyRef]policy.Problem // what tests find
@@ -181,6 +184,32 @@ func (f *Fake) ObserveAt(at policy.Stamp, kind policy.ObservationKind, subject s
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.observed = append(f.observed, policy.Observation{Kind: kind, Subject: subject, First: at, Last: at, Count: 1, Facts: facts})
+}
+
+// KeepLog has the node keep a boot log, nil for one that it has lost.
+func (f *Fake) KeepLog(digest string, log []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.logs == nil {
+		f.logs = map[string][]byte{}
+	}
+	if f.logs[digest] = log; log == nil {
+		delete(f.logs, digest)
+	}
+}
+
+// EditState changes the records without a command, whatever the policy says of it.
+func (f *Fake) EditState(edit func(*policy.State)) {
+	f.mu.Lock()
+	next := f.state
+	f.mu.Unlock()
+	next.Hosts, next.Baselines = maps.Clone(next.Hosts), maps.Clone(next.Baselines)
+	edit(&next)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state, f.index = next, f.index+1
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 // HostKey is the node's SSH host key.
