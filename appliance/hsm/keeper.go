@@ -400,7 +400,7 @@ func (k *Keeper) session(ctx context.Context, epoch int) (ready time.Duration, e
 	k.abandon = cancel
 	k.mu.Unlock()
 	if err != nil {
-		return 0, &Error{Kind: KindUnavailable, Class: ClassModule, Detail: err.Error(), Remedy: "see the log of hsm"}
+		return 0, AsError(err)
 	}
 	defer p.kill(&Error{Kind: KindUnavailable, Detail: "the worker was stopped"})
 	k.within(limit + k.timing.Call)
