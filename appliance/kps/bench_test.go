@@ -126,3 +126,25 @@ func BenchmarkRoll(b *testing.B) {
 		resp.Marshal()
 	}
 }
+
+// BenchmarkSecretFailures times the ways in which a transport key is wrong, the token taken out: compare them with benchstat, they must not
+// differ by more than the noise of the run.
+func BenchmarkSecretFailures(b *testing.B) {
+	p, tk := testProtector(b)
+	two, err := (&Payload{Version: PayloadV1, Keys: [][]byte{tk, tk}}).Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		key  Decrypter
+	}{{"padding", failing{ErrDecryption}}, {"structure", returning{two}}, {"short", returning{tk[:8]}}, {"another-key", returning{make([]byte, 32)}}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := p.OpenTransportKey(b.Context(), p.Wrapping(2), c.key, rand.Reader); err != error(errTransportKey) {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
