@@ -1,11 +1,15 @@
 package appraise
 
 import (
+	"crypto"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
+
+	"github.com/google/go-attestation/attest"
 
 	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
@@ -85,6 +89,69 @@ func BenchmarkAppraise(b *testing.B) {
 		if v := Judge(Input{State: s.state, Trust: trust, Host: s.host(), EK: s.ek, Facts: facts}); v.Passed {
 			b.Fatal("passed")
 		}
+	}
+}
+
+// BenchmarkBesideGoAttestation proves and judges the log by turns with the nearest thing that another library does with it, so that what
+// else the machine does falls on both: times-as-fast is the bound's number, with appraise-ns and appraise-allocs.
+func BenchmarkBesideGoAttestation(b *testing.B) {
+	raw, pcrs := virtualMachine(b)
+	var theirs []attest.PCR
+	for i, p := range pcrs {
+		theirs = append(theirs, attest.PCR{Index: i, Digest: p, DigestAlg: crypto.SHA1})
+	}
+	s := newSite(b)
+	trust, _ := NewTrust(s.state)
+	ours := func() {
+		facts, failure := evidence.Prove(raw, pcrs, evidence.SHA1)
+		if failure != nil {
+			b.Fatal(failure)
+		}
+		Judge(Input{State: s.state, Trust: trust, Host: s.host(), EK: s.ek, Facts: facts})
+	}
+	other := func() {
+		l, err := attest.ParseEventLog(raw)
+		if err != nil {
+			b.Fatal(err)
+		}
+		events, err := l.Verify(theirs)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := attest.ParseSecurebootState(events); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := attest.ParseWinEvents(events); err != nil {
+			b.Fatal(err)
+		}
+	}
+	allocs, otherAllocs := testing.AllocsPerRun(20, ours), testing.AllocsPerRun(20, other)
+	var mine, its time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		ours()
+		middle := time.Now()
+		other()
+		mine, its = mine+middle.Sub(begin), its+time.Since(middle)
+	}
+	b.ReportMetric(float64(its)/float64(mine), "times-as-fast")
+	b.ReportMetric(float64(mine)/float64(b.N), "appraise-ns")
+	b.ReportMetric(float64(its)/float64(b.N), "go-attestation-ns")
+	b.ReportMetric(allocs, "appraise-allocs")
+	b.ReportMetric(otherAllocs, "go-attestation-allocs")
+}
+
+// TestAppraisalAllocatesLittle: the bound of 300, which no noise of the machine moves.
+func TestAppraisalAllocatesLittle(t *testing.T) {
+	raw, pcrs := virtualMachine(t)
+	s := newSite(t)
+	trust, _ := NewTrust(s.state)
+	allocs := testing.AllocsPerRun(20, func() {
+		facts, _ := evidence.Prove(raw, pcrs, evidence.SHA1)
+		Judge(Input{State: s.state, Trust: trust, Host: s.host(), EK: s.ek, Facts: facts})
+	})
+	if allocs > 300 {
+		t.Errorf("%v allocations", allocs)
 	}
 }
 

@@ -1,11 +1,13 @@
 package attest
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/http/httptest"
@@ -16,6 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"guardhouse/appliance/appraise"
+	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/hgsa"
 	"guardhouse/appliance/policy"
@@ -57,6 +61,7 @@ func benchmarkTPM(b *testing.B, hosts, certificates int, first bool) {
 	for i := range conversations {
 		conversations[i] = n.record(b, s, types...)
 	}
+	n.remember(b, s)
 	const turn = 8 // attestations of each goroutine before the signatures have their turn
 	goroutines := len(conversations)
 	var serve, sign, served, signed time.Duration // processor time and time of all
@@ -86,6 +91,7 @@ func benchmarkTPM(b *testing.B, hosts, certificates int, first bool) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	b.ReportMetric(float64(m.HeapInuse+m.StackInuse)/(1<<20), "MiB-after-GC")
+	runtime.KeepAlive(n)
 }
 
 func inParallel(n int, f func(i int)) {
@@ -127,6 +133,35 @@ func (n *node) addHosts(total int) {
 			st.Hosts[h.ID] = h
 		}
 	})
+}
+
+// remember fills what the service keeps of hosts that attested, with all that are
+// registered.
+func (n *node) remember(b *testing.B, s *softTPM) {
+	facts, failure := evidence.Prove(s.log, s.pcrs, evidence.SHA256)
+	if failure != nil {
+		b.Fatal(failure)
+	}
+	snap := n.d.Snapshot()
+	own, ok := n.verdicts.passed[n.hostID]
+	if !ok {
+		b.Fatal("the attestation was not remembered")
+	}
+	for id, h := range snap.State.Hosts {
+		if id == n.hostID {
+			continue
+		}
+		sum := sha256.Sum256([]byte(id))
+		own.evidence, own.idk, own.idks = sum, bytes.Clone(own.idk), bytes.Clone(own.idks)
+		n.verdicts.put(&snap, id, own)
+		n.good.news(&proved{host: h, log: hex.EncodeToString(sum[:]), facts: facts, verdict: appraise.Verdict{Passed: true, Matched: own.matched}}, n.boot)
+		ek, err := evidence.ParseEK(h.TPM.EK)
+		if err != nil {
+			b.Fatal(err)
+		}
+		n.eks.put(sum[:], ek)
+		n.eks.put([]byte(id), ek)
+	}
 }
 
 // record is the requests of one conversation. As all state travels in them, they

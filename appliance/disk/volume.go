@@ -168,6 +168,10 @@ func dataSectors(path string) (uint64, error) {
 		return 0, err
 	}
 	defer f.Close()
+	// The integrity layer writes below the page cache of its device, which may still hold what was there before.
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return 0, fmt.Errorf("forget cached blocks: %w", err)
+	}
 	b := make([]byte, 512)
 	if _, err := f.ReadAt(b, bodyStart); err != nil {
 		return 0, err

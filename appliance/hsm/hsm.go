@@ -7,8 +7,13 @@
 // its deadline, a dead session that cannot be replaced or a lost device ends
 // the worker, and the keeper starts a new one and hands it the PIN over a pipe.
 // A wrong PIN is tried once and never again, so that a token is not locked by
-// our own retries. Keys are found by their public key (Key.Ref), never by
-// label, and a key does only what its role says.
+// our own retries; once a PIN has worked, a token of another serial number is not
+// shown it before a person says so (Retry). Calls wait in a bounded queue in
+// which callers and kinds of operations take turns; while the token is away they
+// are answered at once (Breaker), and the token is served again by itself, within
+// five seconds of its return, after a real signature on trial. Keys are found by
+// their public key (Key.Ref), never by label, and a key does only what its role
+// says.
 //
 // Limits. RSA only. The PIN passes through a C string inside the worker while
 // it logs in. A signature that was under way when the worker died may or may

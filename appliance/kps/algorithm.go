@@ -241,9 +241,13 @@ func writeOAEP(w *bytes.Buffer, d EncryptedData) {
 	if (d.Padding == OAEP{crypto.SHA1, crypto.SHA1}) {
 		return
 	}
-	fmt.Fprintf(w, `<Parameters><ds:DigestMethod xmlns:ds="%s" Algorithm="%s"></ds:DigestMethod>`, dsigNamespace, uriOf(hashesByDigestURI, d.Padding.Hash))
+	w.WriteString(`<Parameters><ds:DigestMethod xmlns:ds="` + dsigNamespace + `" Algorithm="`)
+	w.WriteString(uriOf(hashesByDigestURI, d.Padding.Hash))
+	w.WriteString(`"></ds:DigestMethod>`)
 	if d.Algorithm == RSAOAEP {
-		fmt.Fprintf(w, `<xenc11:MGF xmlns:xenc11="%s" Algorithm="%s"></xenc11:MGF>`, xenc11Namespace, uriOf(hashesByMGF, d.Padding.MGF))
+		w.WriteString(`<xenc11:MGF xmlns:xenc11="` + xenc11Namespace + `" Algorithm="`)
+		w.WriteString(uriOf(hashesByMGF, d.Padding.MGF))
+		w.WriteString(`"></xenc11:MGF>`)
 	}
 	w.WriteString(`</Parameters>`)
 }

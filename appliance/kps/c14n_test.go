@@ -54,6 +54,9 @@ func TestCanonicalWrappingsMatchThePublishedVector(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if fast := canonicalFast(find(root, "Wrappings")); !bytes.Equal(fast, got) {
+				t.Errorf("the fast writer gives\n%s", fast)
+			}
 			sum := sha256.Sum256(got)
 			if len(got) != c.size || hex.EncodeToString(sum[:]) != c.sum {
 				t.Errorf("got %d bytes, sha256 %x, want %d, %s:\n%s", len(got), sum, c.size, c.sum, got)

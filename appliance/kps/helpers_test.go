@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // testKeys are made once for all tests; index by the role constants.
@@ -122,14 +124,34 @@ func between(t testing.TB, raw []byte, from, to string) string {
 	return mid
 }
 
-// untimed leaves the token's signature out of a measurement.
-type untimed struct {
-	*rsa.PrivateKey
-	b *testing.B
+// threadTime is the processor time that this thread has used.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		panic(err)
+	}
+	return time.Duration(t.Nano())
 }
 
-func (u untimed) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	u.b.StopTimer()
-	defer u.b.StartTimer()
-	return u.PrivateKey.Sign(random, digest, opts)
+// timed adds up the processor time of a token's signatures, to be taken off a measurement.
+type timed struct {
+	*rsa.PrivateKey
+	spent time.Duration
+}
+
+func (s *timed) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	start := threadTime()
+	defer func() { s.spent += threadTime() - start }()
+	return s.PrivateKey.Sign(random, digest, opts)
+}
+
+// faulty is a token whose signatures are wrong in one bit.
+type faulty struct{ *rsa.PrivateKey }
+
+func (f faulty) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := f.PrivateKey.Sign(random, digest, opts)
+	if err == nil {
+		sig[100] ^= 1
+	}
+	return sig, err
 }

@@ -137,9 +137,7 @@ func parseProtector(raw []byte) (*Protector, error) {
 	if err := p.parseSignatures(seq); err != nil {
 		return nil, err
 	}
-	if p.canonical, err = canonical(wrappings); err != nil {
-		return nil, err
-	}
+	p.canonical = canonicalFast(wrappings)
 	return p, nil
 }
 
@@ -407,8 +405,10 @@ func binary64(el *etree.Element) ([]byte, error) {
 	return out, nil
 }
 
+var strictBase64 = base64.StdEncoding.Strict()
+
 func decodeBase64(t string) ([]byte, error) {
-	if strings.ContainsAny(t, " \t\r\n") {
+	if strings.IndexByte(t, ' ') >= 0 || strings.IndexByte(t, '\t') >= 0 || strings.IndexByte(t, '\r') >= 0 || strings.IndexByte(t, '\n') >= 0 {
 		t = strings.Map(func(r rune) rune {
 			if r == ' ' || r == '\t' || r == '\r' || r == '\n' {
 				return -1
@@ -419,7 +419,7 @@ func decodeBase64(t string) ([]byte, error) {
 	if t == "" {
 		return nil, errors.New("empty")
 	}
-	return base64.StdEncoding.Strict().DecodeString(t)
+	return strictBase64.DecodeString(t)
 }
 
 func parseCertificate(el *etree.Element) (*x509.Certificate, error) {

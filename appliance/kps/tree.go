@@ -5,7 +5,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -44,66 +43,54 @@ func readTree(raw []byte, lim bounds) (*etree.Element, error) {
 	if !utf8.Valid(raw) {
 		return nil, errors.New("the document is not UTF-8")
 	}
-	b := treeBuilder{lim: lim, dec: xml.NewDecoder(bytes.NewReader(raw))}
-	for {
-		tok, err := b.dec.RawToken()
-		if err == io.EOF {
-			return b.finish()
-		}
-		if err != nil {
-			return nil, errors.New("the document is not well-formed XML")
-		}
-		if err := b.add(tok); err != nil {
-			return nil, err
-		}
+	b := treeBuilder{lim: lim}
+	s := scanner{in: raw}
+	if err := s.run(&b); err != nil {
+		return nil, err
 	}
+	return b.finish()
 }
 
 type treeBuilder struct {
 	lim          bounds
-	dec          *xml.Decoder
 	root         *etree.Element
 	open         []*etree.Element
 	text         []byte
-	tokens       int
 	elements     int
 	declarations int
 }
 
-func (b *treeBuilder) add(tok xml.Token) error {
-	b.tokens++
-	switch t := tok.(type) {
-	case xml.StartElement:
-		return b.start(t)
-	case xml.EndElement:
-		if len(b.open) == 0 {
-			return errors.New("an end tag has no start tag")
+// end closes the innermost element.
+func (b *treeBuilder) end(name xml.Name) error {
+	if len(b.open) == 0 {
+		return errors.New("an end tag has no start tag")
+	}
+	b.flush()
+	el := b.open[len(b.open)-1]
+	if el.Space != name.Space || el.Tag != name.Local {
+		return errors.New("start and end tags do not match")
+	}
+	b.open = b.open[:len(b.open)-1]
+	for _, a := range el.Attr {
+		if isDeclaration(a) {
+			b.declarations--
 		}
-		b.flush()
-		el := b.open[len(b.open)-1]
-		if el.Space != t.Name.Space || el.Tag != t.Name.Local {
-			return errors.New("start and end tags do not match")
-		}
-		b.open = b.open[:len(b.open)-1]
-		for _, a := range el.Attr {
-			if isDeclaration(a) {
-				b.declarations--
-			}
-		}
-	case xml.CharData:
-		if len(b.open) > 0 {
-			b.text = append(b.text, t...)
-		} else if len(bytes.TrimLeft(t, " \t\r\n")) > 0 {
-			return errors.New("there is text outside the root element")
-		}
-	case xml.ProcInst:
-		if t.Target != "xml" || b.tokens != 1 {
-			return errors.New("processing instructions are not accepted")
-		}
-	case xml.Directive:
-		return errors.New("document type declarations are not accepted")
 	}
 	return nil
+}
+
+// characters adds text, which is copied.
+func (b *treeBuilder) characters(t []byte) error {
+	if len(b.open) > 0 {
+		b.text = append(b.text, t...)
+	} else if len(bytes.TrimLeft(t, " \t\r\n")) > 0 {
+		return errors.New("there is text outside the root element")
+	}
+	return nil
+}
+
+func errTooManyAttributes(lim bounds) error {
+	return fmt.Errorf("an element has more than %d attributes", lim.attributes)
 }
 
 func (b *treeBuilder) flush() {
@@ -150,7 +137,7 @@ func (b *treeBuilder) start(t xml.StartElement) error {
 
 func (b *treeBuilder) attributes(el *etree.Element, attrs []xml.Attr) error {
 	if len(attrs) > b.lim.attributes {
-		return fmt.Errorf("an element has more than %d attributes", b.lim.attributes)
+		return errTooManyAttributes(b.lim)
 	}
 	prefixed := 0
 	for i, a := range attrs {

@@ -34,30 +34,46 @@ func writeCertificate(w *bytes.Buffer, name string, der []byte, received certifi
 		return
 	}
 	w.WriteString("<" + name + ">")
-	escapeText.WriteString(w, received.text)
+	text := received.text // base64 and white space
+	if strings.IndexByte(text, '\r') >= 0 {
+		text = escapeText.Replace(text)
+	}
+	w.WriteString(text)
 	w.WriteString("</" + name + ">")
 }
 
 func (s Signature) write(w *bytes.Buffer, name string) {
-	fmt.Fprintf(w, `<%s Algorithm="%s">%s`, name, escapeAttribute.Replace(s.Algorithm), s.parameters)
+	w.WriteString("<" + name + ` Algorithm="`)
+	w.WriteString(escapeAttribute.Replace(s.Algorithm))
+	w.WriteString(`">`)
+	w.WriteString(s.parameters)
 	writeBase64(w, "SignatureValue", s.Value)
 	w.WriteString("</" + name + ">")
 }
 
 func (x *Wrapping) write(w *bytes.Buffer) {
-	fmt.Fprintf(w, "<Wrapping><Id>%d</Id>", x.ID)
+	w.WriteString("<Wrapping><Id>")
+	w.WriteString(strconv.FormatUint(uint64(x.ID), 10))
+	w.WriteString("</Id>")
 	writeCertificate(w, "SigningCertificate", x.SigningCertificate.Raw, x.signingText)
-	fmt.Fprintf(w, `<SigningCertificateSignature ParentWrappingId="%d">`, x.ParentID)
+	w.WriteString(`<SigningCertificateSignature ParentWrappingId="`)
+	w.WriteString(strconv.FormatUint(uint64(x.ParentID), 10))
+	w.WriteString(`">`)
 	x.SigningCertificateSignature.write(w, "Signature")
 	w.WriteString("</SigningCertificateSignature>")
 	writeCertificate(w, "EncryptionCertificate", x.EncryptionCertificate.Raw, x.encryptionText)
 	w.WriteString("<EncryptionCertificateSignature>")
 	x.EncryptionCertificateSignature.write(w, "Signature")
-	fmt.Fprintf(w, `</EncryptionCertificateSignature><TransportKey><EncryptedData Algorithm="%s">`, x.TransportKey.Algorithm)
+	w.WriteString(`</EncryptionCertificateSignature><TransportKey><EncryptedData Algorithm="`)
+	w.WriteString(x.TransportKey.Algorithm)
+	w.WriteString(`">`)
 	writeOAEP(w, x.TransportKey)
 	writeBase64(w, "CipherValue", x.TransportKey.Value)
 	w.WriteString("</EncryptedData></TransportKey></Wrapping>")
 }
+
+// usualWrapping is what one takes with keys of 2048 bits, in bytes.
+const usualWrapping = 4 << 10
 
 const (
 	wrappingsStart     = `<Wrappings xmlns="` + Namespace + `">`
@@ -91,6 +107,7 @@ func (s sealing) protector() (*Protector, error) {
 		return nil, errors.New("the signing key does not belong to the wrapping that is to sign")
 	}
 	var body bytes.Buffer
+	body.Grow(len(p.Wrappings) * usualWrapping)
 	body.WriteString(wrappingsStart)
 	for i := range p.Wrappings {
 		p.Wrappings[i].write(&body)

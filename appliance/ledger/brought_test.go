@@ -171,7 +171,7 @@ func TestAKeyThatFailsAtTheStartIsAFinding(t *testing.T) {
 	b.restart()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); b.l.keepTested(ctx) }()
+	go func() { defer close(done); b.l.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	find := func() (policy.Problem, bool) {
 		list := b.l.Status().Problems
@@ -322,12 +322,17 @@ func TestAnImportedKeyIsSealedMarkedAndWiped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.l.wipeSoftware(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if list, err := b.l.SoftwareKeys(); err != nil || len(list) != 0 || len(k.loaded) != 0 {
-		t.Errorf("removed, and %d are sealed, %d loaded: %v", len(list), len(k.loaded), err)
-	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); b.l.Run(ctx) }()
+	eventually(t, func() bool {
+		list, err := b.l.SoftwareKeys()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return err == nil && len(list) == 0 && len(k.loaded) == 0
+	})
+	cancel()
+	<-done
 	if b.logged(pfxPassphrase) {
 		t.Error("the passphrase is in the log")
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -171,6 +170,9 @@ func (l *Ledger) KeyTest(ctx context.Context, req rpc.KeyTestRequest) (rpc.KeyTe
 	return rpc.KeyTestReply{Results: results}, nil
 }
 
+// primaries are the commands that may make keys primary which were not.
+var primaries = []policy.Kind{policy.CmdKeyPrimary, policy.CmdRotationPrimary, policy.CmdRotationUndo, policy.CmdRotationAbort}
+
 // gatePrimary refuses to make a key primary that any node can't use. What the records refuse anyway is left to them, and so is a request
 // that was answered before.
 func (l *Ledger) gatePrimary(ctx context.Context, c policy.Command) error {
@@ -178,14 +180,20 @@ func (l *Ledger) gatePrimary(ctx context.Context, c policy.Command) error {
 		return err
 	}
 	s, _ := l.Snapshot()
-	if _, _, err := policy.Apply(s.State, c); err != nil {
+	next, result, err := policy.Apply(s.State, c)
+	if err != nil {
 		return nil
 	}
-	var b policy.KeyChange
-	if err := json.Unmarshal(c.Body, &b); err != nil {
+	var refs []policy.KeyRef
+	for ref, k := range next.Keys {
+		if k.Primary && (!s.State.Keys[ref].Primary || string(ref) == result.Subject) {
+			refs = append(refs, ref)
+		}
+	}
+	if len(refs) == 0 {
 		return nil
 	}
-	keys, err := recordedKeys(s.State, []policy.KeyRef{b.Ref})
+	keys, err := recordedKeys(s.State, refs)
 	if err != nil {
 		return nil
 	}
@@ -198,7 +206,7 @@ func (l *Ledger) gatePrimary(ctx context.Context, c policy.Command) error {
 		what = append(what, p.What)
 	}
 	why := "the key fails its test " + strings.Join(what, "; ")
-	if err := l.note(c.Actor, string(c.Kind), string(b.Ref), "refused", why, failed[0].Remedy); err != nil {
+	if err := l.note(c.Actor, string(c.Kind), result.Subject, "refused", why, failed[0].Remedy); err != nil {
 		return err
 	}
 	return rpc.ErrRefused.With("%s refused: %s; %s", c.Kind, why, failed[0].Remedy)

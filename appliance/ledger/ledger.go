@@ -326,7 +326,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
 // whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {

@@ -194,7 +194,7 @@ func (l *Ledger) Propose(ctx context.Context, c policy.Command) (uint64, policy.
 	}
 	state, _ := l.Snapshot()
 	c.Stragglers = state.State.Stragglers(c, l.observed.lastOfHost()) // whatever the sender says
-	if c.Kind == policy.CmdKeyPrimary {
+	if slices.Contains(primaries, c.Kind) {
 		if err := l.gatePrimary(ctx, c); err != nil {
 			return 0, policy.Result{}, err
 		}

@@ -46,7 +46,7 @@ func (l *Ledger) MakeKeys(ctx context.Context, req rpc.MakeKeysRequest) (rpc.Mak
 	}
 	defer l.wakeRenewal()
 	for _, role := range req.Roles {
-		made, err := l.makeKey(ctx, req, role)
+		made, err := l.makeKey(ctx, req, role, reply.Keys...)
 		if err != nil {
 			return reply, fmt.Errorf("%s key: %w", role, err)
 		}
@@ -152,7 +152,8 @@ type madeKey struct {
 	tests []rpc.HSMTestResult
 }
 
-func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role policy.KeyRole) (madeKey, error) {
+// makeKey makes one key; before are those that were made for the same request.
+func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role policy.KeyRole, before ...policy.Key) (madeKey, error) {
 	id := derivedID(req.ID, string(role))
 	if done, ok, err := l.doneBefore(id); ok || err != nil {
 		return done, err
@@ -171,7 +172,7 @@ func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role poli
 	if made.Extractable || !made.Sensitive {
 		return madeKey{}, rpc.ErrRefused.With("the token made key %s so that it would give the private half out; it is not used. Check the token's settings and delete that key", made.Label)
 	}
-	der, err := l.certify(made, role, req.Subject)
+	der, err := l.certify(made, role, req.Subject, before...)
 	if err != nil {
 		return madeKey{}, err
 	}
@@ -222,7 +223,7 @@ var roleWords = map[policy.KeyRole]string{
 }
 
 // certify makes the certificate of a new key.
-func (l *Ledger) certify(k rpc.HSMKey, role policy.KeyRole, subject string) ([]byte, error) {
+func (l *Ledger) certify(k rpc.HSMKey, role policy.KeyRole, subject string, before ...policy.Key) ([]byte, error) {
 	signer, err := rpc.NewHSMSignerFor(l.cfg.HSM, k.Ref, role, k.SPKI)
 	if err != nil {
 		return nil, err
@@ -242,7 +243,7 @@ func (l *Ledger) certify(k rpc.HSMKey, role policy.KeyRole, subject string) ([]b
 	t.KeyUsage = x509.KeyUsageDigitalSignature
 	if role == policy.RoleEncryption {
 		t.KeyUsage = x509.KeyUsageKeyEncipherment | x509.KeyUsageDataEncipherment
-		if issuer, key, err = l.issuingKey(); err != nil {
+		if issuer, key, err = l.issuingKey(before); err != nil {
 			return nil, err
 		}
 	}
@@ -269,10 +270,16 @@ func (l *Ledger) guardianTemplate(cn string, spki []byte) (*x509.Certificate, er
 		NotAfter: begin.Add(guardianLife), SignatureAlgorithm: x509.SHA256WithRSA, SubjectKeyId: ski[:]}, nil
 }
 
-// issuingKey is the signing key that certifies encryption keys: the primary one or, where no key passed its test yet, any of ours.
-func (l *Ledger) issuingKey() (*x509.Certificate, crypto.Signer, error) {
+// issuingKey is the signing key that certifies encryption keys: one that was made for the same request, so that the halves of a new pair
+// belong together; else the primary one or, where no key passed its test yet, any of ours.
+func (l *Ledger) issuingKey(before []policy.Key) (*x509.Certificate, crypto.Signer, error) {
 	s, _ := l.Snapshot()
 	k, ok := issuer(s.State)
+	for _, one := range before {
+		if one.Role == policy.RoleSigning {
+			k, ok = one, true
+		}
+	}
 	if !ok {
 		return nil, nil, rpc.ErrRefused.With("there is no signing key that could certify the encryption key; make both")
 	}

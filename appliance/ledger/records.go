@@ -27,6 +27,11 @@ func (c *contents) read(tx *bolt.Tx) error {
 			return fmt.Errorf("service settings: %w", err)
 		}
 	}
+	if b := meta.Get(keyRotation); b != nil {
+		if err := json.Unmarshal(b, &c.state.Rotation); err != nil {
+			return fmt.Errorf("rotation: %w", err)
+		}
+	}
 	for key, into := range map[string]**policy.Draft{string(keyDraft): &c.state.Draft, string(keyUndo): &c.state.Undo} {
 		if b := meta.Get([]byte(key)); b != nil {
 			if err := json.Unmarshal(b, into); err != nil {
@@ -169,6 +174,15 @@ func writeState(tx *bolt.Tx, old, new policy.State) error {
 			return err
 		}
 		if err := tx.Bucket(bucketMeta).Put(keyService, b); err != nil {
+			return err
+		}
+	}
+	if !same(old.Rotation, new.Rotation) {
+		b, err := json.Marshal(new.Rotation) // null where it is over
+		if err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketMeta).Put(keyRotation, b); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,7 @@ func everyRecord() policy.State {
 	s.PolicySets = map[string]policy.PolicySet{policy.FabricWide: {Enabled: map[string]bool{"x": true}}, "edge": {Class: "edge", Enabled: map[string]bool{"x": false}}}
 	s.Anchors = map[string]policy.Anchor{"a1": {Thumbprint: "a1", Vendor: "infineon", Root: true, Certificate: []byte{4}}}
 	s.VendorsOff = map[string]bool{"infineon": true}
+	s.Rotation = &policy.Rotation{ID: "r", Step: policy.RotationMade, Old: policy.KeyPair{Signing: "k1"}, Days: 30, Started: at}
 	s.Draft = &policy.Draft{By: "ada", Steps: []policy.DraftStep{{Kind: policy.CmdDumpKeyRemove, Body: json.RawMessage(`{"name":"ops"}`)}}}
 	s.Undo = &policy.Draft{By: "bob", At: at, Steps: []policy.DraftStep{{Kind: policy.CmdPolicySet, Body: json.RawMessage(`{}`)}}}
 	return s

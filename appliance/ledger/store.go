@@ -46,12 +46,13 @@ var (
 	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
 		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
 
-	keyVersion = []byte("version")
-	keyIndex   = []byte("index")
-	keyService = []byte("service")
-	keyDraft   = []byte("draft")
-	keyUndo    = []byte("undo")
-	keyNode    = []byte("node")
+	keyVersion  = []byte("version")
+	keyIndex    = []byte("index")
+	keyService  = []byte("service")
+	keyDraft    = []byte("draft")
+	keyUndo     = []byte("undo")
+	keyNode     = []byte("node")
+	keyRotation = []byte("rotation")
 )
 
 // maxResults is how many request ids are remembered.

@@ -117,6 +117,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4 +
 		MaxDenials*entry(name, s.Denials[name]) + MaxOfflineClasses*entry(name, s.Offline[name])
 	total := maxHostBytes + key*MaxKeys + entry(name, brought)*MaxTenants + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
+	total += 2 * (MaxDraftBytes + MaxDraftSteps*entry(name, s.Baselines[name])) // the draft, and what undoes one that removed as many baselines
 	t.Logf("hosts %d, key %d, attestation signer %d, attestation policies %d bytes; %d bytes in all", maxHostBytes, key, signer, attestation, total)
 	if total > message {
 		t.Fatalf("%d bytes, one message holds %d: the processes would hear of nothing any more", total, message)

@@ -16,10 +16,20 @@ import (
 type Kind string
 
 const (
-	CmdSetup          Kind = "setup"           // Setup
-	CmdServiceSet     Kind = "service.set"     // ServiceSet
-	CmdNodeSet        Kind = "node.set"        // NodeSet
-	CmdHTTPSInstall   Kind = "https.install"   // HTTPSInstall
+	CmdSetup        Kind = "setup"         // Setup
+	CmdServiceSet   Kind = "service.set"   // ServiceSet
+	CmdNodeSet      Kind = "node.set"      // NodeSet
+	CmdHTTPSInstall Kind = "https.install" // HTTPSInstall
+	CmdKeyFreeze    Kind = "key.freeze"    // KeyChange
+
+	CmdRotationStart   Kind = "rotation.start" // RotationStart
+	CmdRotationPair    Kind = "rotation.pair"  // RotationMove, and so the others
+	CmdRotationPrimary Kind = "rotation.primary"
+	CmdRotationDisable Kind = "rotation.disable"
+	CmdRotationRemove  Kind = "rotation.remove"
+	CmdRotationUndo    Kind = "rotation.undo"
+	CmdRotationAbort   Kind = "rotation.abort"
+
 	CmdAdminAdd       Kind = "admin.add"       // AdminAdd
 	CmdAdminRemove    Kind = "admin.remove"    // ByName
 	CmdHostAdd        Kind = "host.add"        // HostAdd
@@ -167,47 +177,55 @@ var handlers = map[Kind]struct {
 	node  bool
 	apply func(*State, Command) (Result, error)
 }{
-	CmdSetup:          {AdminOwner, false, applySetup},
-	CmdServiceSet:     {AdminOperator, false, applyServiceSet},
-	CmdNodeSet:        {AdminOperator, true, applyNodeSet},
-	CmdHTTPSInstall:   {AdminOperator, false, applyHTTPSInstall},
-	CmdAdminAdd:       {AdminOwner, false, applyAdminAdd},
-	CmdAdminRemove:    {AdminOwner, false, applyAdminRemove},
-	CmdHostAdd:        {AdminOperator, false, applyHostAdd},
-	CmdHostRevoke:     {AdminOperator, false, applyHostRevoke},
-	CmdHostRestore:    {AdminOperator, false, applyHostRestore},
-	CmdHostRemove:     {AdminOperator, false, applyHostRemove},
-	CmdHostReattest:   {AdminOperator, false, applyHostReattest},
-	CmdKeyAdd:         {AdminOperator, true, applyKeyAdd},
-	CmdKeyPrimary:     {AdminOperator, false, applyKeyPrimary},
-	CmdKeyEnable:      {AdminOperator, false, applyKeyEnable},
-	CmdKeyDisable:     {AdminOperator, false, applyKeyDisable},
-	CmdKeyRemove:      {AdminOperator, false, applyKeyRemove},
-	CmdKeyInstall:     {AdminOperator, false, applyKeyInstall},
-	CmdTenantAdd:      {AdminOperator, false, applyTenantAdd},
-	CmdTenantSet:      {AdminOperator, false, applyTenantSet},
-	CmdTenantRemove:   {AdminOperator, false, applyTenantRemove},
-	CmdSignerTrust:    {AdminOperator, false, applySignerTrust},
-	CmdSignerDistrust: {AdminOperator, false, applySignerDistrust},
-	CmdHostAddTPM:     {AdminOperator, false, applyHostAddTPM},
-	CmdHostSet:        {AdminOperator, false, applyHostSet},
-	CmdBaselineAdd:    {AdminOperator, false, applyBaselineAdd},
-	CmdBaselineRemove: {AdminOperator, false, applyBaselineRemove},
-	CmdCIPolicyAdd:    {AdminOperator, false, applyCIPolicyAdd},
-	CmdCIPolicyRemove: {AdminOperator, false, applyCIPolicyRemove},
-	CmdDumpKeyAdd:     {AdminOperator, false, applyDumpKeyAdd},
-	CmdDumpKeyRemove:  {AdminOperator, false, applyDumpKeyRemove},
-	CmdPolicySet:      {AdminOperator, false, applyPolicySet},
-	CmdDraftAdd:       {AdminOperator, false, applyDraftAdd},
-	CmdDraftCommit:    {AdminOperator, false, applyDraftCommit},
-	CmdDraftDrop:      {AdminOperator, false, applyDraftDrop},
-	CmdDraftUndo:      {AdminOperator, false, applyDraftUndo},
-	CmdTrustImport:    {AdminOperator, false, applyTrustImport},
-	CmdTrustRemove:    {AdminOperator, false, applyTrustRemove},
-	CmdTrustVendor:    {AdminOperator, false, applyTrustVendor},
-	CmdHostDeny:       {AdminOperator, false, applyHostDeny},
-	CmdHostAllow:      {AdminOperator, false, applyHostAllow},
-	CmdClassOffline:   {AdminOperator, false, applyClassOffline},
+	CmdSetup:           {AdminOwner, false, applySetup},
+	CmdServiceSet:      {AdminOperator, false, applyServiceSet},
+	CmdNodeSet:         {AdminOperator, true, applyNodeSet},
+	CmdHTTPSInstall:    {AdminOperator, false, applyHTTPSInstall},
+	CmdAdminAdd:        {AdminOwner, false, applyAdminAdd},
+	CmdAdminRemove:     {AdminOwner, false, applyAdminRemove},
+	CmdHostAdd:         {AdminOperator, false, applyHostAdd},
+	CmdHostRevoke:      {AdminOperator, false, applyHostRevoke},
+	CmdHostRestore:     {AdminOperator, false, applyHostRestore},
+	CmdHostRemove:      {AdminOperator, false, applyHostRemove},
+	CmdHostReattest:    {AdminOperator, false, applyHostReattest},
+	CmdKeyAdd:          {AdminOperator, true, applyKeyAdd},
+	CmdKeyPrimary:      {AdminOperator, false, applyKeyPrimary},
+	CmdKeyEnable:       {AdminOperator, false, applyKeyEnable},
+	CmdKeyDisable:      {AdminOperator, false, applyKeyDisable},
+	CmdKeyRemove:       {AdminOperator, false, applyKeyRemove},
+	CmdKeyInstall:      {AdminOperator, false, applyKeyInstall},
+	CmdTenantAdd:       {AdminOperator, false, applyTenantAdd},
+	CmdTenantSet:       {AdminOperator, false, applyTenantSet},
+	CmdTenantRemove:    {AdminOperator, false, applyTenantRemove},
+	CmdSignerTrust:     {AdminOperator, false, applySignerTrust},
+	CmdSignerDistrust:  {AdminOperator, false, applySignerDistrust},
+	CmdHostAddTPM:      {AdminOperator, false, applyHostAddTPM},
+	CmdHostSet:         {AdminOperator, false, applyHostSet},
+	CmdBaselineAdd:     {AdminOperator, false, applyBaselineAdd},
+	CmdBaselineRemove:  {AdminOperator, false, applyBaselineRemove},
+	CmdCIPolicyAdd:     {AdminOperator, false, applyCIPolicyAdd},
+	CmdCIPolicyRemove:  {AdminOperator, false, applyCIPolicyRemove},
+	CmdDumpKeyAdd:      {AdminOperator, false, applyDumpKeyAdd},
+	CmdDumpKeyRemove:   {AdminOperator, false, applyDumpKeyRemove},
+	CmdPolicySet:       {AdminOperator, false, applyPolicySet},
+	CmdDraftAdd:        {AdminOperator, false, applyDraftAdd},
+	CmdDraftCommit:     {AdminOperator, false, applyDraftCommit},
+	CmdDraftDrop:       {AdminOperator, false, applyDraftDrop},
+	CmdDraftUndo:       {AdminOperator, false, applyDraftUndo},
+	CmdTrustImport:     {AdminOperator, false, applyTrustImport},
+	CmdTrustRemove:     {AdminOperator, false, applyTrustRemove},
+	CmdTrustVendor:     {AdminOperator, false, applyTrustVendor},
+	CmdHostDeny:        {AdminOperator, false, applyHostDeny},
+	CmdHostAllow:       {AdminOperator, false, applyHostAllow},
+	CmdClassOffline:    {AdminOperator, false, applyClassOffline},
+	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
+	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
+	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
+	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},
+	CmdRotationDisable: {AdminOperator, false, applyRotationDisable},
+	CmdRotationRemove:  {AdminOperator, false, applyRotationRemove},
+	CmdRotationUndo:    {AdminOperator, false, applyRotationUndo},
+	CmdRotationAbort:   {AdminOperator, false, applyRotationAbort},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

@@ -198,6 +198,8 @@ type State struct {
 	Hosts   map[string]Host          `json:"hosts"`   // by ID
 	Keys    map[KeyRef]Key           `json:"keys"`    // by ref
 	Signers map[string]TrustedSigner `json:"signers"` // by thumbprint
+	// Rotation is the plan under way, nil where there is none.
+	Rotation *Rotation `json:"rotation,omitempty"`
 	// Tenants bring keys of their own; by name, may be nil.
 	Tenants map[string]Tenant `json:"tenants,omitempty"`
 	// TPM mode; each map may be nil.

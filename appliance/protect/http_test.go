@@ -154,7 +154,7 @@ func TestPanicBecomesAReplyWithoutDetails(t *testing.T) {
 	}
 }
 
-func TestRepeatedRequestsAreLimitedPerSource(t *testing.T) {
+func TestRule9_2_RateLimit_PerSourceAndHost(t *testing.T) {
 	n := newNode(t)
 	d := n.deps()
 	d.RollsPerMinute = 2

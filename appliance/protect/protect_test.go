@@ -89,7 +89,7 @@ func TestNothingLeavesBeforeTheAuditIsDurable(t *testing.T) {
 	}
 }
 
-func TestHealthCertificateIsJudgedFirst(t *testing.T) {
+func TestRule9_1_1_HealthCertificateIsJudgedFirst(t *testing.T) {
 	n := newNode(t)
 	k := testKeys()
 	own := n.signerCert()
@@ -343,43 +343,6 @@ func TestRefusesAlgorithmsOfTheRequestThatAreUnknown(t *testing.T) {
 	}
 }
 
-// TestSecretsFailAlike compares whole replies: status, headers and body.
-func TestSecretsFailAlike(t *testing.T) {
-	n := newNode(t)
-	protector, tk := n.protector()
-	cert := n.certificate()
-	var want string
-	for name, decrypt := range map[string]func([]byte) ([]byte, error){
-		"padding":   func([]byte) ([]byte, error) { return nil, kps.ErrDecryption },
-		"structure": func([]byte) ([]byte, error) { return []byte{1}, nil },
-		"length":    func([]byte) ([]byte, error) { return make([]byte, 4096), nil },
-		"other key": func([]byte) ([]byte, error) { return make([]byte, 32), nil },
-		"one bit":   func([]byte) ([]byte, error) { b := slices.Clone(tk); b[0] ^= 1; return b, nil },
-	} {
-		n.decrypt, n.entries, n.refused = decrypt, nil, nil
-		n.boot += time.Minute
-		w := n.roll(protector, cert)
-		wantRefusal(t, w, http.StatusBadRequest, kps.CodeInvalidProtector, "TransportKeySignature")
-		got := w.Body.String() + "\n" + n.entries[0].Outcome + n.entries[0].Detail
-		for k, v := range w.Header() {
-			got += k + strings.Join(v, ",")
-		}
-		got = sortedLetters(got)
-		if want == "" {
-			want = got
-		}
-		if got != want {
-			t.Errorf("%s differs from the others", name)
-		}
-	}
-}
-
-func sortedLetters(s string) string {
-	b := []byte(s)
-	slices.Sort(b)
-	return string(b)
-}
-
 func TestNoFlippedByteOfAProtectorGetsAnotherKey(t *testing.T) {
 	n := newNode(t)
 	protector, tk := n.protector()
@@ -423,7 +386,7 @@ func TestTokenThatIsGoneIsNotTheProtectorsFault(t *testing.T) {
 	}
 }
 
-func TestDisabledKeyIsNamed(t *testing.T) {
+func TestRule9_2_SigningKeyHeldAndEnabled_AndADisabledOneIsNamed(t *testing.T) {
 	for _, role := range []policy.KeyRole{policy.RoleEncryption, policy.RoleSigning} {
 		n := newNode(t)
 		protector, _ := n.protector()
@@ -453,7 +416,7 @@ func TestOldKeyOpensAfterRotationUntilItIsDisabled(t *testing.T) {
 	}
 }
 
-func TestRenewedCertificateWithTheSameKeyServes(t *testing.T) {
+func TestRule9_2_ComparedByPublicKey_SoARenewedCertificateServes(t *testing.T) {
 	n := newNode(t)
 	protector, tk := n.protector()
 	renewed := certify(t, "renewed", testKeys()[encryption])

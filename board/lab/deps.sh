@@ -2,7 +2,8 @@
 # Says what this machine must have to build guardhouse and run its lab, what it has, and installs what is missing (Debian 12).
 #   deps.sh [TARGET]   TARGET names what it is for: demo, test, run, image; it only changes the expected minutes.
 # Asks once before it uses sudo, unless YES=1, root, or no terminal. Without rights: prints the apt line and exits with 2.
-# Packages that would start a daemon (chrony) are not here: the lab unpacks them into its own folder.
+# Packages that would start a daemon (chrony) are not here: the lab unpacks them into its own folder. The exception is opencryptoki, whose
+# slot daemon answers local members of its group only; tests run one of their own.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 target=${1:-deps}
@@ -36,6 +37,9 @@ swtpm-tools|makes the TPM'"'"'s state
 softhsm2|the PKCS#11 token, outside the machine
 p11-kit|carries PKCS#11 between token and node
 p11-kit-modules|the client module inside the image
+opencryptoki|a second token for tests: one that locks its PIN
+libnss3|a third one: the slowest
+libnss3-tools|makes its database
 systemd-boot-efi|the UEFI stub of the image
 e2fsprogs|mkfs.ext4, which goes into the image
 gcc|cmd/hsm loads a PKCS#11 module, so it is C-linked

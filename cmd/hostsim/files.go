@@ -15,9 +15,12 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -141,4 +144,41 @@ func exchange(ctx context.Context, c *http.Client, method, url, contentType stri
 		return 0, nil, fmt.Errorf("%s answers more than %d bytes", url, maxBody)
 	}
 	return resp.StatusCode, b, nil
+}
+
+// persist is exchange that repeats a request whose answer did not come, as hosts do (kps.md 10, C33): as many times as the service's name
+// has addresses, each address once, at once. A roll may be repeated: the service keeps nothing of it.
+func (o *options) persist(ctx context.Context, c *http.Client, method, target, contentType string, body []byte) (int, []byte, error) {
+	status, answer, err := exchange(ctx, c, method, target, contentType, body)
+	tr, ok := c.Transport.(*http.Transport)
+	u, perr := url.Parse(target)
+	if err == nil || ctx.Err() != nil || perr != nil || !ok {
+		return status, answer, err
+	}
+	lookup := o.lookup
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupHost
+	}
+	addresses, lerr := lookup(ctx, u.Hostname())
+	if lerr != nil {
+		return status, answer, err
+	}
+	for _, address := range slices.Compact(slices.Sorted(slices.Values(addresses))) {
+		pinned := tr.Clone()
+		pinned.DialContext = func(ctx context.Context, network, hostport string) (net.Conn, error) {
+			_, port, err := net.SplitHostPort(hostport)
+			if err != nil {
+				return nil, err
+			}
+			return new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(address, port))
+		}
+		again := *c
+		again.Transport = pinned
+		status, answer, err = exchange(ctx, &again, method, target, contentType, body)
+		pinned.CloseIdleConnections()
+		if err == nil {
+			break
+		}
+	}
+	return status, answer, err
 }

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -36,7 +37,12 @@ func table() []verb {
 		{"tpm baseline", "--dir D --out F [--misbehave K]", "write its boot log, as Get-HgsAttestationBaselinePolicy does", tpmBaseline},
 		{"tpm attest", "--dir D --tpm T --url BASE/Attestation [--misbehave K] [--version v1.0|v2.0] [--log F]", "start the host (not with --log) and attest with its TPM; T is swtpm:HOST:PORT or /dev/tpmrm0", tpmAttest},
 		{"guardian new", "--dir D --name N", "make an owner: signing and encryption certificate with private keys", guardianNew},
-		{"protector new", "--dir OWNER --metadata FILE|URL --out F", "make a key protector for the guardian in metadata.xml", protectorNew},
+		{"guardian import", "--dir D --name N --metadata FILE|URL [--allow-untrusted-root] [--allow-expired] [--roots F] [--communications F]",
+			"keep a guardian's metadata under a name, as Import-HgsGuardian does", guardianImport},
+		{"guardian export", "--dir OWNER --out F", "write the owner as guardian metadata, as Export-HgsGuardian does", guardianExport},
+		{"protector new", "--dir OWNER --out F [--guardian N,N] [--metadata FILE|URL]", "make a key protector for imported guardians, or for the one in metadata.xml", protectorNew},
+		{"protector grant", "--dir OWNER --in F --out F [--guardian N,N] [--metadata FILE|URL]", "add guardians to a key protector, as its owner", protectorGrant},
+		{"protector revoke", "--dir OWNER --in F --out F [--guardian N,N] [--id WRAPPING]", "take guardians out of a key protector, as its owner", protectorRevoke},
 		{"protector roll", "--dir HOST --url BASE/KeyProtection --in F --out F", "send a key protector to rolltransportkey, open the answer", protectorRoll},
 		{"protector open", "--dir OWNER --in F", "open a key protector as its owner", protectorOpen},
 		{"protector inspect", "--in F", "explain a key protector", protectorInspect},
@@ -52,8 +58,11 @@ func table() []verb {
 type options struct {
 	dir, url, kps, in, out, metadata, name, kind, health, key, ca string
 	tpm, misbehave, version, log                                  string
+	guardian, roots, communications                               string
 	result, n, c, flip                                            int
-	json, stored                                                  bool
+	id                                                            uint
+	json, stored, allowUntrusted, allowExpired                    bool
+	lookup                                                        func(ctx context.Context, host string) ([]string, error) // nil: the resolver
 	facts                                                         map[string]any
 }
 
@@ -132,6 +141,12 @@ func (o *options) parse(args []string) error {
 	fs.IntVar(&o.n, "n", 100, "how many")
 	fs.IntVar(&o.c, "c", 4, "how many at once")
 	fs.IntVar(&o.flip, "flip", -1, "flip one bit of this byte of the key protector before sending it")
+	fs.StringVar(&o.guardian, "guardian", "", "imported guardians by name, with commas")
+	fs.StringVar(&o.roots, "roots", "", "PEM file of the roots that guardian certificates must lead to")
+	fs.StringVar(&o.communications, "communications", "", "the communications certificate that must have signed the metadata")
+	fs.BoolVar(&o.allowUntrusted, "allow-untrusted-root", false, "take certificates without a trusted root: compare their thumbprints instead")
+	fs.BoolVar(&o.allowExpired, "allow-expired", false, "take certificates outside of their validity period")
+	fs.UintVar(&o.id, "id", 0, "id of a wrapping")
 	fs.BoolVar(&o.stored, "stored", false, "show what came of the last attestation instead of attesting now")
 	fs.BoolVar(&o.json, "json", false, "print one JSON object")
 	if err := fs.Parse(args); err != nil {

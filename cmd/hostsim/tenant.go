@@ -104,22 +104,14 @@ func protectorNew(o *options) error {
 	if err != nil {
 		return err
 	}
-	raw, err := o.readMetadata(context.Background())
+	guardians, err := o.guardians(context.Background())
 	if err != nil {
 		return err
 	}
-	m, err := kps.ParseMetadata(raw)
-	if err != nil {
-		return fmt.Errorf("the guardian's metadata is not to be trusted: %w", err)
+	if len(guardians) == 0 {
+		return fmt.Errorf("%w: name a guardian with --guardian or --metadata", errUsage)
 	}
-	g, warnings, err := m.Import(kps.ImportOptions{AllowUntrustedRoot: true, Now: time.Now()})
-	if err != nil {
-		return err
-	}
-	for _, w := range warnings {
-		fmt.Fprintln(os.Stderr, "warning:", w)
-	}
-	p, tk, err := kps.New(owner, []kps.Guardian{*g}, rand.Reader)
+	p, tk, err := kps.New(owner, guardians, rand.Reader)
 	if err != nil {
 		return err
 	}
@@ -127,8 +119,6 @@ func protectorNew(o *options) error {
 	if err := os.WriteFile(o.out, p.Bytes(), 0o644); err != nil {
 		return err
 	}
-	o.say("guardian", sha256hex(g.SigningCertificate.Raw), "guardian signing certificate %s", thumbprints(g.SigningCertificate.Raw))
-	o.say("documentSignature", m.Signature.String(), "metadata document signature  %s", m.Signature)
 	o.say("protector", sha256hex(p.Bytes()), "key protector                %s  %s", o.out, sha256hex(p.Bytes()))
 	o.say("transportKey", sha256hex(tk), "transport key, SHA-256       %s", sha256hex(tk))
 	return nil
@@ -144,9 +134,9 @@ func (o *options) roll(ctx context.Context, c *http.Client, protector, certifica
 	}
 	req := kps.NewRequest(protector, certificate)
 	base := strings.TrimRight(o.url, "/")
-	status, body, err := exchange(ctx, c, http.MethodPost, base+rollPath, contentTypeXML, req.Marshal())
+	status, body, err := o.persist(ctx, c, http.MethodPost, base+rollPath, contentTypeXML, req.Marshal())
 	if err == nil && status == http.StatusNotFound {
-		status, body, err = exchange(ctx, c, http.MethodPost, base+rollPathV1, contentTypeXML, req.Marshal())
+		status, body, err = o.persist(ctx, c, http.MethodPost, base+rollPathV1, contentTypeXML, req.Marshal())
 	}
 	if err != nil {
 		return nil, err
@@ -248,10 +238,18 @@ func protectorInspect(o *options) error {
 	s := p.Summary()
 	o.say("summary", s, "key protector   %s (%d bytes)\nverified        %s\nsigned by       wrapping %d\noffline unwraps %d", s.SHA256, s.Bytes,
 		map[bool]string{true: "yes", false: "no: " + s.Problem}[s.Problem == ""], s.SignedBy, s.MaxOfflineUnwraps)
-	if !o.json {
-		for _, w := range s.Wrappings {
-			fmt.Printf("  %+v\n", w)
+	if o.json {
+		return nil
+	}
+	for i, w := range s.Wrappings {
+		role := fmt.Sprintf("granted by wrapping %d", w.Parent)
+		if w.Owner {
+			role = "the owner"
 		}
+		fmt.Printf("wrapping %d: %s\n", w.ID, role)
+		fmt.Printf("  signing     %s\n              %s\n", w.Signing, thumbprints(p.Wrappings[i].SigningCertificate.Raw))
+		fmt.Printf("  encryption  %s\n              %s\n", w.Encryption, thumbprints(p.Wrappings[i].EncryptionCertificate.Raw))
+		fmt.Printf("  wrapped by  %s\n", w.Algorithm)
 	}
 	return nil
 }

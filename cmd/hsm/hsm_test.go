@@ -41,6 +41,10 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	if os.Getenv(asRaw) != "" {
+		fail(measureRaw())
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -80,6 +84,7 @@ type outside struct {
 
 	mu      sync.Mutex
 	plugged bool
+	frozen  bool // whatever connects stands still
 	ends    []net.Conn
 	pids    []int
 }
@@ -118,6 +123,30 @@ func (o *outside) signal(t *testing.T, sig unix.Signal) {
 	}
 }
 
+// freeze stops the token, or lets it go on: every p11-kit remote, those to come
+// too.
+func (o *outside) freeze(on bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	sig := unix.SIGCONT
+	if o.frozen = on; on {
+		sig = unix.SIGSTOP
+	}
+	for _, pid := range o.pids {
+		_ = unix.Kill(pid, sig)
+	}
+}
+
+// seal encrypts msg as a key protector does.
+func seal(t testing.TB, pub *rsa.PublicKey, msg []byte) []byte {
+	t.Helper()
+	ct, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, pub, msg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ct
+}
+
 // newOutside connects a token through a bridge, and returns the variable that
 // leads the module to it.
 func newOutside(t testing.TB) (*outside, string) {
@@ -129,6 +158,9 @@ func newOutside(t testing.TB) (*outside, string) {
 	spawn := attach.Command(func(pid int) {
 		o.mu.Lock()
 		o.pids = append(o.pids, pid)
+		if o.frozen {
+			_ = unix.Kill(pid, unix.SIGSTOP)
+		}
 		o.mu.Unlock()
 	}, append(os.Environ(), o.env), "p11-kit", "remote", softHSM)
 	wg.Go(func() {
@@ -319,7 +351,7 @@ func TestKilledWorkerUnderLoadIsBackInTwoSeconds(t *testing.T) {
 }
 
 // childOf finds the worker among the children of a process.
-func childOf(t *testing.T, parent int) int {
+func childOf(t testing.TB, parent int) int {
 	t.Helper()
 	for range 200 {
 		dirs, _ := filepath.Glob("/proc/[0-9]*")

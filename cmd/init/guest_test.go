@@ -17,6 +17,7 @@ import (
 	"guardhouse/board/lab"
 	"guardhouse/images"
 	"guardhouse/images/debian"
+	"guardhouse/images/keys"
 	"guardhouse/initramfs"
 )
 
@@ -140,7 +141,11 @@ func TestHardwareWatchdogResetsAMachineThatIsNotWell(t *testing.T) {
 func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 	out := t.TempDir()
 	t.Setenv("SOURCE_DATE_EPOCH", "1795000000") // the build asks for it
-	if _, err := images.Build(t.Context(), images.Options{Source: "../..", Out: out, Cache: cache(t), Release: release, HSM: images.HSM{Variant: "attached"}, Logf: t.Logf}); err != nil {
+	set, err := keys.Make(filepath.Join(t.TempDir(), "keys"), "", true, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := images.Build(t.Context(), images.Options{Source: "../..", Out: out, Cache: cache(t), Release: release, Keys: set, HSM: images.HSM{Variant: "attached"}, Logf: t.Logf}); err != nil {
 		t.Fatal(err)
 	}
 	l := startLab(t)
@@ -148,12 +153,12 @@ func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 	for name, c := range map[string]struct {
 		mb   int
 		kind string
-	}{"none": {-1, "disk-none"}, "foreign": {16, "disk-foreign"}} {
+	}{"none": {-1, "disk-none"}, "foreign": {16, "disk-foreign"}, "blank": {32, "seal-no-policy"}} { // the firmware of these machines verifies nothing
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			file := filepath.Join(l.Dir, "nodes", name, "data.img")
-			if c.mb > 0 {
+			if c.kind == "disk-foreign" {
 				os.MkdirAll(filepath.Dir(file), 0o700)
 				if err := os.WriteFile(file, foreign, 0o600); err != nil {
 					t.Fatal(err)
@@ -183,7 +188,7 @@ func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 				case <-time.After(3 * time.Second):
 				}
 			}
-			if c.mb > 0 {
+			if c.kind == "disk-foreign" {
 				if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, foreign) {
 					t.Errorf("somebody else's data were changed (%v)", err)
 				}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"guardhouse/images/hsmpack"
 )
 
 func TestOptionsMayFollowTheFile(t *testing.T) {
@@ -53,5 +55,37 @@ func TestBuildTimeComesFromTheCallerFirst(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "")
 	if _, err = release(t.Context(), t.TempDir(), "1.0", 0, 1); err == nil || !strings.Contains(err.Error(), "--epoch") {
 		t.Errorf("outside git: %v", err)
+	}
+}
+
+func TestPackIsWholeOrNotThere(t *testing.T) {
+	dir := t.TempDir()
+	out, conf := filepath.Join(dir, "v.hsmpack"), filepath.Join(dir, "v.conf")
+	if err := os.WriteFile(conf, []byte("slot = 0\npin = 1234\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	module := "/usr/lib/softhsm/libsofthsm2.so"
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no output":           {[]string{"--module", module}, "usage"},
+		"no module":           {[]string{"-o", out}, "usage"},
+		"argument of nothing": {[]string{"-o", out, "--module", module, "--daemon-arg", "-f"}, "usage"},
+		"configuration":       {[]string{"-o", out, "--module", module, "--config", conf}, "want SOURCE:"},
+		"secret":              {[]string{"-o", out, "--module", module, "--config", conf + ":/etc/v.conf"}, "v.conf, line 2"},
+	} {
+		if err := makePack(t.Context(), c.args); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if files, _ := filepath.Glob(out + "*"); len(files) > 0 {
+			t.Errorf("%s: left %q", name, files)
+		}
+	}
+	if err := makePack(t.Context(), []string{"-o", out, "--module", module, "--connect", "192.0.2.7:1792"}); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := hsmpack.Open(out); err != nil || p.Name != "libsofthsm2" || len(p.Connect) != 1 {
+		t.Errorf("%v", err)
 	}
 }

@@ -22,7 +22,7 @@ const (
 
 // without is every cmdlet that no verb replaces. Those that a verb replaces stand in the table, in Replaces.
 var without = map[string]string{
-	"Add-AccessRule":                        "Not needed: private keys stay in the HSM and only one process may use them, so there is no access list to set; see `key list`.",
+	"Add-AccessRule":                        "Not needed: private keys stay in the HSM and only one process may use them, so there is no access list to set; `key test` proves that each key works.",
 	"Add-DnsServerConditionalForwarderZone": "Runs on your own DNS server: a plain address record of the service name is enough, because there is no HGS forest.",
 	"Copy-Item":                             "Not needed: files come on standard input of a verb, as in `ssh node host add hv7 < hv7.cer`.",
 	"Out-File":                              "Runs on the host when you save a file; text with a byte order mark or in UTF-16 is accepted by `host add`.",

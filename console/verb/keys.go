@@ -33,12 +33,17 @@ type KeyValue struct {
 	SHA1    string         `json:"sha1"`
 	SHA256  string         `json:"sha256"`
 	Until   time.Time      `json:"notAfter"`
+	Store   string         `json:"store"` // hsm or software
+	Tenant  string         `json:"tenant,omitempty"`
 	Token   *rpc.HSMKey    `json:"token"`
 	Use     *rpc.KeyUsage  `json:"use,omitempty"` // key list only
 }
 
 func keyValue(k policy.Key, token map[policy.KeyRef]rpc.HSMKey) KeyValue {
-	v := KeyValue{Ref: k.Ref, Role: k.Role, Label: k.Label, Primary: k.Primary, Enabled: k.Enabled}
+	v := KeyValue{Ref: k.Ref, Role: k.Role, Label: k.Label, Primary: k.Primary, Enabled: k.Enabled, Store: "hsm", Tenant: k.Tenant}
+	if k.Store == policy.StoreSoftware {
+		v.Store = string(policy.StoreSoftware)
+	}
 	v.SHA1, v.SHA256 = thumbprints(k.Certificate)
 	if cert, err := x509.ParseCertificate(k.Certificate); err == nil {
 		v.Subject, v.Until = cert.Subject.String(), cert.NotAfter.UTC()
@@ -58,6 +63,9 @@ func (v KeyValue) show(p *Page, asked bool) {
 		state = "primary, " + state
 	}
 	p.Blank()
+	if v.Tenant != "" {
+		state += ", of the tenant " + v.Tenant
+	}
 	p.Line("%s: %s", v.Role, state)
 	p.Field("  subject", "%s", v.Subject).Field("  reference", "%s", v.Ref)
 	p.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
@@ -65,6 +73,11 @@ func (v KeyValue) show(p *Page, asked bool) {
 		p.Field("  life", "see signer list")
 	}
 	switch {
+	case v.Store == string(policy.StoreSoftware):
+		p.Field("  store", "SOFTWARE KEY: sealed on the node's disk, not in the token")
+		if v.Token == nil && asked {
+			p.Field("  loaded", "NO: what only this key opens stays closed; see key test")
+		}
 	case v.Token != nil:
 		tokenFields(p, *v.Token)
 	case asked:
@@ -142,15 +155,21 @@ func makeKeys(ctx context.Context, s *Session, roles []policy.KeyRole, bits int,
 	s.Node.reached(ctx, made.Index)
 	token := tokenMap(made.Token)
 	value := struct {
-		Message string     `json:"message"`
-		Index   uint64     `json:"index"`
-		Keys    []KeyValue `json:"keys"`
-	}{fmt.Sprintf("keys made in the token: %d", len(made.Keys)), made.Index, []KeyValue{}}
+		Message string              `json:"message"`
+		Index   uint64              `json:"index"`
+		Keys    []KeyValue          `json:"keys"`
+		Tests   []rpc.HSMTestResult `json:"tests"`
+	}{fmt.Sprintf("keys made in the token: %d", len(made.Keys)), made.Index, []KeyValue{}, append([]rpc.HSMTestResult{}, made.Tests...)}
 	p := new(Page).Line("%s", value.Message)
 	for _, k := range made.Keys {
 		v := keyValue(k, token)
 		value.Keys = append(value.Keys, v)
 		v.show(p, true)
+	}
+	if slices.ContainsFunc(made.Tests, func(r rpc.HSMTestResult) bool { return !r.OK }) {
+		snap, _ := s.Node.Snapshot()
+		showTests(p.Blank(), snap.State, made.Tests)
+		p.Blank().Line("A key that failed is recorded, but does not become primary before it passes: key test")
 	}
 	return Output{Text: p, Value: value}, nil
 }
@@ -190,14 +209,27 @@ func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	token := tokenMap(inToken)
 	used, usedErr := usageOf(ctx, s, 0, 0)
 	now, _ := trusted(ctx, s)
-	for _, k := range sortedKeys(snap.State) {
+	show := func(k policy.Key) {
 		v := keyValue(k, token)
 		v.Use = useOf(used, k.Ref)
 		value.Keys = append(value.Keys, v)
 		v.show(p, err == nil)
+		if k.Role != policy.RoleAttestationSigner && !now.IsZero() && now.After(v.Until) {
+			p.Field("  expires", "%s", expiryText(v.Until, now))
+		}
 		if usedErr == nil && (k.Role == policy.RoleSigning || k.Role == policy.RoleEncryption) {
 			p.Field("  last used", "%s", useText(v.Use, now))
 		}
+	}
+	ours, brought := byOwner(snap.State)
+	for _, k := range ours {
+		show(k)
+	}
+	if len(brought) > 0 {
+		p.Blank().Line("Keys that tenants brought; never primary, see tenant list:")
+	}
+	for _, k := range brought {
+		show(k)
 	}
 	if len(value.Keys) == 0 {
 		p.Line("There are no keys: hosts can't be served. Make them: key new --roles all --subject NAME")
@@ -216,6 +248,19 @@ func keyList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	return Output{Text: p, Value: value}, nil
 }
 
+// byOwner parts this service's keys from those of tenants, which are in the order of their tenants.
+func byOwner(state policy.State) (ours, brought []policy.Key) {
+	for _, k := range sortedKeys(state) {
+		if k.Tenant == "" {
+			ours = append(ours, k)
+		} else {
+			brought = append(brought, k)
+		}
+	}
+	slices.SortStableFunc(brought, func(a, b policy.Key) int { return cmp.Compare(a.Tenant, b.Tenant) })
+	return ours, brought
+}
+
 func keyChange(kind policy.Kind) func(context.Context, *Session, Args, []byte) (Output, error) {
 	return func(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 		snap, _ := s.Node.Snapshot()
@@ -223,9 +268,53 @@ func keyChange(kind policy.Kind) func(context.Context, *Session, Args, []byte) (
 		if err != nil {
 			return Output{}, err
 		}
+		if a.Has("dry-run") {
+			return rehearseKey(ctx, s, kind, ref)
+		}
 		out, _, err := propose(ctx, s, kind, policy.KeyChange{Ref: ref})
 		return out, err
 	}
+}
+
+// KeyRehearsal is key primary, enable, disable or remove with --dry-run in --json.
+type KeyRehearsal struct {
+	Done
+	DryRun bool                `json:"dryRun"`
+	Tests  []rpc.HSMTestResult `json:"tests,omitempty"` // of key primary
+	Recent int                 `json:"recent"`          // key protectors last seen on the key of late, of key disable and key remove
+	Total  int                 `json:"total"`
+}
+
+// rehearseKey says what a change of a key would do, and changes nothing: whether it would be refused, the test that key primary makes, and
+// what depends on a key that goes.
+func rehearseKey(ctx context.Context, s *Session, kind policy.Kind, ref policy.KeyRef) (Output, error) {
+	r, err := rehearse(s, kind, policy.KeyChange{Ref: ref})
+	if err != nil {
+		return Output{}, err
+	}
+	snap, _ := s.Node.Snapshot()
+	v := KeyRehearsal{Done: Done{Message: r.Message, Subject: r.Subject}, DryRun: true}
+	p := new(Page).Line("Nothing was changed. It would be: %s", r.Message)
+	switch kind {
+	case policy.CmdKeyPrimary:
+		tests, err := rpc.LedgerKeyTest.Call(ctx, s.Node.Ledger, rpc.KeyTestRequest{Refs: []policy.KeyRef{ref}})
+		if err != nil {
+			return Output{}, err
+		}
+		v.Tests = tests.Results
+		if !showTests(p.Blank(), snap.State, tests.Results) {
+			p.Blank().Line("! It would be refused, because the key fails its test.")
+		}
+	case policy.CmdKeyDisable, policy.CmdKeyRemove:
+		used, err := usageOf(ctx, s, 0, 1, ref)
+		if err != nil {
+			return Output{}, err
+		}
+		now, _ := trusted(ctx, s)
+		v.Recent, v.Total = used.Recent, used.Total
+		p.Line("%s %s", seenText(used, now), usageNote)
+	}
+	return Output{Text: p, Value: v}, nil
 }
 
 // findKey is the one key whose reference or certificate thumbprint begins with prefix.

@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -216,7 +216,7 @@ func trustVerbs() []Verb {
 }
 
 func keyVerbs() []Verb {
-	one := []Param{keyParam}
+	one := []Param{keyParam, dryRun}
 	return []Verb{
 		{Name: "key new", Role: operator, Doors: loggedIn, Risk: Changes, Run: keyNew,
 			Params: []Param{flag("roles", Text, "all, or a list with commas; default all: "+roleNames()),
@@ -227,7 +227,7 @@ func keyVerbs() []Verb {
 		{Name: "key list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: keyList,
 			Help: "keys, certificates and what the token says of them", Example: "key list --json",
 			Replaces: []string{"Get-HgsKeyProtectionCertificate", "Get-HgsKeyProtectionConfiguration", "Get-HgsAttestationSignerCertificate"}},
-		usageVerb(),
+		usageVerb(), compromiseVerb(),
 		{Name: "key primary", Role: operator, Doors: loggedIn, Risk: Changes, Params: one, Run: keyChange(policy.CmdKeyPrimary),
 			Help: "use this key for new key protectors of its role", Example: "key primary 5f3ac9",
 			Replaces: []string{"Set-HgsKeyProtectionCertificate", "Set-HgsKeyProtectionConfiguration"}},
@@ -240,8 +240,6 @@ func keyVerbs() []Verb {
 		{Name: "key remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Params: one, Run: keyChange(policy.CmdKeyRemove),
 			Help: "forget a disabled key; the token keeps it", Example: "key remove 5f3ac9",
 			Replaces: []string{"Remove-HgsKeyProtectionCertificate"}},
-		{Name: "metadata", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: runMetadata,
-			Help: "URLs and guardian fingerprints for hosts and tenants", Example: "metadata"},
 	}
 }
 

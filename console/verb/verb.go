@@ -27,17 +27,19 @@ const (
 
 // Verb is one action.
 type Verb struct {
-	Name     string
-	Params   []Param
-	Role     policy.AdminRole // least role; "" = nobody has to be logged in
-	Doors    []policy.Door
-	Risk     Risk
-	Stdin    string // what comes on standard input, for people; "" = nothing
-	Help     string // one line
-	More     string // for its help page; "" = the line says it all
-	Example  string
-	Replaces []string // Microsoft cmdlets
-	Run      func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
+	Name   string
+	Params []Param
+	Role   policy.AdminRole // least role; "" = nobody has to be logged in
+	Doors  []policy.Door
+	Risk   Risk
+	Stdin  string // what comes on standard input, for people; "" = nothing
+	// StdinFlag is the flag without which nothing is read from standard input; "" = it is always read.
+	StdinFlag string
+	Help      string // one line
+	More      string // for its help page; "" = the line says it all
+	Example   string
+	Replaces  []string // Microsoft cmdlets
+	Run       func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
 	// Dialogue is instead of Run for a verb that can only be done by question and answer; a verb with both holds a dialogue where there is
 	// a terminal and else reads its standard input.
 	Dialogue func(ctx context.Context, s *Session, a Args, ask Asker) (Output, error)
@@ -66,7 +68,7 @@ const MaxStdin = 4 << 20
 
 // WantsStdin reports whether the verb reads standard input with these arguments.
 func (v *Verb) WantsStdin(a Args) bool {
-	return v.Stdin != "" && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki")
+	return v.Stdin != "" && (v.StdinFlag == "" || a.Has(v.StdinFlag)) && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki")
 }
 
 // Permitted reports why the session may not use the verb now, or nil. It looks at the records as they are, so an administrator who was

@@ -16,8 +16,8 @@ type finding struct {
 
 var (
 	// A header alone is in every TLS library; with its body it is a key.
-	privatePEM = regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+([A-Za-z-]+: [^\n]*\s+)*[A-Za-z0-9+/=]{16}`)
-	ageKey     = regexp.MustCompile(`AGE-SECRET-KEY-1[0-9A-Z]{20}`)
+	privatePEM = regexp.MustCompile(`^-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+([A-Za-z-]+: [^\n]*\s+)*[A-Za-z0-9+/=]{16}`)
+	ageKey     = regexp.MustCompile(`^AGE-SECRET-KEY-1[0-9A-Z]{20}`)
 	// pin-value of a PKCS#11 URI (RFC 7512).
 	uriPIN = regexp.MustCompile(`(?i)pkcs11:[^\s"']*pin-value=[^\s"'&;]`)
 	// A setting whose name ends in one of these words and that has a value. Values that only say where the secret is are fine.
@@ -25,12 +25,15 @@ var (
 	whereOnly  = regexp.MustCompile(`(?i)^(env:|file:|/|\$|<|null$|none$|true$|false$|yes$|no$|0$)`)
 )
 
+// maxHead is how far behind its first line the body of a PEM key begins at most, headers included.
+const maxHead = 4096
+
 // scan finds what must not be in an image: in any file private keys, in text PINs too.
 func scan(data []byte) []finding {
 	var out []finding
-	for _, re := range []*regexp.Regexp{privatePEM, ageKey} {
-		if at := re.FindIndex(data); at != nil {
-			out = append(out, finding{lineOf(data, at[0]), "a private key"})
+	for _, at := range []int{findAfter(data, "-----BEGIN ", privatePEM), findAfter(data, "AGE-SECRET-KEY-1", ageKey)} {
+		if at >= 0 {
+			out = append(out, finding{lineOf(data, at), "a private key"})
 		}
 	}
 	if what := privateDER(data); what != "" {
@@ -40,6 +43,20 @@ func scan(data []byte) []finding {
 		out = append(out, scanText(data)...)
 	}
 	return out
+}
+
+// findAfter looks with re only where begin stands: libraries are large and a regular expression is slow.
+func findAfter(data []byte, begin string, re *regexp.Regexp) int {
+	for at := 0; ; at++ {
+		i := bytes.Index(data[at:], []byte(begin))
+		if i < 0 {
+			return -1
+		}
+		at += i
+		if re.Match(data[at:min(len(data), at+maxHead)]) {
+			return at
+		}
+	}
 }
 
 func scanText(text []byte) []finding {

@@ -17,11 +17,13 @@
 package token
 
 import (
+	"cmp"
 	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -235,18 +237,23 @@ func (t *Token) Info() hsm.TokenInfo {
 	return info
 }
 
+// maxCanaries bounds how many keys Check asks when some do not work.
+const maxCanaries = 3
+
 // Check proves that the token still works: the login stands and, if there is a
-// signing key, a signature over a fresh challenge verifies.
+// signing key, a signature over a fresh challenge verifies. Smaller keys and
+// keys of ours are asked first. One that does not do its work says nothing about
+// the token as long as another one does: somebody may have put a bad key there.
 func (t *Token) Check() error {
 	if t.refused.Load() > maxRefused {
 		return &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "worker is due for replacement"}
 	}
 	return t.withRetry(func() error {
 		t.mu.RLock()
-		var k *pair
+		var signing []*pair
 		for _, e := range t.keys {
-			if e.MaySign() && (k == nil || e.Bits < k.Bits) {
-				k = e
+			if e.MaySign() {
+				signing = append(signing, e)
 			}
 		}
 		session := t.login
@@ -254,11 +261,24 @@ func (t *Token) Check() error {
 		if err := t.loggedIn(session); err != nil {
 			return err
 		}
-		if k == nil {
+		if len(signing) == 0 {
 			_, err := t.p.GenerateRandom(session, 16)
 			return fail("random", err)
 		}
-		return t.prove(k)
+		slices.SortFunc(signing, func(a, b *pair) int {
+			if ours := cmp.Compare(b.Role, a.Role); (a.Role == "") != (b.Role == "") {
+				return ours
+			}
+			return cmp.Or(cmp.Compare(a.Bits, b.Bits), cmp.Compare(a.Ref, b.Ref))
+		})
+		var err error
+		for _, k := range signing[:min(len(signing), maxCanaries)] {
+			err = t.prove(k)
+			if e := hsm.AsError(err); e == nil || e.Class != hsm.ClassNone && !errors.Is(err, errWrongSignature) {
+				break
+			}
+		}
+		return err
 	})
 }
 

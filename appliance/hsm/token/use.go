@@ -76,6 +76,11 @@ func sign(k *pair, digest []byte, hash crypto.Hash, scheme hsm.Scheme) ([]byte, 
 	return sig, fail("sign", err)
 }
 
+// errWrongSignature is a token that computes wrongly, or a private key that
+// does not belong to its public one.
+var errWrongSignature = &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "the token returned a wrong signature",
+	Remedy: "key test names the key; if all fail, the HSM is sick"}
+
 // prove makes one signature over a fresh challenge and verifies it.
 func (t *Token) prove(k *pair) error {
 	var challenge [32]byte
@@ -88,7 +93,7 @@ func (t *Token) prove(k *pair) error {
 		return err
 	}
 	if rsa.VerifyPKCS1v15(k.pub, crypto.SHA256, digest[:], sig) != nil {
-		return &hsm.Error{Kind: hsm.KindUnavailable, Class: hsm.ClassModule, Detail: "the token returned a wrong signature"}
+		return errWrongSignature
 	}
 	return nil
 }

@@ -127,6 +127,24 @@ func registerTPM(t *testing.T, s *Stack, p *people) {
 	}
 }
 
+// keptLogs wants the ledger to hold the boot that a host just showed, as it was judged: what the log proves again is what is on record.
+func keptLogs(t *testing.T, ledger *rpc.Client, kind policy.ObservationKind) {
+	t.Helper()
+	list, err := rpc.LedgerEvidence.Call(t.Context(), ledger, rpc.EvidenceRequest{})
+	if err != nil || len(list) != 1 || list[0].Kind != kind {
+		t.Errorf("evidence %+v, %v", list, err)
+		return
+	}
+	r, err := rpc.LedgerBootLog.Call(t.Context(), ledger, rpc.BootLogRequest{Digest: list[0].Facts["log"]})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if _, err := appraise.Reprove(list[0].Facts, r.Log); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRoundsOfOneConversationAreAnsweredByTwoProcesses: each round of a TPM conversation goes to the other of two hgs processes, which share
 // nothing but the context keys. And a change of the mode holds on both within a second, there and back.
 func TestRoundsOfOneConversationAreAnsweredByTwoProcesses(t *testing.T) {
@@ -172,9 +190,11 @@ func TestRoundsOfOneConversationAreAnsweredByTwoProcesses(t *testing.T) {
 	if rounds[0].Load() < 2 || rounds[1].Load() < 2 {
 		t.Errorf("rounds went to %d and %d", rounds[0].Load(), rounds[1].Load())
 	}
+	keptLogs(t, ledger, policy.ObservedGood)
 	if err := attest("--misbehave", "dumps"); err == nil {
 		t.Error("a host with dumps passes")
 	}
+	keptLogs(t, ledger, policy.ObservedFindings)
 	back := switchTo(policy.ModeHostKey)
 	if err := attest(); err == nil {
 		t.Error("TPM attestation in host key mode")

@@ -171,7 +171,7 @@ func TestPackWithAHelperOverTCP(t *testing.T) {
 		}
 	}
 	if t.Failed() {
-		t.Log(s.verb(t, "log", "show"))
+		t.Log(s.verb(t, "log", "show", "init"))
 	}
 }
 
@@ -221,22 +221,22 @@ func caged(t *testing.T, helper *control, content string, forbidden net.Listener
 			got <- struct{}{}
 		}
 	}()
-	for question, want := range map[string]string{
-		"who":                              fmt.Sprintf("ok uid %d gid %[1]d", sandbox.HSMDaemonProcess.UID),
-		"dial " + forbiddenAddr:            "error: dial tcp " + forbiddenAddr + ": connect: connection refused",
-		"dial 127.0.0.1:22":                "error: dial tcp 127.0.0.1:22: connect: connection refused",
-		"dial " + lab.GuestAddress + ":80": "error: dial tcp " + lab.GuestAddress + ":80: connect: connection refused",
-		"list /data":                       "ok hsm-site",
-		"list /run":                        "ok hsm-daemon",
-		"list /tmp":                        "ok",
-		"hash /data/hsm-site/client.pem":   fmt.Sprintf("ok %x", sha256.Sum256([]byte(content))),
-		"write /data/hsm-site/client.pem":  "error: open /data/hsm-site/client.pem: read-only file system",
-		"hash /proc/1/environ":             "error: open /proc/1/environ: no such file or directory",
-		"write /tmp/x":                     "ok",
-		"dial 192.0.2.1:53":                "error: dial tcp 192.0.2.1:53: connect: connection refused",
+	for _, c := range []struct{ question, want string }{ // in this order: the list of /tmp comes before something is written there
+		{"who", fmt.Sprintf("ok uid %d gid %[1]d", sandbox.HSMDaemonProcess.UID)},
+		{"dial " + forbiddenAddr, "error: dial tcp " + forbiddenAddr + ": connect: connection refused"},
+		{"dial 127.0.0.1:22", "error: dial tcp 127.0.0.1:22: connect: connection refused"},
+		{"dial " + lab.GuestAddress + ":80", "error: dial tcp " + lab.GuestAddress + ":80: connect: connection refused"},
+		{"list /data", "ok hsm-site"},
+		{"list /run", "ok hsm-daemon"},
+		{"list /tmp", "ok"},
+		{"hash /data/hsm-site/client.pem", fmt.Sprintf("ok %x", sha256.Sum256([]byte(content)))},
+		{"write /data/hsm-site/client.pem", "error: open /data/hsm-site/client.pem: read-only file system"},
+		{"hash /proc/1/environ", "error: open /proc/1/environ: no such file or directory"},
+		{"write /tmp/x", "ok"},
+		{"dial 192.0.2.1:53", "error: dial tcp 192.0.2.1:53: connect: connection refused"},
 	} {
-		if answer := helper.ask(t, question); answer != want {
-			t.Errorf("%s: %q, want %q", question, answer, want)
+		if answer := helper.ask(t, c.question); answer != c.want {
+			t.Errorf("%s: %q, want %q", c.question, answer, c.want)
 		}
 	}
 	select {

@@ -38,6 +38,13 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerKeyTest, f.keyTest)
+	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
+	on(f, s, rpc.LedgerKeyImport, f.keyImport)
+	on(f, s, rpc.LedgerKeyRequest, f.keyRequest)
+	on(f, s, rpc.LedgerSealKey, func(rpc.Empty) (rpc.SetupKeyReply, error) {
+		return rpc.SetupKeyReply{Recipient: "age1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqs3290gq", Boot: "boot"}, nil
+	})
 	on(f, s, rpc.LedgerHTTPSRequest, f.httpsRequest)
 	on(f, s, rpc.LedgerAudit, func(e policy.AuditEntry) (policy.AuditReceipt, error) {
 		f.mu.Lock()
@@ -229,7 +236,12 @@ func (f *Fake) hsm(s *rpc.Server) {
 		defer f.mu.Unlock()
 		keys := []rpc.HSMKey{}
 		for ref, k := range f.state.Keys {
-			keys = append(keys, tokenKey(ref, k.Role))
+			if k.Store == policy.StoreToken && f.born[ref].key == nil {
+				keys = append(keys, tokenKey(ref, k.Role))
+			}
+		}
+		for _, b := range f.born {
+			keys = append(keys, b.as)
 		}
 		return keys, nil
 	})

@@ -62,6 +62,9 @@ type Fake struct {
 	fail     map[string]error
 	site     []rpc.HSMSiteFile
 	boot     time.Duration
+	born     map[policy.KeyRef]born           // pairs in the token that were not made here
+	sick     map[policy.KeyRef]policy.Problem // what tests find
+	sealed   []byte
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
