@@ -313,6 +313,12 @@ func satisfy(t transport.TPM, h tpm2.TPMISHPolicy, p SignedPolicy, authority tpm
 // capEvent is extended once the volume is open. From then on no policy of any image fits until the next boot.
 const capEvent = "guardhouse: volume open"
 
+// Capped is PCR 11 after Cap, from its value before: what a node shows while its volume is open.
+func Capped(pcr11 [32]byte) [32]byte {
+	event := sha256Sum([]byte(capEvent))
+	return [32]byte(sha256Sum(append(pcr11[:], event...)))
+}
+
 // Cap extends PCR 11, so that nothing that runs later in this boot gets the volume key, and proves it: the same slot and policy must
 // now be refused. KindStillOpen where they are not. used is the policy that opened the volume.
 func (t *TPM) Cap(slot VolumeSlot, used SignedPolicy) error {

@@ -258,6 +258,9 @@ func TestKeyIsOutOfReachOnceTheRegistersAreCapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRefuse(t, tpm, slot, KindNoPolicy, []string{"PCR 11"}, p)
+	if want := Capped([32]byte{}); !bytes.Equal(present(t, tpm)[11], want[:]) {
+		t.Error("the register holds something else than what is predicted for an open volume")
+	}
 }
 
 func mustRoot(t *testing.T, tpm *TPM) *root {

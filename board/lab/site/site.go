@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"guardhouse/appliance/tpm"
 	"guardhouse/board/lab"
 	"guardhouse/images/keys"
 	"guardhouse/images/measure"
@@ -50,7 +51,7 @@ type Site struct {
 type Image struct {
 	EFI, Disk string
 	Size      int64
-	PCRs      map[int]string // lower-case hex, SHA-256 bank
+	PCRs      map[int]string // lower-case hex, SHA-256 bank, as the running node shows them: PCR 11 is capped
 	Keys      *keys.Set      // public half: what the machine's firmware trusts
 }
 
@@ -131,7 +132,7 @@ func OpenImage(dir string) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("predict the PCRs of %s: %w", img.EFI, err)
 	}
-	for pcr, v := range map[int][32]byte{measure.BootPCR: p.PCR4, measure.SecureBootPCR: p.PCR7, measure.ImagePCR: p.PCR11} {
+	for pcr, v := range map[int][32]byte{measure.BootPCR: p.PCR4, measure.SecureBootPCR: p.PCR7, measure.ImagePCR: tpm.Capped(p.PCR11)} {
 		img.PCRs[pcr] = hex.EncodeToString(v[:])
 	}
 	return img, nil
