@@ -45,6 +45,7 @@ type Token struct {
 	mu      sync.Mutex
 	procs   map[*process]struct{}
 	stopped bool
+	pulled  bool
 	clients int // since the lab began
 }
 
@@ -105,6 +106,21 @@ func (t *Token) Clients() int {
 
 // Kill ends every process that works for a client now: their connections break, a new connection works again.
 func (t *Token) Kill() { t.signalAll(syscall.SIGKILL) }
+
+// Unplug pulls the token out: its clients' connections break and no new one works until Plug.
+func (t *Token) Unplug() {
+	t.mu.Lock()
+	t.pulled = true
+	t.mu.Unlock()
+	t.Kill()
+}
+
+// Plug undoes [Token.Unplug].
+func (t *Token) Plug() {
+	t.mu.Lock()
+	t.pulled = false
+	t.mu.Unlock()
+}
 
 // Stop makes the token hang: clients stay connected and get no answer, new ones neither, until Continue.
 func (t *Token) Stop() {
@@ -171,6 +187,10 @@ func (t *Token) spawn(context.Context) (io.ReadWriteCloser, error) {
 	defer w.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.pulled {
+		out.Close()
+		return nil, errors.New("the token is unplugged")
+	}
 	if len(t.procs) >= tokenClients {
 		out.Close()
 		return nil, errors.New("too many clients")
