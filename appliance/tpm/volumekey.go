@@ -112,6 +112,18 @@ func (t *TPM) persistRoot() (*root, error) {
 	return t.storageRoot()
 }
 
+// Holds reports whether this TPM is the one that the slot was sealed by, and was not cleared since.
+func (t *TPM) Holds(slot VolumeSlot) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	srk, err := t.storageRoot()
+	var e *Error
+	if errors.As(err, &e) && e.Kind == KindOtherTPM {
+		return false, nil
+	}
+	return err == nil && bytes.Equal(srk.name.Buffer, slot.Root), err
+}
+
 // authorityPublic is the signing key as the TPM loads it. Its name is bound into the sealed object: never change the template.
 func authorityPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
@@ -322,18 +334,26 @@ func Capped(pcr11 [32]byte) [32]byte {
 // Cap extends PCR 11, so that nothing that runs later in this boot gets the volume key, and proves it: the same slot and policy must
 // now be refused. KindStillOpen where they are not. used is the policy that opened the volume.
 func (t *TPM) Cap(slot VolumeSlot, used SignedPolicy) error {
+	if err := t.CapAlone(); err != nil {
+		return err
+	}
+	return t.ProveCapped(slot, used)
+}
+
+// CapAlone is Cap without the proof: for a boot in which the volume is opened without this TPM, so that there is nothing to prove it with.
+func (t *TPM) CapAlone() error {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: 11, Auth: tpm2.PasswordAuth(nil)},
 		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sha256Sum([]byte(capEvent))}}}}.Execute(t.t)
-	t.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("cap PCR 11: %w", err)
 	}
-	return t.proveCapped(slot, used)
+	return nil
 }
 
-// proveCapped asks the TPM itself: our own comparison of registers must not be what refuses.
-func (t *TPM) proveCapped(slot VolumeSlot, used SignedPolicy) error {
+// ProveCapped asks the TPM itself: our own comparison of registers must not be what refuses.
+func (t *TPM) ProveCapped(slot VolumeSlot, used SignedPolicy) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	authority, err := ParseAuthority(slot.Authority)
