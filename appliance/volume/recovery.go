@@ -176,12 +176,10 @@ type Changes struct {
 	Generation string
 	Refused    error // why Reseal would refuse; nil: it will do
 
-	boot      Boot
-	fits      tpm.SignedPolicy
-	same      bool // the TPM that sealed the volume, not cleared since
-	hasTPM    bool
-	seen      uint64
-	authority string
+	boot Boot
+	fits tpm.SignedPolicy
+	same bool // the TPM that sealed the volume, not cleared since
+	seen uint64
 }
 
 // Lines are the changes for a screen.
@@ -194,11 +192,9 @@ func (m *Machine) compare(h *disk.Header, boot Boot) *Changes {
 		c.Refused = &tpm.Error{Kind: tpm.KindNoTPM, What: "there is no TPM to seal to", Remedy: "enable the TPM 2.0 in the firmware's settings and reboot"}
 		return c
 	}
-	c.hasTPM = true
 	if stored := h.Slot(SlotTPM); stored != nil {
 		if slot, err := tpm.ParseVolumeSlot(stored.Data); err == nil {
 			c.same, _ = m.TPM.Holds(slot)
-			c.authority = string(slot.Authority)
 		}
 	}
 	c.TPM = "TPM: another one than sealed the volume, or it was cleared"
@@ -274,8 +270,8 @@ func (m *Machine) OpenWithRecovery(ctx context.Context, d disk.Disk, boot Boot, 
 
 // Reseal gives a volume that was opened with its recovery secret to the present TPM, for the boots that this image's builder signs. It
 // accepts the disk's generation, whatever the TPM saw. Power may fail at any step: the recovery secret opens the volume afterwards, or
-// the TPM does. It forgets the key.
-func (v *Volume) Reseal() error {
+// the TPM does. It forgets the key. t is the open TPM.
+func (v *Volume) Reseal(t *tpm.TPM) error {
 	c := v.Changed
 	switch {
 	case c == nil:
@@ -291,6 +287,7 @@ func (v *Volume) Reseal() error {
 	}
 	defer clear(owner)
 	m := v.machine
+	m.TPM = t
 	authority, err := tpm.ParseAuthority(c.boot.Authority)
 	if err != nil {
 		return err
