@@ -227,7 +227,7 @@ func (t *TPM) fitting(policies []SignedPolicy, authority string) (SignedPolicy, 
 	case nearest != nil:
 		var what []string
 		for _, pcr := range nearest.differs(now) {
-			what = append(what, fmt.Sprintf("PCR %d (%s) is %.16x.., signed is %.16s..", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
+			what = append(what, fmt.Sprintf("PCR %d (%s) is %.4x.., signed %.8s..", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
 		}
 		return SignedPolicy{}, &Error{KindNoPolicy, fmt.Sprintf("no signed policy fits this boot; nearest is %.64q: %s", nearest.Name, strings.Join(what, "; ")),
 			"undo the change, or boot the other slot, or open the volume with the recovery secret and reseal"}
@@ -261,7 +261,9 @@ func (t *TPM) unsealUnder(srk *root, slot VolumeSlot, authority *rsa.PublicKey, 
 	}
 	var unmet error
 	session := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
-		unmet = satisfy(tpm, h, p, name, ticket)
+		if unmet = satisfy(tpm, h, p, name, ticket); unmet != nil {
+			flush(tpm, h) // go-tpm leaves it, and a TPM has room for few
+		}
 		return unmet
 	}, tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptOut)) // TPM2_Unseal has no parameter to encrypt
 	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: obj.ObjectHandle, Name: obj.Name, Auth: session}}.Execute(t.t)

@@ -411,3 +411,15 @@ func FuzzParseVolumeSlot(f *testing.F) {
 		}
 	})
 }
+
+func TestRefusedKeysLeaveNoSessionInTheTPM(t *testing.T) {
+	tpm, _, slot := sealedTPM(t, t.TempDir(), 1)
+	p := sign(t, authorities()[0], 1, present(t, tpm))
+	extend(t, tpm, 11)
+	for i := range 10 { // a TPM without a resource manager has room for three
+		if err := tpm.ProveCapped(slot, p); err != nil {
+			t.Fatalf("after %d refusals: %v", i, err)
+		}
+	}
+	mustUnseal(t, tpm, slot, sign(t, authorities()[0], 1, present(t, tpm)))
+}

@@ -70,6 +70,8 @@ type Volume struct {
 	Disk disk.Disk
 	Did  string           // in a few words, for people: "formatted", "clean"
 	Used tpm.SignedPolicy // the policy that opened it; zero where the recovery secret did
+	// Commands is how many commands the TPM was sent until the volume was mounted: raising the generation, cap and proof come after that.
+	Commands int
 	// Changed is what the TPM did not accept; nil where it opened the volume.
 	Changed *Changes
 
@@ -177,6 +179,7 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 			return v, owner, err
 		}
 	}
+	owner[len(owner)-1] |= 1 // a TPM drops zeros at the end of an authorisation, and would then compute another MAC than we do
 	if v.key, err = lockKey(key); err != nil {
 		return v, owner, err
 	}
@@ -308,6 +311,9 @@ func (v *Volume) mount(ctx context.Context) ([]byte, error) {
 	}
 	if err := disk.Mount(path, v.machine.Target); err != nil {
 		return nil, err
+	}
+	if t := v.machine.TPM; t != nil {
+		v.Commands = t.Commands()
 	}
 	return v.owner()
 }

@@ -221,7 +221,7 @@ func (n *node) adopt(v *volume.Volume) error {
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
 	}
-	by := fmt.Sprintf("policy %q of release %d", v.Used.Name, v.Used.Release)
+	by := fmt.Sprintf("policy %q of release %d with %d TPM commands", v.Used.Name, v.Used.Release, v.Commands)
 	if v.Changed != nil {
 		by = "its recovery secret"
 	}
