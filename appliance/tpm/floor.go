@@ -1,9 +1,11 @@
 package tpm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -63,11 +65,31 @@ func (t *TPM) Prepare(floor, generation uint64) error {
 	return nil
 }
 
-// Own sets the authorisations of owner and lockout to owner (OwnerAuthSize random bytes) where they are still empty. owner must lie on
+// NewOwnerAuth makes an owner's authorisation. It holds no zero byte: the TPM drops zeros at its end, and go-tpm (v0.9.8) computes its
+// MACs with nothing that follows the first zero, so that one value in nine would be refused by the TPM for ever.
+func NewOwnerAuth(random io.Reader) ([]byte, error) {
+	auth := make([]byte, 0, OwnerAuthSize)
+	b := make([]byte, 1)
+	for len(auth) < OwnerAuthSize {
+		if _, err := io.ReadFull(random, b); err != nil {
+			clear(auth)
+			return nil, err
+		}
+		if b[0] != 0 {
+			auth = append(auth, b[0])
+		}
+	}
+	return auth, nil
+}
+
+// Own sets the authorisations of owner and lockout to owner (of NewOwnerAuth) where they are still empty. owner must lie on
 // the volume, durable, before this is called: afterwards nobody else can change what Prepare made. Calling it again does no harm.
 func (t *TPM) Own(owner []byte) error {
 	if len(owner) != OwnerAuthSize {
 		return fmt.Errorf("the owner's authorisation has %d bytes, not %d", len(owner), OwnerAuthSize)
+	}
+	if bytes.IndexByte(owner, 0) >= 0 {
+		return errors.New("the owner's authorisation holds a zero byte: it would never be accepted again")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

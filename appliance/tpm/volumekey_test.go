@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"sync"
 	"testing"
 
@@ -422,4 +423,31 @@ func TestRefusedKeysLeaveNoSessionInTheTPM(t *testing.T) {
 		}
 	}
 	mustUnseal(t, tpm, slot, sign(t, authorities()[0], 1, present(t, tpm)))
+}
+
+// One in nine random values holds a zero byte, which go-tpm's sessions can't prove.
+func TestEveryOwnersAuthorisationIsAcceptedAgain(t *testing.T) {
+	tpm, _ := startTPM(t, t.TempDir())
+	zeros := bytes.NewReader(append(make([]byte, 100), bytes.Repeat([]byte{0, 7}, OwnerAuthSize)...))
+	for i := range 40 {
+		random := io.Reader(rand.Reader)
+		if i == 0 {
+			random = zeros
+		}
+		auth, err := NewOwnerAuth(random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{tpm.Prepare(1, 3), tpm.Own(auth), tpm.SetGeneration(auth, 4), tpm.GiveBack(auth)} {
+			if err != nil {
+				t.Fatalf("value %d: %v", i, err)
+			}
+		}
+	}
+	if err := tpm.Prepare(1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if tpm.Own(append(bytes.Repeat([]byte{9}, OwnerAuthSize-1), 0)) == nil {
+		t.Error("took one that it would never accept again")
+	}
 }

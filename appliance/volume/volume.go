@@ -165,7 +165,6 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 		return nil, nil, err
 	}
 	v = &Volume{Disk: d, machine: m, header: h, device: device}
-	owner = make([]byte, tpm.OwnerAuthSize)
 	key := make([]byte, disk.KeySize)
 	defer func() {
 		if err != nil {
@@ -174,12 +173,12 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 			v = nil
 		}
 	}()
-	for _, b := range [][]byte{key, owner} {
-		if _, err := io.ReadFull(rand.Reader, b); err != nil {
-			return v, owner, err
-		}
+	if owner, err = tpm.NewOwnerAuth(rand.Reader); err != nil {
+		return v, owner, err
 	}
-	owner[len(owner)-1] |= 1 // a TPM drops zeros at the end of an authorisation, and would then compute another MAC than we do
+	if _, err := io.ReadFull(rand.Reader, key); err != nil {
+		return v, owner, err
+	}
 	if v.key, err = lockKey(key); err != nil {
 		return v, owner, err
 	}
