@@ -83,6 +83,9 @@ type Key struct {
 	PublishedAt int64 `json:"publishedAt,omitempty"`
 	UseFrom     int64 `json:"useFrom,omitempty"`
 	RetiredAt   int64 `json:"retiredAt,omitempty"`
+	// DenyIssuedBefore refuses what this attestation signer signed before it (B25 for one signer): unix seconds, compared with the second in
+	// the serial number; 0 = none.
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 }
 
 // Host is a machine that may get health certificates in one mode. ID is the upper-case hex SHA-256 of the SubjectPublicKeyInfo DER of its
