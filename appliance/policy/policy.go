@@ -218,11 +218,13 @@ type State struct {
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
-// before setup.
+// before setup. Floor is the newest moment, in unix milliseconds, of which this node's disk knows that it is over: the newest earliest
+// bound of a trusted time (0 = none). Nothing is issued by it.
 type Snapshot struct {
 	Index  uint64 `json:"index"`
 	NodeID string `json:"nodeId"`
 	State  State  `json:"state"`
+	Floor  int64  `json:"floor,omitempty"`
 }
 
 // NewState is an empty state, before setup.
