@@ -41,7 +41,7 @@ import (
 type Config struct {
 	Dir      string                    // folder of its own on the data disk, mode 0700
 	TPM      string                    // as tpm.Open takes it
-	Policy   tpm.SealPolicy            // what the root key is sealed to
+	Policy   tpm.SealPolicy            // what the root key is sealed to; nil: nothing, Dir lies on a sealed volume
 	Boot     string                    // boot id
 	BootTime func() time.Duration      // CLOCK_BOOTTIME
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
@@ -49,9 +49,9 @@ type Config struct {
 	TimeEvent func() <-chan struct{}
 	// Clock is this node's; nil where approvals and the floor have nobody to go to.
 	Clock *rpc.Client
-	Rand     io.Reader
-	Epoch    time.Time   // when the image was built: no certificate of ours begins before it
-	HSM      *rpc.Client // this node's
+	Rand  io.Reader
+	Epoch time.Time   // when the image was built: no certificate of ours begins before it
+	HSM   *rpc.Client // this node's
 	// HSMs are those of the other nodes by node id, for tests of keys: a key counts only if every node can use it.
 	HSMs    map[string]*rpc.Client
 	Network func(context.Context, policy.Network) error // hands the node's network to init
@@ -164,7 +164,11 @@ func (l *Ledger) openSecrets() {
 		l.secretsProblem(err, "enable the TPM 2.0 in the firmware's settings and reboot")
 		return
 	}
-	l.secrets, err = tpm.OpenSecrets(filepath.Join(l.cfg.Dir, "secrets"), l.tpm, l.cfg.Policy, l.cfg.Rand)
+	if dir := filepath.Join(l.cfg.Dir, "secrets"); l.cfg.Policy == nil {
+		l.secrets, err = tpm.OpenVolumeSecrets(dir, l.cfg.Rand)
+	} else {
+		l.secrets, err = tpm.OpenSecrets(dir, l.tpm, l.cfg.Policy, l.cfg.Rand)
+	}
 	if err == nil {
 		return
 	}

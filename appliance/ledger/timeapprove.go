@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -202,7 +201,11 @@ func (l *Ledger) decide(ctx context.Context, o proposal, by ...policy.Actor) (rp
 		return rpc.TimeDecision{}, errors.Join(err, l.auditTime(call, actionTimeDecide, "refused", "not carried out: "+err.Error(), o, last))
 	}
 	if o.req.Kind == rpc.ApproveFloor {
-		if err := cmp.Or(l.auditTime(call, actionFloorLower, "ok", describe(o), o, last), l.lowerFloor(o.req.UTC)); err != nil {
+		err := l.auditTime(call, actionFloorLower, "ok", describe(o), o, last)
+		if err == nil {
+			err = l.lowerFloor(o.req.UTC)
+		}
+		if err != nil {
 			return rpc.TimeDecision{}, fmt.Errorf("the clock's floor is lowered until the next start, the records' is not: %w", err)
 		}
 	}

@@ -136,11 +136,12 @@ type Admin struct {
 }
 
 // Stamp is a moment as the proposer knew it: the interval in which its TrustedTime put it, in unix milliseconds, and the boot in which
-// it was made. Both zero = made before the node had TrustedTime.
+// it was made. Both zero = made before the node had TrustedTime. Manual: not by the word of time servers, but of administrators.
 type Stamp struct {
 	Earliest int64  `json:"earliest"`
 	Latest   int64  `json:"latest"`
 	Boot     string `json:"boot,omitempty"`
+	Manual   bool   `json:"manual,omitempty"`
 }
 
 // Service is what all nodes of the cluster serve under one name.
@@ -162,6 +163,8 @@ type Service struct {
 	ForeignForms bool `json:"foreignForms,omitempty"`
 	// Switched is the last change of Mode, nil if it is still that of setup.
 	Switched *ModeSwitch `json:"switched,omitempty"`
+	// TimeBound is how uncertain a node's time may become before it issues nothing any more; 0 = DefaultTimeBound.
+	TimeBound time.Duration `json:"timeBound,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
@@ -176,8 +179,11 @@ type Node struct {
 	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
 	Network     Network  `json:"network"`
 	TimeServers []string `json:"timeServers"` // host or host:port
-	HSM         HSM      `json:"hsm"`
-	Added       Stamp    `json:"added"`
+	// TimeKeys names, by the server's address as in TimeServers, the symmetric key (1 to 65535) that its answers must be made with. The keys
+	// themselves are secrets of the node.
+	TimeKeys map[string]uint16 `json:"timeKeys,omitempty"`
+	HSM      HSM               `json:"hsm"`
+	Added    Stamp             `json:"added"`
 }
 
 // HSM is how a node reaches its token; the PIN is not here.
