@@ -52,7 +52,7 @@ type proof struct {
 // hostKeyAttest is 6.4 of hgsa.md. The mode gate is behind it.
 func (q *request) hostKeyAttest() {
 	if _, _, ok := q.d.Now(); !ok {
-		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
+		q.unavailable(outcomeNoTime, "the node does not know the time", "see time why")
 		return
 	}
 	p, ok := q.readProof()
@@ -346,7 +346,7 @@ func (q *request) grant(host policy.Host, o order) {
 func (q *request) issueFailed(err error) {
 	switch {
 	case errors.Is(err, health.ErrNoTime):
-		q.unavailable(outcomeNoTime, err.Error(), "see time status")
+		q.unavailable(outcomeNoTime, err.Error(), "see time why")
 	case errors.Is(err, health.ErrSigner):
 		q.unavailable(outcomeNoSigner, err.Error(), "signer renew; see signer list")
 	default:
