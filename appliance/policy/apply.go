@@ -28,6 +28,9 @@ func applySetup(s *State, c Command) (Result, error) {
 	if b.Service.DenyIssuedBefore != 0 {
 		return Result{}, &Refused{c.Kind, "a new service has no deny date", ""}
 	}
+	if b.Service.Syslog != nil || len(b.Node.FormerAuditKeys) > 0 {
+		return Result{}, &Refused{c.Kind, "a new service sends its audit nowhere, and a new node has had no other audit key", ""}
+	}
 	if b.Service.Switched != nil {
 		return Result{}, &Refused{c.Kind, "a new service has had no other mode", ""}
 	}

@@ -22,6 +22,9 @@ const (
 	CmdHTTPSInstall Kind = "https.install" // HTTPSInstall
 	CmdKeyFreeze    Kind = "key.freeze"    // KeyChange
 
+	CmdAuditKey    Kind = "node.audit-key" // AuditKeyChange
+	CmdAuditSyslog Kind = "audit.syslog"   // SyslogSet
+
 	CmdRotationStart   Kind = "rotation.start" // RotationStart
 	CmdRotationPair    Kind = "rotation.pair"  // RotationMove, and so the others
 	CmdRotationPrimary Kind = "rotation.primary"
@@ -219,6 +222,8 @@ var handlers = map[Kind]struct {
 	CmdHostAllow:       {AdminOperator, false, applyHostAllow},
 	CmdClassOffline:    {AdminOperator, false, applyClassOffline},
 	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
+	CmdAuditKey:        {AdminOwner, true, applyAuditKey},
+	CmdAuditSyslog:     {AdminOwner, false, applyAuditSyslog},
 	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
 	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
 	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},

@@ -360,6 +360,10 @@ func auditVerbs() []Verb {
 			Replaces: []string{"Get-HgsAttestationReport"}},
 		{Name: "audit verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditVerify,
 			Help: "check this node's audit chain", Example: "audit verify"},
+		{Name: "audit key", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditKey,
+			Help: "the key that signs this node's audit, and those before it", Example: "audit key --json",
+			More: "The key lies in the TPM. Note its fingerprint now, on paper or elsewhere: it is what an export is proved against, with hostsim audit verify --key. " +
+				"A key that changed although nobody cleared or replaced the TPM means that somebody did."},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
 			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
 			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},
