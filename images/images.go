@@ -53,6 +53,7 @@ const (
 	ManifestFile = "manifest.json"
 	NoticeFile   = "NOTICE"
 	PolicyFile   = "policy.json"
+	KeysDir      = "keys" // public half of the key set: what a machine's firmware must trust
 )
 
 // PolicyPath is where the signed policies lie beside the image.
@@ -282,6 +283,9 @@ func (b *build) assemble(context.Context) error {
 	}
 	b.result.UKISize = int64(len(img))
 	if err := replace(filepath.Join(b.Out, UKIFile), img); err != nil {
+		return err
+	}
+	if err := b.Keys.WritePublic(filepath.Join(b.Out, KeysDir)); err != nil {
 		return err
 	}
 	policies, err := b.policies(img)

@@ -41,7 +41,7 @@ import (
 type Config struct {
 	Dir      string                    // folder of its own on the data disk, mode 0700
 	TPM      string                    // as tpm.Open takes it
-	Policy   tpm.SealPolicy            // what the root key is sealed to
+	Policy   tpm.SealPolicy            // what the root key is sealed to; nil: nothing, Dir lies on a sealed volume
 	Boot     string                    // boot id
 	BootTime func() time.Duration      // CLOCK_BOOTTIME
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
@@ -157,7 +157,11 @@ func (l *Ledger) openSecrets() {
 		l.secretsProblem(err, "enable the TPM 2.0 in the firmware's settings and reboot")
 		return
 	}
-	l.secrets, err = tpm.OpenSecrets(filepath.Join(l.cfg.Dir, "secrets"), l.tpm, l.cfg.Policy, l.cfg.Rand)
+	if dir := filepath.Join(l.cfg.Dir, "secrets"); l.cfg.Policy == nil {
+		l.secrets, err = tpm.OpenVolumeSecrets(dir, l.cfg.Rand)
+	} else {
+		l.secrets, err = tpm.OpenSecrets(dir, l.tpm, l.cfg.Policy, l.cfg.Rand)
+	}
 	if err == nil {
 		return
 	}

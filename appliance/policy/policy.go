@@ -164,6 +164,8 @@ type Service struct {
 	Syslog *Syslog `json:"syslog,omitempty"`
 	// Switched is the last change of Mode, nil if it is still that of setup.
 	Switched *ModeSwitch `json:"switched,omitempty"`
+	// TimeBound is how uncertain a node's time may become before it issues nothing any more; 0 = DefaultTimeBound.
+	TimeBound time.Duration `json:"timeBound,omitempty"`
 }
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
@@ -178,8 +180,11 @@ type Node struct {
 	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
 	Network     Network  `json:"network"`
 	TimeServers []string `json:"timeServers"` // host or host:port
-	HSM         HSM      `json:"hsm"`
-	Added       Stamp    `json:"added"`
+	// TimeKeys names, by the server's address as in TimeServers, the symmetric key (1 to 65535) that its answers must be made with. The keys
+	// themselves are secrets of the node.
+	TimeKeys map[string]uint16 `json:"timeKeys,omitempty"`
+	HSM      HSM               `json:"hsm"`
+	Added    Stamp             `json:"added"`
 	// FormerAuditKeys are those before AuditKey, the oldest first.
 	FormerAuditKeys []FormerAuditKey `json:"formerAuditKeys,omitempty"`
 }

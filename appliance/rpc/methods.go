@@ -54,6 +54,7 @@ var (
 	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
 	LedgerMeasure       = Method[Empty, MeasureReply]{"ledger.Measure"}                    // [console] reads the PCRs from the TPM
 	LedgerStatus        = Method[Empty, LedgerStatusReply]{"ledger.Status"}                // [console init]
+	LedgerTimeKeys      = Method[Empty, []TimeKey]{"ledger.TimeKeys"}                      // [clock] ErrUnavailable before setup; the receiver wipes them
 )
 
 // Methods of the HSM process.
@@ -76,7 +77,9 @@ var (
 
 // Methods of the clock; its stream of trusted time is in time.go.
 var (
-	ClockStatus = Method[Empty, ClockStatusReply]{"clock.Status"} // [console]
+	ClockStatus  = Method[Empty, ClockStatusReply]{"clock.Status"}                // [console ledger]
+	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; console on a node that was never set up]
+	ClockFloor   = Method[ClockFloorRequest, ClockFloorReply]{"clock.Floor"}      // [ledger] what its records know of the past, and back
 )
 
 // Methods of init.
@@ -260,7 +263,7 @@ type LedgerStatusReply struct {
 	Index      uint64           `json:"index"`
 	SetUp      bool             `json:"setUp"`
 	NodeID     string           `json:"nodeId"`
-	Sealing    string           `json:"sealing"` // "sealed to PCR 4+11+12 (not update-safe)", or what is wrong
+	Sealing    string           `json:"sealing"` // "on the sealed volume", or what is wrong
 	AuditSeq   uint64           `json:"auditSeq"`
 	AuditBytes int64            `json:"auditBytes"`
 	AuditLimit int64            `json:"auditLimit"`
@@ -398,32 +401,6 @@ type HSMTestResult struct {
 	OK       bool             `json:"ok"`
 	Took     time.Duration    `json:"took"`            // of the token's operation
 	Token    *HSMKey          `json:"token,omitempty"` // as the token describes it; nil where it is missing
-	Problems []policy.Problem `json:"problems,omitempty"`
-}
-
-// ClockSource is one time server as the clock sees it.
-type ClockSource struct {
-	Address string        `json:"address"`
-	State   string        `json:"state"` // selected, falseticker, unreachable, waiting
-	Offset  time.Duration `json:"offset"`
-	Bound   time.Duration `json:"bound"` // root distance
-	Age     time.Duration `json:"age"`
-	Error   string        `json:"error,omitempty"`
-}
-
-// ClockView is trusted time for people. It is another type than policy.TrustedTime on purpose: nothing can be signed with it.
-type ClockView struct {
-	OK        bool          `json:"ok"`
-	Earliest  time.Time     `json:"earliest"`
-	Latest    time.Time     `json:"latest"`
-	Sources   []string      `json:"sources"`
-	ExpiresIn time.Duration `json:"expiresIn"`
-}
-
-// ClockStatusReply is the clock's own view.
-type ClockStatusReply struct {
-	Trusted  ClockView        `json:"trusted"`
-	Sources  []ClockSource    `json:"sources"`
 	Problems []policy.Problem `json:"problems,omitempty"`
 }
 

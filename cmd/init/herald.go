@@ -68,7 +68,7 @@ func (n *node) obstacle(up time.Duration) policy.Problem {
 	problems := maps.Clone(n.problems)
 	n.mu.Unlock()
 	for _, kind := range slices.Sorted(maps.Keys(problems)) {
-		if strings.HasPrefix(kind, "disk-") {
+		if keepsDiskShut(kind) {
 			return problems[kind]
 		}
 	}

@@ -114,7 +114,7 @@ func (n *node) shutdown(r powerRequest) {
 	n.log.CloseDisk(flush)
 	cancel2()
 	for range 20 { // killed processes take a moment to let go
-		if err := disk.Unmount(dataDir); err == nil {
+		if disk.Unmount(dataDir) == nil && disk.Close() == nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -276,3 +276,22 @@ func httpsProblems(snap policy.Snapshot, clock *rpc.ClockStatusReply) []policy.P
 	}
 	return policy.HTTPSNotes(snap.State.Service.Name, cert, clock.Trusted.Earliest, clock.Trusted.Latest)
 }
+
+// communicationsProblems tells of the end of the certificate that signs metadata.xml (row B21). Guardian keys have none: their dates stop
+// nothing (row B05).
+func communicationsProblems(snap policy.Snapshot, clock *rpc.ClockStatusReply) []policy.Problem {
+	k, ok := snap.State.PrimaryKey(policy.RoleCommunications)
+	if !ok || clock == nil || !clock.Trusted.OK {
+		return nil
+	}
+	cert, err := x509.ParseCertificate(k.Certificate)
+	if err != nil || clock.Trusted.Latest.Add(policy.HTTPSWarning).Before(cert.NotAfter) {
+		return nil
+	}
+	verb := "ends"
+	if clock.Trusted.Latest.After(cert.NotAfter) {
+		verb = "ended"
+	}
+	return []policy.Problem{{Kind: "communications-expiring", What: "the communications certificate, which signs metadata.xml, " + verb + " on " + cert.NotAfter.UTC().Format("2006-01-02") +
+		": tenants' tools may not take the metadata", Remedy: fmt.Sprintf("key csr %.12s, have it signed, then key install; or key new --roles communications, then key primary", k.Ref)}}
+}

@@ -134,3 +134,29 @@ func FuzzParseChain(f *testing.F) {
 		}
 	})
 }
+
+func TestTheEndOfTheCommunicationsCertificateIsAProblem(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	mustCall(t, s, "key new --roles all", "")
+	if p := verb.GatherStatus(t.Context(), f.Node).Problems; has(p, "communications") {
+		t.Fatalf("ten years before: %+v", p)
+	}
+	snap, _ := f.Node.Snapshot()
+	k, _ := snap.State.PrimaryKey(policy.RoleCommunications)
+	old, err := x509.ParseCertificate(k.Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	at := time.UnixMilli(verbtest.At.Earliest)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: old.Subject, NotBefore: at.AddDate(0, -1, 0), NotAfter: at.AddDate(0, 0, 29)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, old.PublicKey, issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCall(t, s, "key install "+string(k.Ref[:12]), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	if p := verb.GatherStatus(t.Context(), f.Node).Problems; !has(p, "communications-expiring") {
+		t.Errorf("%+v", p)
+	}
+}

@@ -86,13 +86,13 @@ func (c *cast) measured(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, n := range []int{4, 11} {
+	for _, n := range []int{4, 7, 11} {
 		if m.PCRs[n] != c.image.PCRs[n] {
 			return "", &failure{fmt.Sprintf("PCR %d = %s, predicted from the image file", n, c.image.PCRs[n]), m.PCRs[n],
 				"firmware or boot order added something: mkimage measure shows the expected events"}
 		}
 	}
-	return fmt.Sprintf("PCR 4 %s PCR 11 %s = predicted", short(m.PCRs[4]), short(m.PCRs[11])), nil
+	return fmt.Sprintf("PCR 4 %s PCR 7 %s PCR 11 %s = predicted", short(m.PCRs[4]), short(m.PCRs[7]), short(m.PCRs[11])), nil
 }
 
 // retry repeats do until it works or limit is over: for what becomes ready by itself.
@@ -137,9 +137,10 @@ func (c *cast) timeTrusted(ctx context.Context) (string, error) {
 func (c *cast) keysMade(ctx context.Context) (string, error) {
 	var made struct {
 		Keys []struct {
-			Role   string `json:"role"`
-			SHA256 string `json:"sha256"`
-			Token  *struct {
+			Role    string `json:"role"`
+			SHA256  string `json:"sha256"`
+			Primary bool
+			Token   *struct {
 				Sensitive, Extractable, NeverExtractable bool
 			} `json:"token"`
 		} `json:"keys"`
@@ -154,6 +155,9 @@ func (c *cast) keysMade(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for _, k := range made.Keys {
+		if !k.Primary {
+			return "", &failure{"key " + k.Role + " primary", "a spare: it failed its test right after it was made", "key test on the node tells why; then key primary"}
+		}
 		if k.Token == nil || !k.Token.Sensitive || k.Token.Extractable || !k.Token.NeverExtractable {
 			return "", &failure{"key " + k.Role + " sensitive and never extractable", fmt.Sprintf("%+v", k.Token), "the token does not protect its keys"}
 		}

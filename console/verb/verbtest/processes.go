@@ -119,7 +119,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
 	})
 	on(f, s, rpc.LedgerStatus, func(rpc.Empty) (rpc.LedgerStatusReply, error) {
-		return rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "sealed to PCR 4+11 (not update-safe)", AuditSeq: 9,
+		return rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "on the sealed volume", AuditSeq: 9,
 			AuditBytes: 4096, AuditLimit: 64 << 20}, nil
 	})
 }
