@@ -13,8 +13,8 @@
 //
 // Limits. A node that is taken over can write what it likes from then on; records before the newest checkpoint that left the machine
 // stay provable. Damage to the newest batch of records, after it was acknowledged and before the next checkpoint, looks like a power
-// cut and is cut off. Whoever can use the node's audit key can make another chain; it
-// lies in the TPM, so that is the running node only.
+// cut and is cut off. Whoever can use the node's audit key can make another chain; it lies in the TPM, so that is
+// the running node only.
 package audit
 
 import (

@@ -6,7 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,9 +103,7 @@ func applyAuditSyslog(s *State, c Command) (Result, error) {
 }
 
 func (y Syslog) check() error {
-	host, port, err := net.SplitHostPort(y.Address)
-	n, perr := strconv.ParseUint(port, 10, 16)
-	if err != nil || perr != nil || n == 0 || !hostName(host) {
+	if y.Host() == "" {
 		return errors.New("the address is not HOST:PORT")
 	}
 	if !hostName(y.Name) {
@@ -123,6 +121,18 @@ func (y Syslog) check() error {
 		}
 	}
 	return nil
+}
+
+// Host is the address without its port; "" where it is not HOST:PORT.
+func (y Syslog) Host() string {
+	if a, err := netip.ParseAddrPort(y.Address); err == nil && a.Port() != 0 && a.Addr().Zone() == "" {
+		return a.Addr().String()
+	}
+	host, port, _ := strings.Cut(y.Address, ":")
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || !hostName(host) {
+		return ""
+	}
+	return host
 }
 
 func hostName(s string) bool {
