@@ -116,7 +116,12 @@ func (l *Ledger) proposeSetup(ctx context.Context, setup policy.Setup, actor pol
 
 // putSecrets makes the node's keys and keeps all that is secret; what is public goes into the setup command's body.
 func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
-	keys, err := newKeys(l.cfg.Rand, l.cfg.Epoch, setup, audit.NodeID)
+	blob, public, err := l.newAuditKey()
+	if err != nil {
+		return err
+	}
+	setup.Node.ID, setup.Node.AuditKey = audit.NodeID(public), public
+	keys, err := newKeys(l.cfg.Rand, l.cfg.Epoch, setup)
 	defer func() {
 		for _, k := range keys {
 			clear(k)
@@ -129,7 +134,7 @@ func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
 	if _, err := io.ReadFull(l.cfg.Rand, cluster); err != nil {
 		return fmt.Errorf("randomness: %w", err)
 	}
-	keys[secretCluster] = cluster
+	keys[secretCluster], keys[secretAudit] = cluster, blob
 	if setup.Node.HSM.Attended {
 		err = l.forget(func(name string) bool { return name == secretPIN }) // of a setup that was interrupted
 	} else {

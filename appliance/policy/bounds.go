@@ -132,7 +132,7 @@ func checkNetwork(n Network) error {
 }
 
 func checkNode(n Node) error {
-	if len(n.AuditKey) > maxEntry || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
+	if len(n.AuditKey) > MaxAuditKey || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
 		return errors.New("a key or certificate of the node is too large")
 	}
 	return errors.Join(checkNetwork(n.Network), CheckTimeServers(n.TimeServers), CheckTimeKeys(n.TimeServers, n.TimeKeys), CheckHSM(n.HSM))

@@ -22,6 +22,9 @@ const (
 	CmdHTTPSInstall Kind = "https.install" // HTTPSInstall
 	CmdKeyFreeze    Kind = "key.freeze"    // KeyChange
 
+	CmdAuditKey    Kind = "node.audit-key" // AuditKeyChange
+	CmdAuditSyslog Kind = "audit.syslog"   // SyslogSet
+
 	CmdRotationStart   Kind = "rotation.start" // RotationStart
 	CmdRotationPair    Kind = "rotation.pair"  // RotationMove, and so the others
 	CmdRotationPrimary Kind = "rotation.primary"
@@ -48,6 +51,7 @@ const (
 	CmdTenantRemove   Kind = "tenant.remove"   // ByName
 	CmdSignerTrust    Kind = "signer.trust"    // SignerTrust
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
+	CmdSignerDeny     Kind = "signer.deny"     // SignerDeny
 
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
@@ -201,6 +205,7 @@ var handlers = map[Kind]struct {
 	CmdTenantRemove:    {AdminOperator, false, applyTenantRemove},
 	CmdSignerTrust:     {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust:  {AdminOperator, false, applySignerDistrust},
+	CmdSignerDeny:      {AdminOperator, false, applySignerDeny},
 	CmdHostAddTPM:      {AdminOperator, false, applyHostAddTPM},
 	CmdHostSet:         {AdminOperator, false, applyHostSet},
 	CmdBaselineAdd:     {AdminOperator, false, applyBaselineAdd},
@@ -221,6 +226,8 @@ var handlers = map[Kind]struct {
 	CmdHostAllow:       {AdminOperator, false, applyHostAllow},
 	CmdClassOffline:    {AdminOperator, false, applyClassOffline},
 	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
+	CmdAuditKey:        {AdminOwner, true, applyAuditKey},
+	CmdAuditSyslog:     {AdminOwner, false, applyAuditSyslog},
 	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
 	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
 	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},

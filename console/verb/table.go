@@ -260,8 +260,12 @@ func signerVerbs() []Verb {
 		{Name: "signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
 			Help: "stop accepting that signer's health certificates", Example: "signer distrust site2",
 			Replaces: []string{"Remove-HgsKeyProtectionAttestationSignerCertificate"}},
-		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny, Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z")},
+		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny,
+			Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z"),
+				{Name: "signer", Kind: Text, Optional: true, Help: "only this attestation signer's: its name or thumbprint; default: all signers'"}},
 			Help: "refuse older health certificates: all hosts attest anew", Example: "signer deny-before now",
+			More: "Without a signer it is for all hosts: each attests again by itself when it next needs a key. With one it is for the hosts that have its " +
+				"certificates, as after a foreign service was broken into. A date can only move forward: nobody can make old certificates good again.",
 			Replaces: []string{"Set-HgsKeyProtectionAttestationSignerCertificatePolicy"}},
 	}
 }
@@ -356,6 +360,10 @@ func auditVerbs() []Verb {
 			Replaces: []string{"Get-HgsAttestationReport"}},
 		{Name: "audit verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditVerify,
 			Help: "check this node's audit chain", Example: "audit verify"},
+		{Name: "audit key", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditKey,
+			Help: "the key that signs this node's audit, and those before it", Example: "audit key --json",
+			More: "The key lies in the TPM. Note its fingerprint now, on paper or elsewhere: it is what an export is proved against, with hostsim audit verify --key. " +
+				"A key that changed although nobody cleared or replaced the TPM means that somebody did."},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
 			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
 			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},
