@@ -197,21 +197,6 @@ func (l *Ledger) openRecords(ctx context.Context, records string) {
 	l.log = NewSingleLog(machine{l})
 }
 
-// adoptKeys gives the audit its key once the node has one.
-func (l *Ledger) adoptKeys() error {
-	l.mu.Lock()
-	node := l.node
-	l.mu.Unlock()
-	if node == "" || l.secrets == nil {
-		return nil
-	}
-	key, err := l.auditKey()
-	if err != nil {
-		return fmt.Errorf("audit key: %w", err)
-	}
-	return l.audit.SetNode(node, key)
-}
-
 func (l *Ledger) setProblem(p policy.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -353,9 +338,10 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
+// whole audit chain, successors of the attestation signer and of an audit key that the TPM lost, tests of the keys, wiping of software
+// keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepFloor,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepAuditKey, l.keepFloor,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {

@@ -35,6 +35,10 @@ func (l *Ledger) registerTime(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerTimeConfirm, func(ctx context.Context, _ rpc.Caller, req rpc.TimeConfirmRequest) (rpc.TimeDecision, error) {
 		return l.TimeConfirm(ctx, req)
 	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerTimeKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeKey, error) { return l.TimeKeys() }, rpc.Clock)
+	rpc.Handle(s, rpc.LedgerTimeKeySet, func(ctx context.Context, _ rpc.Caller, req rpc.TimeKeyRequest) (rpc.Empty, error) {
+		return rpc.Empty{}, l.TimeKeySet(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerTimeAsked, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeProposal, error) {
 		return l.TimeAsked(), nil
 	}, rpc.Console)
