@@ -51,7 +51,7 @@ func buildImage(ctx context.Context, args []string) error {
 	if opt.Release, err = releaseOf(ctx, opt.Source, *version, *epoch, *number); err != nil {
 		return err
 	}
-	opt.Commit, _ = git(ctx, opt.Source, "rev-parse", "HEAD") // outside git it is not known
+	opt.Commit = commit(ctx, opt.Source)
 	if opt.Cache, err = cacheFolder(*cache); err != nil {
 		return err
 	}
@@ -144,6 +144,18 @@ func releaseOf(ctx context.Context, source, version string, epoch int64, number 
 	}
 	r := initramfs.Release{Version: version, Epoch: epoch, Number: number}
 	return r, r.Validate()
+}
+
+// commit names the source: "" outside git, with a mark when files differ from it.
+func commit(ctx context.Context, source string) string {
+	id, err := git(ctx, source, "rev-parse", "HEAD")
+	if err != nil {
+		return ""
+	}
+	if changed, err := git(ctx, source, "status", "--porcelain"); err != nil || changed != "" {
+		id += "-dirty"
+	}
+	return id
 }
 
 func git(ctx context.Context, dir string, args ...string) (string, error) {
