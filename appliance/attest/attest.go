@@ -96,6 +96,7 @@ type Service struct {
 	d       Deps
 	budget  *intake.Budget
 	signers signerCache
+	lately  lately
 	told    intake.Counter // refusals of registered hosts that got an entry of their own
 	grants  intake.Counter
 

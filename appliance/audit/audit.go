@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"guardhouse/appliance/policy"
 )
@@ -59,6 +60,8 @@ type Options struct {
 	Quota       int64 // all segments together; 256 MiB
 	Reserve     int64 // part of Quota that only commands, accepted logins and system entries may use; Quota/16
 	SegmentSize int64 // a segment that reached it is closed; 4 MiB
+	// Stamp is the time now and CLOCK_BOOTTIME, for the entries that the chain makes itself; nil = they have none.
+	Stamp func() (policy.Stamp, time.Duration)
 
 	write func(f *os.File, b []byte, off int64) (int, error) // tests put a full disk here
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -199,8 +200,13 @@ func (l *Log) rotate(why string) error {
 	if why != "" {
 		detail = why
 	}
-	entry, err := encodeEntry(policy.AuditEntry{Kind: policy.AuditContinue, Action: "audit.continue", Outcome: "ok", Detail: detail,
-		Facts: map[string]string{"previous": at.hash}})
+	e := policy.AuditEntry{Kind: policy.AuditContinue, Action: "audit.continue", Outcome: "ok", Detail: detail, Facts: map[string]string{"previous": at.hash}}
+	if l.opt.Stamp != nil {
+		now := time.Duration(0)
+		e.At, now = l.opt.Stamp()
+		e.BootTime = now.Milliseconds()
+	}
+	entry, err := encodeEntry(e)
 	if err != nil {
 		return err
 	}

@@ -45,9 +45,13 @@ type Config struct {
 	Boot     string                    // boot id
 	BootTime func() time.Duration      // CLOCK_BOOTTIME
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
-	Rand     io.Reader
-	Epoch    time.Time   // when the image was built: no certificate of ours begins before it
-	HSM      *rpc.Client // this node's
+	// TimeEvent is closed at the next event of the time (rpc.TimeSource.Event); nil where there are none.
+	TimeEvent func() <-chan struct{}
+	// Clock is this node's; nil where approvals and the floor have nobody to go to.
+	Clock *rpc.Client
+	Rand  io.Reader
+	Epoch time.Time   // when the image was built: no certificate of ours begins before it
+	HSM   *rpc.Client // this node's
 	// HSMs are those of the other nodes by node id, for tests of keys: a key counts only if every node can use it.
 	HSMs    map[string]*rpc.Client
 	Network func(context.Context, policy.Network) error // hands the node's network to init
@@ -81,6 +85,8 @@ type Ledger struct {
 	sealKey   *age.X25519Identity // opens what administrators encrypt to this node, of this start only
 	logins    *logins
 	refusals  refusalTable
+	proposals proposals
+	floor     floor
 	started   sync.WaitGroup
 
 	mu        sync.Mutex // guards all below; never held over I/O
@@ -115,11 +121,12 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota}); err != nil {
+	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota, Stamp: l.stamp}); err != nil {
 		return nil, err
 	}
 	l.openSecrets()
 	l.openRecords(ctx, records)
+	l.openFloor()
 	l.observed = openObservations(ctx, observed, cfg)
 	l.used = openUsage(l.observed.db, cfg.Log)
 	if l.logins, err = openLogins(filepath.Join(cfg.Dir, "logins.json"), cfg.BootTime); err != nil {
@@ -184,7 +191,7 @@ func (l *Ledger) openRecords(ctx context.Context, records string) {
 		l.setProblem(policy.Problem{Kind: "store-damaged", What: "the records can't be read: " + err.Error(), Remedy: storeRemedy})
 		return
 	}
-	l.store, l.state, l.index, l.node, l.outbox = s, c.state, c.index, c.node, c.outbox
+	l.store, l.state, l.index, l.node, l.outbox, l.floor.at = s, c.state, c.index, c.node, c.outbox, c.floor
 	l.log = NewSingleLog(machine{l})
 }
 
@@ -265,7 +272,7 @@ func (l *Ledger) whySealed() policy.Problem {
 func (l *Ledger) Snapshot() (policy.Snapshot, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state}, l.changed
+	return policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state, Floor: l.floor.at}, l.changed
 }
 
 func (l *Ledger) publish() {
@@ -326,7 +333,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
 // whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepFloor,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {
@@ -391,7 +398,7 @@ func (l *Ledger) forgetDelivered() error {
 func (l *Ledger) Close() error {
 	var err error
 	if l.store != nil {
-		err = errors.Join(l.forgetDelivered(), guard(l.store.db.Close))
+		err = errors.Join(l.recordFloor(floorAtEnd), l.forgetDelivered(), guard(l.store.db.Close))
 	}
 	err = errors.Join(err, l.used.flush(), l.observed.close(), l.audit.Close())
 	if l.secrets != nil {

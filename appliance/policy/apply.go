@@ -94,15 +94,8 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 		v.ForeignForms = *b.ForeignForms
 	}
 	if b.DenyIssuedBefore != nil {
-		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
-			return Result{}, &Refused{c.Kind, "the deny date may only move forward", ""}
-		}
-		// It can't be taken back: one that lies in the future would refuse every host until then.
-		if c.At.Latest == 0 {
-			return Result{}, &Refused{c.Kind, "without a trusted time it can't be told whether the deny date lies in the future", "wait until time status says trusted"}
-		}
-		if *b.DenyIssuedBefore > c.At.Latest/1000+1 {
-			return Result{}, &Refused{c.Kind, "the deny date lies in the future, and it could not be taken back", "use the present time"}
+		if err := checkDenyDate(c, v.DenyIssuedBefore, *b.DenyIssuedBefore); err != nil {
+			return Result{}, err
 		}
 		v.DenyIssuedBefore = *b.DenyIssuedBefore
 	}

@@ -48,6 +48,7 @@ const (
 	CmdTenantRemove   Kind = "tenant.remove"   // ByName
 	CmdSignerTrust    Kind = "signer.trust"    // SignerTrust
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
+	CmdSignerDeny     Kind = "signer.deny"     // SignerDeny
 
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
@@ -199,6 +200,7 @@ var handlers = map[Kind]struct {
 	CmdTenantRemove:    {AdminOperator, false, applyTenantRemove},
 	CmdSignerTrust:     {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust:  {AdminOperator, false, applySignerDistrust},
+	CmdSignerDeny:      {AdminOperator, false, applySignerDeny},
 	CmdHostAddTPM:      {AdminOperator, false, applyHostAddTPM},
 	CmdHostSet:         {AdminOperator, false, applyHostSet},
 	CmdBaselineAdd:     {AdminOperator, false, applyBaselineAdd},

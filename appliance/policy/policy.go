@@ -83,6 +83,9 @@ type Key struct {
 	PublishedAt int64 `json:"publishedAt,omitempty"`
 	UseFrom     int64 `json:"useFrom,omitempty"`
 	RetiredAt   int64 `json:"retiredAt,omitempty"`
+	// DenyIssuedBefore refuses what this attestation signer signed before it (B25 for one signer): unix seconds, compared with the second in
+	// the serial number; 0 = none.
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 }
 
 // Host is a machine that may get health certificates in one mode. ID is the upper-case hex SHA-256 of the SubjectPublicKeyInfo DER of its
@@ -136,11 +139,12 @@ type Admin struct {
 }
 
 // Stamp is a moment as the proposer knew it: the interval in which its TrustedTime put it, in unix milliseconds, and the boot in which
-// it was made. Both zero = made before the node had TrustedTime.
+// it was made. Both zero = made before the node had TrustedTime. Manual: not by the word of time servers, but of administrators.
 type Stamp struct {
 	Earliest int64  `json:"earliest"`
 	Latest   int64  `json:"latest"`
 	Boot     string `json:"boot,omitempty"`
+	Manual   bool   `json:"manual,omitempty"`
 }
 
 // Service is what all nodes of the cluster serve under one name.
@@ -223,11 +227,13 @@ type State struct {
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
-// before setup.
+// before setup. Floor is the newest moment, in unix milliseconds, of which this node's disk knows that it is over: the newest earliest
+// bound of a trusted time (0 = none). Nothing is issued by it.
 type Snapshot struct {
 	Index  uint64 `json:"index"`
 	NodeID string `json:"nodeId"`
 	State  State  `json:"state"`
+	Floor  int64  `json:"floor,omitempty"`
 }
 
 // NewState is an empty state, before setup.

@@ -135,7 +135,7 @@ func networkShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 		}
 		p := new(Page)
 		p.b.WriteString(CleanLines(string(text)))
-		return Output{Text: p}, nil
+		return Output{Text: p, Raw: true}, nil
 	}
 	v := NetworkValue{Node: self.Name, Settings: self.Network, Links: []rpc.LinkStatus{}}
 	st, err := rpc.InitStatus.Call(ctx, s.Node.Init, rpc.Empty{})

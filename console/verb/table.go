@@ -260,8 +260,12 @@ func signerVerbs() []Verb {
 		{Name: "signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
 			Help: "stop accepting that signer's health certificates", Example: "signer distrust site2",
 			Replaces: []string{"Remove-HgsKeyProtectionAttestationSignerCertificate"}},
-		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny, Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z")},
+		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny,
+			Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z"),
+				{Name: "signer", Kind: Text, Optional: true, Help: "only this attestation signer's: its name or thumbprint; default: all signers'"}},
 			Help: "refuse older health certificates: all hosts attest anew", Example: "signer deny-before now",
+			More: "Without a signer it is for all hosts: each attests again by itself when it next needs a key. With one it is for the hosts that have its " +
+				"certificates, as after a foreign service was broken into. A date can only move forward: nobody can make old certificates good again.",
 			Replaces: []string{"Set-HgsKeyProtectionAttestationSignerCertificatePolicy"}},
 	}
 }

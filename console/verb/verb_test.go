@@ -175,7 +175,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 	for name, kind := range map[string]policy.Kind{
 		"host add": policy.CmdHostAdd, "host revoke": policy.CmdHostRevoke, "host restore": policy.CmdHostRestore, "host remove": policy.CmdHostRemove,
 		"key primary": policy.CmdKeyPrimary, "key enable": policy.CmdKeyEnable, "key disable": policy.CmdKeyDisable, "key remove": policy.CmdKeyRemove,
-		"signer trust": policy.CmdSignerTrust, "signer distrust": policy.CmdSignerDistrust, "signer deny-before": policy.CmdServiceSet,
+		"signer trust": policy.CmdSignerTrust, "signer distrust": policy.CmdSignerDistrust, "signer deny-before": policy.CmdSignerDeny,
 		"service set": policy.CmdServiceSet, "network set": policy.CmdNodeSet, "time set": policy.CmdNodeSet,
 		"host add-tpm": policy.CmdHostAddTPM, "host set": policy.CmdHostSet, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
 		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
