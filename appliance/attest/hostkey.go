@@ -80,9 +80,10 @@ func (q *request) hostKeyAttest() {
 			remedy: "see that virtualization-based security runs on the host"})
 		return
 	}
-	o := order{session: p.request.SessionId, facts: map[string]string{"signature": form, "vsmKey": keyHash(vsm.RSA)}}
+	hash := keyHash(vsm.RSA)
+	o := order{session: p.request.SessionId, facts: map[string]string{"signature": form, "vsmKey": hash}}
 	for _, t := range p.request.RequestedContent {
-		o.wanted = append(o.wanted, wanted{t, vsm.RSA})
+		o.wanted = append(o.wanted, wanted{t, vsm.RSA, hash})
 	}
 	q.grant(host, o)
 }
@@ -274,6 +275,7 @@ type order struct {
 type wanted struct {
 	content hgsa.AttestationResultType
 	key     *rsa.PublicKey
+	hash    string // keyHash
 }
 
 // life is how long a certificate made at now is good.
@@ -331,7 +333,7 @@ func (q *request) grant(host policy.Host, o order) {
 	q.verdict(host, "ok")
 	for _, w := range o.wanted {
 		if health.Purpose(w.content) == health.Encryption {
-			q.observe(policy.ObservedIdentity, host.ID, "vsmKey", keyHash(w.key))
+			q.observe(policy.ObservedIdentity, host.ID, "vsmKey", w.hash)
 		}
 	}
 	if o.granted != nil {

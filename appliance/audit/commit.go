@@ -155,6 +155,8 @@ func (l *Log) grown(at chain, n int64) {
 	s.last, s.lastHash = at.seq, at.hash
 	l.bytes += n
 	l.last, l.hash = at.seq, at.hash
+	close(l.more)
+	l.more = make(chan struct{})
 }
 
 // flush writes b at off and makes it durable; with dir also the file's name.

@@ -27,6 +27,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -98,6 +99,7 @@ type Ledger struct {
 	identity  *age.X25519Identity // opens the secrets file; nil once the node is set up
 	problems  []policy.Problem
 	changed   chan struct{} // closed and replaced at each new snapshot
+	encoded   encoded
 }
 
 // Open opens the ledger in cfg.Dir or begins one. A damaged database, an unusable TPM or secrets that don't open are problems of the
@@ -195,21 +197,6 @@ func (l *Ledger) openRecords(ctx context.Context, records string) {
 	l.log = NewSingleLog(machine{l})
 }
 
-// adoptKeys gives the audit its key once the node has one.
-func (l *Ledger) adoptKeys() error {
-	l.mu.Lock()
-	node := l.node
-	l.mu.Unlock()
-	if node == "" || l.secrets == nil {
-		return nil
-	}
-	key, err := l.auditKey()
-	if err != nil {
-		return fmt.Errorf("audit key: %w", err)
-	}
-	return l.audit.SetNode(node, key)
-}
-
 func (l *Ledger) setProblem(p policy.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -282,10 +269,30 @@ func (l *Ledger) publish() {
 	l.changed = make(chan struct{})
 }
 
+// encoded is the snapshot that was shared last, as long as somebody sends it, and what it was made of.
+type encoded struct {
+	last    weak.Pointer[rpc.Shared[policy.Snapshot]]
+	index   uint64
+	changed <-chan struct{}
+}
+
+// shared is Snapshot for those who send it on: the same to all, so that it is encoded once. A large one is kept only while it is sent.
+func (l *Ledger) shared() (*rpc.Shared[policy.Snapshot], <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &l.encoded
+	s := e.last.Value()
+	if s == nil || e.index != l.index || e.changed != l.changed {
+		s = rpc.Share(policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state})
+		*e = encoded{weak.Make(s), l.index, l.changed}
+	}
+	return s, l.changed
+}
+
 // Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest.
-func (l *Ledger) Watch(ctx context.Context, send func(policy.Snapshot) error) error {
+func (l *Ledger) Watch(ctx context.Context, send func(*rpc.Shared[policy.Snapshot]) error) error {
 	for {
-		s, changed := l.Snapshot()
+		s, changed := l.shared()
 		if err := send(s); err != nil {
 			return err
 		}
@@ -331,9 +338,10 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
+// whole audit chain, successors of the attestation signer and of an audit key that the TPM lost, tests of the keys, wiping of software
+// keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepFloor,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepAuditKey, l.keepFloor,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {
