@@ -63,7 +63,6 @@ type Disk struct {
 	Size    int64 // bytes
 	Content Content
 	Holds   string // for people: "a partition table"
-	Unclean bool   // ours, not unmounted cleanly or with errors noted
 }
 
 // Finder looks for disks. Sys and Dev are "/sys" and "/dev" but in tests. Run runs a program to its end and gives its output; PID 1 must
@@ -125,17 +124,7 @@ func (f *Finder) look(d *Disk) {
 	inspect(d, file)
 }
 
-// ext4 superblock fields, offsets from the start of the disk (the kernel's Documentation/filesystems/ext4/super.rst).
-const (
-	superMagic    = 1024 + 0x38
-	superState    = 1024 + 0x3a
-	superIncompat = 1024 + 0x60
-	superLabel    = 1024 + 0x78
-	stateClean    = 1
-	stateErrors   = 2
-	needsRecovery = 4
-	edge          = 1 << 20
-)
+const edge = 1 << 20
 
 // inspect decides from the first and last MiB.
 func inspect(d *Disk, r io.ReaderAt) {
@@ -148,15 +137,12 @@ func inspect(d *Disk, r io.ReaderAt) {
 		d.Content, d.Holds = Foreign, fmt.Sprintf("nothing readable (%v)", err)
 		return
 	}
-	if head[superMagic] == 0x53 && head[superMagic+1] == 0xef {
-		label := strings.TrimRight(string(head[superLabel:superLabel+16]), "\x00")
-		if label != Label {
-			d.Content, d.Holds = Foreign, fmt.Sprintf("a Linux file system labelled %q", label)
-			return
-		}
-		state := uint16(head[superState]) | uint16(head[superState+1])<<8
-		d.Content, d.Holds = Ours, "our file system"
-		d.Unclean = state&stateClean == 0 || state&stateErrors != 0 || head[superIncompat]&needsRecovery != 0
+	if h, _, err := ReadHeader(r); err == nil && h.Preparing {
+		d.Content, d.Holds = Blank, "a preparation that was never finished"
+		return
+	}
+	if hasHeader(r) {
+		d.Content, d.Holds = Ours, "our encrypted volume"
 		return
 	}
 	tail := make([]byte, edge)
@@ -169,6 +155,9 @@ func inspect(d *Disk, r io.ReaderAt) {
 		return
 	}
 	d.Content, d.Holds = Foreign, "data of unknown kind"
+	if head[superMagic] == 0x53 && head[superMagic+1] == 0xef {
+		d.Holds = "an unencrypted Linux file system"
+	}
 	if head[510] == 0x55 && head[511] == 0xaa {
 		d.Holds = "a partition table or a boot sector"
 	}
@@ -223,45 +212,6 @@ func names(list []Disk) string {
 	return strings.Join(parts, ", ")
 }
 
-// Prepare formats a blank disk, or repairs ours where it was not unmounted cleanly. It says in a few words what it did.
-func (f *Finder) Prepare(ctx context.Context, d Disk) (string, error) {
-	switch {
-	case d.Content == Blank:
-		out, err := f.Run(ctx, tool("mkfs.ext4"), "-q", "-F", "-L", Label, "-m", "1", d.Path)
-		if err != nil {
-			return "", failed("format", d, out, err)
-		}
-		return "formatted", nil
-	case d.Content == Ours && d.Unclean:
-		return f.repair(ctx, d)
-	case d.Content == Ours:
-		return "clean", nil
-	}
-	return "", &Error{KindForeign, fmt.Sprintf("disk %s holds %s", d.Name, d.Holds), "attach another disk"}
-}
-
-// repair runs e2fsck -p. Its exit code is a sum of bits (e2fsck(8)): 1 and 2 mean corrected, 4 left uncorrected, 8 can't be opened as a
-// file system although its label is ours.
-func (f *Finder) repair(ctx context.Context, d Disk) (string, error) {
-	out, err := f.Run(ctx, tool("e2fsck"), "-p", d.Path)
-	var exit interface{ ExitCode() int }
-	switch {
-	case err == nil:
-		return "recovered after a hard stop", nil
-	case errors.As(err, &exit) && exit.ExitCode() > 0 && exit.ExitCode()&^3 == 0:
-		return "repaired after a hard stop", nil
-	case errors.As(err, &exit) && exit.ExitCode()&(4|8) != 0:
-		return "", &Error{KindDamaged, fmt.Sprintf("the file system on %s is damaged beyond automatic repair: %s", d.Name, firstLine(out)),
-			"keep the disk as it is; replace it by a blank one and restore, or have the file system repaired elsewhere with e2fsck"}
-	}
-	return "", failed("check", d, out, err)
-}
-
-func failed(verb string, d Disk, out []byte, err error) error {
-	return &Error{KindFailed, fmt.Sprintf("can't %s disk %s: %v: %s", verb, d.Name, err, firstLine(out)),
-		"restart the node; if it stays, replace the disk"}
-}
-
 func firstLine(out []byte) string {
 	s, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return s
@@ -280,18 +230,6 @@ func tool(name string) string {
 func exists(p string) bool {
 	_, err := os.Stat(p)
 	return err == nil
-}
-
-// Mount mounts the disk at target. A file system error stops writing instead of the machine.
-func Mount(d Disk, target string) error {
-	if err := os.MkdirAll(target, 0o755); err != nil {
-		return failed("mount", d, nil, err)
-	}
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME)
-	if err := unix.Mount(d.Path, target, "ext4", flags, "errors=remount-ro"); err != nil {
-		return failed("mount", d, nil, err)
-	}
-	return nil
 }
 
 // Unmount makes everything durable and unmounts target; where something still uses it, it is remounted read-only.

@@ -76,8 +76,14 @@ func (l *lab) debugfs(command string) {
 	}
 }
 
-func ext4(label string, state byte) map[int64]string {
-	return map[int64]string{superMagic: "\x53\xef" + string(state), superLabel: label}
+// sealed is a disk with the header of an encrypted volume.
+func sealed(preparing bool) map[int64]string {
+	h := &Header{Volume: strings.Repeat("0a", 16), Preparing: preparing}
+	b, err := h.encode()
+	if err != nil {
+		panic(err)
+	}
+	return map[int64]string{copyA: string(b), copyB: string(b), -4096: "encrypted"}
 }
 
 func TestChoosesTheOneDiskThatIsMeant(t *testing.T) {
@@ -92,12 +98,15 @@ func TestChoosesTheOneDiskThatIsMeant(t *testing.T) {
 		"only blank":              {func(l *lab) { l.disk("vda", "", nil) }, "vda", ""},
 		"by serial among blanks":  {func(l *lab) { l.disk("vda", "", nil); l.disk("vdb", Serial, nil) }, "vdb", ""},
 		"two blanks":              {func(l *lab) { l.disk("vda", "s1", nil); l.disk("sda", "", nil) }, KindAmbiguous, "sda (32 MiB, holds nothing), vda (32 MiB, holds nothing, serial \"s1\")"},
-		"ours beside a blank":     {func(l *lab) { l.disk("vda", "", nil); l.disk("vdb", "", ext4(Label, 1)) }, "vdb", ""},
-		"two of ours":             {func(l *lab) { l.disk("vda", "", ext4(Label, 1)); l.disk("vdb", "", ext4(Label, 1)) }, KindAmbiguous, "vda"},
+		"ours beside a blank":     {func(l *lab) { l.disk("vda", "", nil); l.disk("vdb", "", sealed(false)) }, "vdb", ""},
+		"two of ours":             {func(l *lab) { l.disk("vda", "", sealed(false)); l.disk("vdb", "", sealed(false)) }, KindAmbiguous, "vda"},
 		"two with our serial":     {func(l *lab) { l.disk("vda", Serial, nil); l.disk("vdb", Serial, nil) }, KindAmbiguous, "leave one"},
+		"unfinished preparation":  {func(l *lab) { l.disk("vda", "", sealed(true)) }, "vda", ""},
+		"one copy of the header":  {func(l *lab) { l.disk("vda", "", map[int64]string{copyB: sealed(false)[copyB]}) }, "vda", ""},
+		"header cut off":          {func(l *lab) { l.disk("vda", "", map[int64]string{copyA: sealed(true)[copyA][:30]}) }, "vda", ""},
 		"boot disk beside":        {func(l *lab) { l.disk("vda", "", mbr); l.disk("vdb", "", nil) }, "vdb", ""},
 		"foreign by serial":       {func(l *lab) { l.disk("vda", Serial, mbr); l.disk("vdb", "", nil) }, KindForeign, "partition table or a boot sector"},
-		"foreign file system":     {func(l *lab) { l.disk("vda", "", ext4("backup", 1)) }, KindForeign, `labelled "backup"`},
+		"foreign file system":     {func(l *lab) { l.disk("vda", "", map[int64]string{superMagic: "\x53\xef"}) }, KindForeign, "unencrypted Linux file system"},
 		"something at the end":    {func(l *lab) { l.disk("vda", "", end) }, KindForeign, "unknown kind"},
 		"one byte in the first":   {func(l *lab) { l.disk("vda", "", map[int64]string{edge - 1: "x"}) }, KindForeign, "untouched"},
 		"removable":               {func(l *lab) { l.disk("sda", "", nil); l.put("sys/block/sda/removable", "1") }, KindNone, ""},
@@ -133,34 +142,37 @@ func TestChoosesTheOneDiskThatIsMeant(t *testing.T) {
 	}
 }
 
-func TestFormatsABlankDiskOnceAndRecognisesIt(t *testing.T) {
+func TestUnfinishedPreparationIsBegunAgainAndAFinishedVolumeNever(t *testing.T) {
+	for name, c := range map[string]struct {
+		write map[int64]string
+		want  Content
+	}{"preparing": {sealed(true), Blank}, "finished": {sealed(false), Ours}, "damaged": {map[int64]string{copyA: string(headerMagic) + "junk"}, Ours}} {
+		l := newLab(t)
+		l.disk("vda", Serial, c.write)
+		list, err := l.f.List()
+		if err != nil || list[0].Content != c.want {
+			t.Errorf("%s: %+v %v", name, list, err)
+		}
+	}
+}
+
+func TestChecksAFileSystemAfterAHardStopAlone(t *testing.T) {
 	l := newLab(t)
 	l.disk("vda", Serial, nil)
-	prepare := func() (Disk, string) {
-		list, _ := l.f.List()
-		d, err := Choose(list)
-		if err != nil {
-			t.Fatal(err)
+	path := l.dir + "/dev/vda"
+	if err := l.f.MakeFS(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	check := func(want string) {
+		t.Helper()
+		if did, err := l.f.CheckFS(t.Context(), path); err != nil || !strings.Contains(did, want) {
+			t.Fatalf("%q %v, want %q", did, err, want)
 		}
-		did, err := l.f.Prepare(t.Context(), d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d, did
 	}
-	if _, did := prepare(); did != "formatted" {
-		t.Fatal(did)
-	}
-	if d, did := prepare(); did != "clean" || d.Content != Ours {
-		t.Fatalf("%s, %+v", did, d)
-	}
+	check("clean")
 	l.debugfs("set_super_value state 0") // as a hard stop may leave it
-	if _, did := prepare(); !strings.Contains(did, "after a hard stop") {
-		t.Fatal(did)
-	}
-	if d, did := prepare(); did != "clean" || d.Unclean {
-		t.Fatalf("%s, %+v", did, d)
-	}
+	check("after a hard stop")
+	check("clean")
 	if got := strings.Join(l.ran, " "); got != "mkfs.ext4 e2fsck" {
 		t.Errorf("ran %q", got)
 	}
@@ -169,27 +181,21 @@ func TestFormatsABlankDiskOnceAndRecognisesIt(t *testing.T) {
 func TestDamageBeyondRepairIsLeftAlone(t *testing.T) {
 	l := newLab(t)
 	l.disk("vda", Serial, nil)
-	list, _ := l.f.List()
-	if _, err := l.f.Prepare(t.Context(), list[0]); err != nil {
+	path := l.dir + "/dev/vda"
+	_, err := l.f.CheckFS(t.Context(), path)
+	wantVolumeKind(t, err, KindDamaged) // no file system at all
+	if err := l.f.MakeFS(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	l.debugfs("set_super_value state 0")
-	f, _ := os.OpenFile(l.dir+"/dev/vda", os.O_RDWR, 0)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.WriteAt([]byte(strings.Repeat("junk", 256<<10)), 4096) // group descriptors, bitmaps, inodes
 	f.Close()
-	list, _ = l.f.List()
-	_, err := l.f.Prepare(t.Context(), list[0])
-	var de *Error
-	if !errors.As(err, &de) || de.Kind != KindDamaged || de.Remedy == "" {
-		t.Errorf("%v", err)
-	}
-}
-
-func TestRefusesToFormatWhatIsForeign(t *testing.T) {
-	l := newLab(t)
-	if _, err := l.f.Prepare(t.Context(), Disk{Name: "vda", Content: Foreign, Holds: "data"}); err == nil || len(l.ran) > 0 {
-		t.Errorf("%v, ran %v", err, l.ran)
-	}
+	_, err = l.f.CheckFS(t.Context(), path)
+	wantVolumeKind(t, err, KindDamaged)
 }
 
 func TestFolderTakesBackOwnerAndModeButRefusesALink(t *testing.T) {
@@ -213,6 +219,7 @@ func TestFolderTakesBackOwnerAndModeButRefusesALink(t *testing.T) {
 
 func FuzzInspect(f *testing.F) {
 	f.Add([]byte("\x53\xef"), int64(superMagic))
+	f.Add([]byte(sealed(true)[copyA][:300]), int64(copyA))
 	f.Fuzz(func(t *testing.T, b []byte, at int64) {
 		disk := make([]byte, 8*edge)
 		if at < 0 || at > int64(len(disk)) {
@@ -222,7 +229,7 @@ func FuzzInspect(f *testing.F) {
 		d := Disk{Size: int64(len(disk))}
 		inspect(&d, strings.NewReader(string(disk)))
 		edges := at < edge || at+int64(n) > int64(len(disk))-edge
-		if d.Content == Blank && edges && !zero(disk[:edge]) {
+		if d.Content == Blank && d.Holds == "nothing" && edges && !zero(disk[:edge]) {
 			t.Error("taken for blank")
 		}
 	})

@@ -263,7 +263,7 @@ type LedgerStatusReply struct {
 	Index      uint64           `json:"index"`
 	SetUp      bool             `json:"setUp"`
 	NodeID     string           `json:"nodeId"`
-	Sealing    string           `json:"sealing"` // "sealed to PCR 4+11+12 (not update-safe)", or what is wrong
+	Sealing    string           `json:"sealing"` // "on the sealed volume", or what is wrong
 	AuditSeq   uint64           `json:"auditSeq"`
 	AuditBytes int64            `json:"auditBytes"`
 	AuditLimit int64            `json:"auditLimit"`

@@ -93,7 +93,7 @@ var Table = []Process{
 		OOMScore: -500, Watchdog: 30 * time.Second, Fenced: true,
 	},
 	{
-		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger"},
+		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger", "--sealed-volume"},
 		Devices:  []Device{{Path: "/dev/tpmrm0", Mode: 0o600}},
 		Paths:    []Path{{Path: "/data/ledger", Mode: 0o700, OnDisk: true}},
 		Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},

@@ -9,10 +9,11 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// Handles of our own in the TPM. Both are in the ranges for the owner (TCG registry of reserved TPM 2.0 handles and localities).
+// Handles of our own in the TPM. All are in the ranges for the owner (TCG registry of reserved TPM 2.0 handles and localities).
 const (
-	FloorIndex  tpm2.TPMHandle = 0x01804748 // NV index of the version floor
-	StorageRoot tpm2.TPMHandle = 0x81004748 // persistent storage root key
+	FloorIndex      tpm2.TPMHandle = 0x01804748 // NV index of the version floor
+	GenerationIndex tpm2.TPMHandle = 0x01804749 // NV index of the volume's generation
+	StorageRoot     tpm2.TPMHandle = 0x81004748 // persistent storage root key
 )
 
 // floorPublic is the version floor: eight bytes, big-endian, the lowest release that may still get the volume key. It is the same on
@@ -20,56 +21,84 @@ const (
 // counter, because a new counter starts above everything the TPM has ever counted.
 //
 // Everybody may read it: TPM2_PolicyNV must, before any secret is known. Only the owner may write it, and the owner's authorisation is
-// random and lies on the sealed volume (TakeOwnership), so no other operating system can lower, remove or redefine it; who clears the
-// TPM loses it together with the storage root key, and the volume opens with the recovery secret alone.
-func floorPublic(written bool) *tpm2.TPMSNVPublic {
-	return &tpm2.TPMSNVPublic{NVIndex: FloorIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: 8,
+// random and lies on the sealed volume (Own), so no other operating system can lower, remove or redefine it; who clears the TPM loses
+// it together with the storage root key, and the volume opens with the recovery secret alone.
+func floorPublic(written bool) *tpm2.TPMSNVPublic { return indexPublic(FloorIndex, written) }
+
+func indexPublic(index tpm2.TPMHandle, written bool) *tpm2.TPMSNVPublic {
+	return &tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: 8,
 		Attributes: tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, OwnerWrite: true, AuthRead: true, NoDA: true, Written: written}}
 }
 
 // ErrNoFloor: this TPM holds no version floor of ours.
 var ErrNoFloor = errors.New("the TPM holds no version floor")
 
+// errNoIndex: there is no NV index of ours under the handle.
+var errNoIndex = errors.New("the TPM holds no such index")
+
 // OwnerAuthSize is the length of the owner's authorisation in bytes.
 const OwnerAuthSize = 32
 
-// TakeOwnership prepares a TPM for a new volume: the storage root key is made persistent, the version floor defined at floor, and the
-// authorisations of owner and lockout become owner (OwnerAuthSize random bytes, to be kept on the sealed volume). What an earlier
-// installation left under an empty authorisation is replaced. A TPM that somebody owns is an *Error of KindOwned.
-func (t *TPM) TakeOwnership(owner []byte, floor uint64) error {
-	if len(owner) != OwnerAuthSize {
-		return fmt.Errorf("the owner's authorisation has %d bytes, not %d", len(owner), OwnerAuthSize)
-	}
+// Prepare readies a TPM that nobody owns for a new volume: the storage root key is made persistent, the version floor defined at floor,
+// the generation at 0. What an earlier, unfinished try left is replaced, so a power cut does no harm. A TPM that somebody owns is an
+// *Error of KindOwned.
+func (t *TPM) Prepare(floor uint64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	srk, err := t.persistRoot()
 	if err != nil {
 		return owned(err)
 	}
-	auth := srk.owner(nil)
-	if _, _, err := readFloorPublic(t.t); err == nil {
-		if err := undefineFloor(t.t, srk.ownerBare(nil)); err != nil {
-			return owned(err)
+	if err := t.removeIndexes(srk, nil); err != nil {
+		return err
+	}
+	for index, value := range map[tpm2.TPMHandle]uint64{FloorIndex: floor, GenerationIndex: 0} {
+		if _, err := (tpm2.NVDefineSpace{AuthHandle: srk.owner(nil), PublicInfo: tpm2.New2B(*indexPublic(index, false))}).Execute(t.t); err != nil {
+			return owned(fmt.Errorf("define index %#x: %w", uint32(index), err))
 		}
-	} else if !errors.Is(err, ErrNoFloor) {
-		return err
-	}
-	if _, err := (tpm2.NVDefineSpace{AuthHandle: auth, PublicInfo: tpm2.New2B(*floorPublic(false))}).Execute(t.t); err != nil {
-		return owned(fmt.Errorf("define version floor: %w", err))
-	}
-	if err := writeFloor(t.t, auth, false, floor); err != nil {
-		return err
-	}
-	// Lockout first: while the owner's authorisation is still empty a power cut leaves a TPM that can be prepared again.
-	for _, hierarchy := range []tpm2.TPMHandle{tpm2.TPMRHLockout, tpm2.TPMRHOwner} {
-		if err := t.changeAuth(srk, hierarchy, nil, owner); err != nil {
+		if err := writeIndex(t.t, srk.owner(nil), index, false, value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// GiveBack undoes TakeOwnership: it removes the floor and the persistent key and empties both authorisations.
+// Own sets the authorisations of owner and lockout to owner (OwnerAuthSize random bytes) where they are still empty. owner must lie on
+// the volume, durable, before this is called: afterwards nobody else can change what Prepare made. Calling it again does no harm.
+func (t *TPM) Own(owner []byte) error {
+	if len(owner) != OwnerAuthSize {
+		return fmt.Errorf("the owner's authorisation has %d bytes, not %d", len(owner), OwnerAuthSize)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	srk, err := t.storageRoot()
+	if err != nil {
+		return err
+	}
+	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTPermanent), PropertyCount: 1}.Execute(t.t)
+	if err != nil {
+		return fmt.Errorf("ask who owns the TPM: %w", err)
+	}
+	properties, err := r.CapabilityData.Data.TPMProperties()
+	if err != nil || len(properties.TPMProperty) == 0 || properties.TPMProperty[0].Property != tpm2.TPMPTPermanent {
+		return fmt.Errorf("ask who owns the TPM: unusable answer (%v)", err)
+	}
+	const ownerAuthSet, lockoutAuthSet = 1 << 0, 1 << 2 // TPMA_PERMANENT: TPM 2.0 part 2, 8.6
+	for _, h := range []struct {
+		hierarchy tpm2.TPMHandle
+		set       uint32
+	}{{tpm2.TPMRHLockout, lockoutAuthSet}, {tpm2.TPMRHOwner, ownerAuthSet}} {
+		if properties.TPMProperty[0].Value&h.set != 0 {
+			continue
+		}
+		if err := t.changeAuth(srk, h.hierarchy, nil, owner); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// GiveBack undoes Prepare and Own.
 func (t *TPM) GiveBack(owner []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,10 +106,8 @@ func (t *TPM) GiveBack(owner []byte) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := readFloorPublic(t.t); err == nil {
-		if err := undefineFloor(t.t, srk.ownerBare(owner)); err != nil {
-			return owned(err)
-		}
+	if err := t.removeIndexes(srk, owner); err != nil {
+		return err
 	}
 	for _, hierarchy := range []tpm2.TPMHandle{tpm2.TPMRHLockout, tpm2.TPMRHOwner} {
 		if err := t.changeAuth(srk, hierarchy, owner, nil); err != nil {
@@ -91,6 +118,24 @@ func (t *TPM) GiveBack(owner []byte) error {
 		ObjectHandle: &tpm2.NamedHandle{Handle: StorageRoot, Name: srk.name}, PersistentHandle: StorageRoot}.Execute(t.t)
 	if err != nil {
 		return fmt.Errorf("remove storage root key: %w", err)
+	}
+	return nil
+}
+
+// removeIndexes removes what lies under our handles, ours or not.
+func (t *TPM) removeIndexes(srk *root, owner []byte) error {
+	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex} {
+		name, err := indexName(t.t, index)
+		if errors.Is(err, errNoIndex) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		_, err = tpm2.NVUndefineSpace{AuthHandle: srk.ownerBare(owner), NVIndex: tpm2.NamedHandle{Handle: index, Name: *name}}.Execute(t.t)
+		if err != nil {
+			return owned(fmt.Errorf("remove index %#x: %w", uint32(index), err))
+		}
 	}
 	return nil
 }
@@ -122,15 +167,37 @@ func (t *TPM) RaiseFloor(owner []byte, to uint64) error {
 	if err != nil || now >= to {
 		return err
 	}
+	return t.write(owner, FloorIndex, to)
+}
+
+// Generation reads the generation of the volume that this TPM saw last.
+func (t *TPM) Generation() (uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return readIndex(t.t, GenerationIndex)
+}
+
+// SetGeneration writes it with the owner's authorisation.
+func (t *TPM) SetGeneration(owner []byte, to uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.write(owner, GenerationIndex, to)
+}
+
+func (t *TPM) write(owner []byte, index tpm2.TPMHandle, value uint64) error {
 	srk, err := t.storageRoot()
 	if err != nil {
 		return err
 	}
-	auth := srk.owner(owner)
-	return writeFloor(t.t, auth, true, to)
+	return writeIndex(t.t, srk.owner(owner), index, true, value)
 }
 
-// ownerAuth authorises one command as the owner, the authorisation itself never on the bus.
+// session encrypts the first parameter on the bus and proves that the caller knows auth.
+func (srk *root) session(auth []byte) tpm2.Session {
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, 16, tpm2.Auth(auth), tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptIn))
+}
+
+// owner authorises one command as the owner, the authorisation itself never on the bus.
 func (srk *root) owner(auth []byte) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: srk.session(auth)}
 }
@@ -140,64 +207,55 @@ func (srk *root) ownerBare(auth []byte) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, 16, tpm2.Auth(auth), tpm2.Salted(srk.handle, srk.public))}
 }
 
-func (srk *root) session(auth []byte) tpm2.Session {
-	return tpm2.HMAC(tpm2.TPMAlgSHA256, 16, tpm2.Auth(auth), tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptIn))
-}
-
-func readFloorPublic(t transport.TPM) (*tpm2.TPMSNVPublic, *tpm2.TPM2BName, error) {
-	r, err := tpm2.NVReadPublic{NVIndex: FloorIndex}.Execute(t)
+func indexName(t transport.TPM, index tpm2.TPMHandle) (*tpm2.TPM2BName, error) {
+	r, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		return nil, nil, ErrNoFloor
+		return nil, errNoIndex
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("look for the version floor: %w", err)
+		return nil, fmt.Errorf("look for index %#x: %w", uint32(index), err)
 	}
-	pub, err := r.NVPublic.Contents()
-	return pub, &r.NVName, err
+	return &r.NVName, nil
 }
 
-// readFloor refuses an index that is not exactly ours: a name that differs would not satisfy any policy either.
 func readFloor(t transport.TPM) (uint64, error) {
-	_, name, err := readFloorPublic(t)
+	v, err := readIndex(t, FloorIndex)
+	if errors.Is(err, errNoIndex) {
+		return 0, ErrNoFloor
+	}
+	return v, err
+}
+
+// readIndex refuses an index that is not exactly ours: a name that differs would not satisfy any policy either.
+func readIndex(t transport.TPM, index tpm2.TPMHandle) (uint64, error) {
+	name, err := indexName(t, index)
 	if err != nil {
 		return 0, err
 	}
-	want, err := tpm2.NVName(floorPublic(true))
+	want, err := tpm2.NVName(indexPublic(index, true))
 	if err != nil {
 		return 0, err
 	}
 	if string(name.Buffer) != string(want.Buffer) {
-		return 0, ErrNoFloor
+		return 0, errNoIndex
 	}
-	r, err := tpm2.NVRead{AuthHandle: tpm2.AuthHandle{Handle: FloorIndex, Name: *name, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name}, Size: 8}.Execute(t)
+	r, err := tpm2.NVRead{AuthHandle: tpm2.AuthHandle{Handle: index, Name: *name, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex: tpm2.NamedHandle{Handle: index, Name: *name}, Size: 8}.Execute(t)
 	if err != nil || len(r.Data.Buffer) != 8 {
-		return 0, fmt.Errorf("read version floor: %v", err)
+		return 0, fmt.Errorf("read index %#x: %v", uint32(index), err)
 	}
 	return binary.BigEndian.Uint64(r.Data.Buffer), nil
 }
 
-func writeFloor(t transport.TPM, auth tpm2.AuthHandle, written bool, to uint64) error {
-	name, err := tpm2.NVName(floorPublic(written))
+func writeIndex(t transport.TPM, auth tpm2.AuthHandle, index tpm2.TPMHandle, written bool, to uint64) error {
+	name, err := tpm2.NVName(indexPublic(index, written))
 	if err != nil {
 		return err
 	}
-	_, err = tpm2.NVWrite{AuthHandle: auth, NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name},
+	_, err = tpm2.NVWrite{AuthHandle: auth, NVIndex: tpm2.NamedHandle{Handle: index, Name: *name},
 		Data: tpm2.TPM2BMaxNVBuffer{Buffer: binary.BigEndian.AppendUint64(nil, to)}}.Execute(t)
 	if err != nil {
-		return fmt.Errorf("write version floor: %w", err)
-	}
-	return nil
-}
-
-func undefineFloor(t transport.TPM, auth tpm2.AuthHandle) error {
-	_, name, err := readFloorPublic(t)
-	if err != nil {
-		return err
-	}
-	_, err = tpm2.NVUndefineSpace{AuthHandle: auth, NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name}}.Execute(t)
-	if err != nil {
-		return fmt.Errorf("remove version floor: %w", err)
+		return fmt.Errorf("write index %#x: %w", uint32(index), err)
 	}
 	return nil
 }

@@ -58,6 +58,59 @@ func OpenSecrets(dir string, t *TPM, p SealPolicy, rand io.Reader) (*Secrets, er
 	if err != nil {
 		return nil, err
 	}
+	return s.keep(key)
+}
+
+// volumePolicy marks a root key that lies in clear beside its boxes.
+const volumePolicy = "volume"
+
+// volumeRoot is the file of such a root key.
+type volumeRoot struct {
+	Version int    `json:"version"` // 1
+	Policy  string `json:"policy"`  // volumePolicy
+	Key     []byte `json:"key"`
+}
+
+// OpenVolumeSecrets is OpenSecrets for a folder on the sealed volume, readable by its owner alone: there the root key needs no seal of
+// its own, and could have none, because package volume has capped the TPM's registers before anybody else runs.
+func OpenVolumeSecrets(dir string, rand io.Reader) (*Secrets, error) {
+	s := &Secrets{dir: dir, rand: rand}
+	b, err := os.ReadFile(filepath.Join(dir, rootFile))
+	defer clear(b)
+	var f volumeRoot
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		names, err := s.names()
+		if err != nil {
+			return nil, err
+		}
+		if len(names) > 0 {
+			return nil, damaged("there are %d secrets but no root key for them", len(names))
+		}
+		f = volumeRoot{1, volumePolicy, make([]byte, rootSize)}
+		if _, err := io.ReadFull(rand, f.Key); err != nil {
+			return nil, fmt.Errorf("randomness: %w", err)
+		}
+		text, err := json.Marshal(f)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(text)
+		if err := s.replace(rootFile, text); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, fmt.Errorf("secrets: %w", err)
+	default:
+		if err := json.Unmarshal(b, &f); err != nil || f.Version != 1 || f.Policy != volumePolicy {
+			return nil, damaged("the file of the root key is not that of a sealed volume")
+		}
+	}
+	return s.keep(f.Key)
+}
+
+// keep moves the root key into a locked page and wipes key.
+func (s *Secrets) keep(key []byte) (_ *Secrets, err error) {
 	defer clear(key)
 	if len(key) != rootSize {
 		return nil, damaged("the root key has %d bytes", len(key))
@@ -109,8 +162,13 @@ func (s *Secrets) newRoot(t *TPM) ([]byte, error) {
 	return key, s.replace(rootFile, b)
 }
 
-// Describe is the policy's line for people.
-func (s *Secrets) Describe() string { return s.policy.Describe() }
+// Describe is a line for people: what the root key is sealed to.
+func (s *Secrets) Describe() string {
+	if s.policy == nil {
+		return "on the sealed volume"
+	}
+	return s.policy.Describe()
+}
 
 // Close wipes the root key.
 func (s *Secrets) Close() error {

@@ -120,7 +120,7 @@ func authorityPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 		Unique:           tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.FillBytes(make([]byte, 256))})}
 }
 
-// SealVolume puts the volume key into the TPM's custody, for boots that the authority signs. TakeOwnership must have been called.
+// SealVolume puts the volume key into the TPM's custody, for boots that the authority signs. Prepare must have been called.
 func (t *TPM) SealVolume(authority *rsa.PublicKey, authorityPEM, key []byte) (VolumeSlot, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,11 +171,7 @@ func (t *TPM) UnsealVolume(slot VolumeSlot, policies []SignedPolicy) ([]byte, Si
 	if !bytes.Equal(srk.name.Buffer, slot.Root) {
 		return nil, SignedPolicy{}, otherTPM()
 	}
-	now, err := readPCRs(t.t, PolicyPCRs)
-	if err != nil {
-		return nil, SignedPolicy{}, err
-	}
-	p, err := fitting(policies, AuthorityID(authority), now)
+	p, err := t.fitting(policies, AuthorityID(authority))
 	if err != nil {
 		return nil, SignedPolicy{}, err
 	}
@@ -183,8 +179,20 @@ func (t *TPM) UnsealVolume(slot VolumeSlot, policies []SignedPolicy) ([]byte, Si
 	return key, p, err
 }
 
+// Fitting is the policy of this boot, or an *Error that says why there is none: what is asked before a disk is prepared, because what
+// is sealed then must open again.
+func (t *TPM) Fitting(authority *rsa.PublicKey, policies []SignedPolicy) (SignedPolicy, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.fitting(policies, AuthorityID(authority))
+}
+
 // fitting picks the newest release's policy by the authority whose registers are the present ones.
-func fitting(policies []SignedPolicy, authority string, now map[uint][]byte) (SignedPolicy, error) {
+func (t *TPM) fitting(policies []SignedPolicy, authority string) (SignedPolicy, error) {
+	now, err := readPCRs(t.t, PolicyPCRs)
+	if err != nil {
+		return SignedPolicy{}, err
+	}
 	var found, nearest *SignedPolicy
 	foreign := 0
 	for i := range policies {
@@ -304,6 +312,12 @@ func satisfy(t transport.TPM, h tpm2.TPMISHPolicy, p SignedPolicy, authority tpm
 
 // capEvent is extended once the volume is open. From then on no policy of any image fits until the next boot.
 const capEvent = "guardhouse: volume open"
+
+// Capped is PCR 11 after Cap, from its value before: what a node shows while its volume is open.
+func Capped(pcr11 [32]byte) [32]byte {
+	event := sha256Sum([]byte(capEvent))
+	return [32]byte(sha256Sum(append(pcr11[:], event...)))
+}
 
 // Cap extends PCR 11, so that nothing that runs later in this boot gets the volume key, and proves it: the same slot and policy must
 // now be refused. KindStillOpen where they are not. used is the policy that opened the volume.

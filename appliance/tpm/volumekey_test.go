@@ -72,15 +72,28 @@ var (
 func sealedTPM(t *testing.T, dir string, floor uint64) (*TPM, func(), VolumeSlot) {
 	t.Helper()
 	tpm, stop := startTPM(t, dir)
-	if err := tpm.TakeOwnership(ownerAuth, floor); err != nil {
-		t.Fatal(err)
-	}
+	own(t, tpm, ownerAuth, floor)
 	key := &authorities()[0].PublicKey
 	slot, err := tpm.SealVolume(key, pemOf(t, key), volumeKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return tpm, stop, slot
+}
+
+func own(t *testing.T, tpm *TPM, auth []byte, floor uint64) {
+	t.Helper()
+	// Twice each: a power cut between any two steps means that they are begun again.
+	for range 2 {
+		if err := tpm.Prepare(floor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := tpm.Own(auth); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func mustUnseal(t *testing.T, tpm *TPM, slot VolumeSlot, policies ...SignedPolicy) {
@@ -175,7 +188,7 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 		"write": func() error { return tpm.RaiseFloor(bytes.Repeat([]byte{1}, OwnerAuthSize), 9) },
 		"empty": func() error { return tpm.RaiseFloor(nil, 9) },
 		"remove": func() error {
-			return undefineFloor(tpm.t, tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)})
+			return tpm.removeIndexes(mustRoot(t, tpm), nil)
 		},
 		"by its own (empty) authorisation": func() error {
 			name, _ := tpm2.NVName(floorPublic(true))
@@ -183,7 +196,7 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 				NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 8)}}.Execute(tpm.t)
 			return err
 		},
-		"own again": func() error { return tpm.TakeOwnership(ownerAuth, 1) },
+		"own again": func() error { return tpm.Prepare(1) },
 		"clear": func() error {
 			_, err := tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}.Execute(tpm.t)
 			return err
@@ -209,9 +222,7 @@ func TestSetsUpTwiceOnOneTPM(t *testing.T) {
 	}
 	p := sign(t, authorities()[0], 2, present(t, tpm))
 	mustRefuse(t, tpm, first, KindOtherTPM, nil, p)
-	if err := tpm.TakeOwnership(bytes.Repeat([]byte{3}, OwnerAuthSize), 2); err != nil {
-		t.Fatal(err)
-	}
+	own(t, tpm, bytes.Repeat([]byte{3}, OwnerAuthSize), 2)
 	if floor, err := tpm.Floor(); err != nil || floor != 2 {
 		t.Fatalf("floor is %d, %v: a counter would have gone on from 7", floor, err)
 	}
@@ -228,9 +239,7 @@ func TestAnotherOrClearedTPMSaysSo(t *testing.T) {
 	p := sign(t, authorities()[0], 1, present(t, tpm))
 	other, _ := startTPM(t, t.TempDir())
 	mustRefuse(t, other, slot, KindOtherTPM, []string{"recovery"}, p)
-	if err := other.TakeOwnership(ownerAuth, 1); err != nil {
-		t.Fatal(err)
-	}
+	own(t, other, ownerAuth, 1)
 	mustRefuse(t, other, slot, KindOtherTPM, []string{"recovery"}, p)
 	_, err := tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}}.Execute(tpm.t)
 	if err != nil {
@@ -249,6 +258,34 @@ func TestKeyIsOutOfReachOnceTheRegistersAreCapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustRefuse(t, tpm, slot, KindNoPolicy, []string{"PCR 11"}, p)
+	if want := Capped([32]byte{}); !bytes.Equal(present(t, tpm)[11], want[:]) {
+		t.Error("the register holds something else than what is predicted for an open volume")
+	}
+}
+
+func mustRoot(t *testing.T, tpm *TPM) *root {
+	t.Helper()
+	r, err := tpm.storageRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestGenerationIsTheOwnersAlone(t *testing.T) {
+	tpm, _, _ := sealedTPM(t, t.TempDir(), 1)
+	if g, err := tpm.Generation(); err != nil || g != 0 {
+		t.Fatal(g, err)
+	}
+	if err := tpm.SetGeneration(ownerAuth, 5); err != nil {
+		t.Fatal(err)
+	}
+	if tpm.SetGeneration(nil, 4) == nil {
+		t.Error("set back without the owner's authorisation")
+	}
+	if g, err := tpm.Generation(); err != nil || g != 5 {
+		t.Error(g, err)
+	}
 }
 
 // counting counts the commands that reach the TPM.

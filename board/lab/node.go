@@ -47,7 +47,7 @@ type NodeOptions struct {
 	MemoryMB int
 	// CPUs is the number of virtual processors; 0 means 1.
 	CPUs int
-	// DataMB is the size of the data disk (serial "gh-data"), made empty at the first start; 0 means 256, negative
+	// DataMB is the size of the data disk (serial "gh-data"), made empty at the first start; 0 means 96, negative
 	// no data disk. The disk is a [fault.Disk]: what the guest has not flushed is lost at [Node.PowerCut].
 	DataMB int
 	// Token, when set, is plugged in: a virtio-serial port named [TokenPort].
@@ -146,7 +146,7 @@ func setDefaults(o *NodeOptions) {
 		o.CPUs = 1
 	}
 	if o.DataMB == 0 {
-		o.DataMB = 256
+		o.DataMB = 96
 	}
 	if o.Forwards == nil {
 		o.Forwards = []int{22, 80, 443}

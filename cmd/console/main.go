@@ -51,6 +51,7 @@ func run(child *supervise.Child, tty, address string) error {
 	node := &verb.Node{
 		Ledger: child.Client(rpc.Ledger), HSM: child.Client(rpc.HSM), Clock: child.Client(rpc.Clock), Init: child.Client(rpc.Init),
 		Stamp: rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock]).Stamp, Boottime: rpc.BootTime, Random: rand.Reader,
+		Evaluation: sandbox.Release().Evaluation,
 	}
 	go node.Watch(ctx)
 	var wg sync.WaitGroup

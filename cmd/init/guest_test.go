@@ -17,6 +17,7 @@ import (
 	"guardhouse/board/lab"
 	"guardhouse/images"
 	"guardhouse/images/debian"
+	"guardhouse/images/keys"
 	"guardhouse/initramfs"
 )
 
@@ -46,7 +47,7 @@ func startLab(t *testing.T) *lab.Lab {
 var release = initramfs.Release{Version: "test", Epoch: 1795000000}
 
 // guest boots the image's kernel with the test binary of a package as PID 1 and nothing else.
-func guest(t *testing.T, ctx context.Context, pkg string) *lab.Node {
+func guest(t *testing.T, ctx context.Context, pkg string, dataMB int) *lab.Node {
 	t.Helper()
 	dir := t.TempDir()
 	c := exec.Command("go", "test", "-c", "-o", dir+"/init", pkg)
@@ -79,7 +80,7 @@ func guest(t *testing.T, ctx context.Context, pkg string) *lab.Node {
 		}
 	}
 	n, err := startLab(t).StartNode(ctx, lab.NodeOptions{Name: "guest", Firmware: lab.Direct, Kernel: root + "/boot/vmlinuz-" + tree.Version, Initrd: dir + "/initrd",
-		Cmdline: "console=ttyS0 quiet panic=1", DataMB: -1, NoTPM: true})
+		Cmdline: "console=ttyS0 quiet panic=1", DataMB: dataMB, NoTPM: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +92,7 @@ func guest(t *testing.T, ctx context.Context, pkg string) *lab.Node {
 func TestNetworkOnTheImagesKernel(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	n := guest(t, ctx, "guardhouse/appliance/network")
+	n := guest(t, ctx, "guardhouse/appliance/network", -1)
 	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`guest tests ended with (\d+)`))
 	text := n.Serial.Transcript()
 	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || !strings.Contains(text, "--- PASS: TestBond") || !strings.Contains(text, "--- PASS: TestVLAN") ||
@@ -100,11 +101,26 @@ func TestNetworkOnTheImagesKernel(t *testing.T) {
 	}
 }
 
+// TestVolumeOnTheImagesKernel runs the tests of appliance/disk that need dm-integrity and dm-crypt as PID 1 under the image's kernel.
+func TestVolumeOnTheImagesKernel(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	n := guest(t, ctx, "guardhouse/appliance/disk", 48)
+	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`guest tests ended with (\d+)`))
+	text := n.Serial.Transcript()
+	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || !strings.Contains(text, "--- PASS: TestVolume") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	for _, line := range regexp.MustCompile(`(?m)^.*guest_test.go.*$`).FindAllString(text, -1) {
+		t.Log(strings.TrimSpace(line))
+	}
+}
+
 // TestHardwareWatchdogResetsAMachineThatIsNotWell has PID 1 tie the watchdog to a health that ends.
 func TestHardwareWatchdogResetsAMachineThatIsNotWell(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	n := guest(t, ctx, "guardhouse/appliance/supervise")
+	n := guest(t, ctx, "guardhouse/appliance/supervise", -1)
 	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`watchdog (.*), not fed: (.*)!`))
 	if err != nil || got[1] != "4s <nil>" || got[2] != "ledger has been silent" {
 		t.Fatalf("%v %q", err, got)
@@ -125,7 +141,11 @@ func TestHardwareWatchdogResetsAMachineThatIsNotWell(t *testing.T) {
 func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 	out := t.TempDir()
 	t.Setenv("SOURCE_DATE_EPOCH", "1795000000") // the build asks for it
-	if _, err := images.Build(t.Context(), images.Options{Source: "../..", Out: out, Cache: cache(t), Release: release, HSM: images.HSM{Variant: "attached"}, Logf: t.Logf}); err != nil {
+	set, err := keys.Make(filepath.Join(t.TempDir(), "keys"), "", true, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := images.Build(t.Context(), images.Options{Source: "../..", Out: out, Cache: cache(t), Release: release, Keys: set, HSM: images.HSM{Variant: "attached"}, Logf: t.Logf}); err != nil {
 		t.Fatal(err)
 	}
 	l := startLab(t)
@@ -133,12 +153,12 @@ func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 	for name, c := range map[string]struct {
 		mb   int
 		kind string
-	}{"none": {-1, "disk-none"}, "foreign": {16, "disk-foreign"}} {
+	}{"none": {-1, "disk-none"}, "foreign": {16, "disk-foreign"}, "blank": {32, "seal-no-policy"}} { // the firmware of these machines verifies nothing
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			file := filepath.Join(l.Dir, "nodes", name, "data.img")
-			if c.mb > 0 {
+			if c.kind == "disk-foreign" {
 				os.MkdirAll(filepath.Dir(file), 0o700)
 				if err := os.WriteFile(file, foreign, 0o600); err != nil {
 					t.Fatal(err)
@@ -168,7 +188,7 @@ func TestBoxSaysWhatKeepsItFromItsDisk(t *testing.T) {
 				case <-time.After(3 * time.Second):
 				}
 			}
-			if c.mb > 0 {
+			if c.kind == "disk-foreign" {
 				if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, foreign) {
 					t.Errorf("somebody else's data were changed (%v)", err)
 				}

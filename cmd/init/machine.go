@@ -63,7 +63,7 @@ func sealRoot() error {
 // saves a third of the time that drivers take.
 var late = map[string]bool{
 	"8021q": true, "garp": true, "mrp": true, "stp": true, "llc": true, "bonding": true, "tls": true, // for networks that use them
-	"fat": true, "vfat": true, "nls_ascii": true, "nls_cp437": true, "efivarfs": true, // the system partition and boot entries
+	"efivarfs": true, // boot entries
 	"watchdog": true, "i6300esb": true, "iTCO_vendor_support": true, "iTCO_wdt": true, "sp5100_tco": true, "lpc_ich": true,
 	"intel_pmc_bxt": true, "i2c-i801": true, "i2c-smbus": true, // watchdogs
 	"button": true, "evdev": true,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,8 @@ import (
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
+	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/volume"
 )
 
 // Places of the image.
@@ -159,7 +162,15 @@ func makeFolders(onDisk bool) error {
 	return failed
 }
 
-// openDisk finds, prepares and mounts the data disk, once.
+// Where the boot's own files are: the policy key that the boot stub hands over with the image, and the policies beside the images.
+const (
+	authorityFile = "/.extra/tpm2-pcr-public-key.pem"
+	policyFile    = "guardhouse/policy.json" // images.PolicyPath
+	bootDir       = "/run/boot"
+	tpmDevice     = "/dev/tpmrm0"
+)
+
+// openDisk finds the data disk, prepares it where it is blank, opens its volume and mounts it, once.
 func (n *node) openDisk(ctx context.Context) error {
 	list, err := n.finder.List()
 	if err != nil {
@@ -169,13 +180,11 @@ func (n *node) openDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	did, err := n.finder.Prepare(ctx, d)
+	v, err := n.openVolume(ctx, d)
 	if err != nil {
 		return err
 	}
-	if err := disk.Mount(d, dataDir); err != nil {
-		return err
-	}
+	v.Forget()
 	if err := makeFolders(true); err != nil {
 		return &disk.Error{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
 	}
@@ -188,14 +197,65 @@ func (n *node) openDisk(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	n.mounted = true
-	n.disk = fmt.Sprintf("%s, %d MiB, %s", d.Name, d.Size>>20, did)
+	n.disk = fmt.Sprintf("%s, %d MiB, %s", d.Name, d.Size>>20, v.Did)
 	if d.Serial != "" {
 		n.disk += ", serial " + d.Serial
 	}
 	line := n.disk
 	n.mu.Unlock()
-	n.logf("data disk %s", line)
+	n.logf("data disk %s, open %s after init began by policy %q of release %d", line, (rpc.BootTime() - n.started).Round(time.Millisecond), v.Used.Name, v.Used.Release)
 	return nil
+}
+
+// openVolume has the TPM decide by what lies beside the image.
+func (n *node) openVolume(ctx context.Context, d disk.Disk) (*volume.Volume, error) {
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		return nil, &tpm.Error{Kind: tpm.KindNoTPM, What: err.Error(), Remedy: "enable the TPM 2.0 in the firmware's settings and reboot"}
+	}
+	defer t.Close()
+	m := &volume.Machine{TPM: t, Finder: n.finder, Target: dataDir, OwnerDir: initDir, Log: n.logf, Progress: n.progress()}
+	boot, err := n.bootOf()
+	if err != nil {
+		return nil, err
+	}
+	if d.Content == disk.Blank {
+		return m.Make(ctx, d, boot)
+	}
+	return m.Open(ctx, d, boot)
+}
+
+// bootOf reads what the builder of the image signed. Files that are not ours or damaged are told and left out: the TPM alone decides.
+func (n *node) bootOf() (volume.Boot, error) {
+	authority, err := os.ReadFile(authorityFile)
+	if err != nil {
+		return volume.Boot{}, &tpm.Error{Kind: tpm.KindNoPolicy, What: "the image came without the key of its policies: " + err.Error(), Remedy: "boot the image as it was delivered, by UEFI firmware"}
+	}
+	boot := volume.Boot{Authority: authority}
+	files, notes := n.finder.BootFiles(bootDir, policyFile, tpm.MaxPolicyFile)
+	for _, b := range files {
+		f, err := tpm.ParsePolicyFile(b)
+		if err != nil {
+			notes = append(notes, err.Error())
+			continue
+		}
+		boot.Policies = append(boot.Policies, f.Policies...)
+	}
+	for _, note := range notes {
+		n.logf("boot disk: %s", note)
+	}
+	return boot, nil
+}
+
+// progress tells on the serial line how far a new volume is, in steps that a person can watch.
+func (n *node) progress() disk.Progress {
+	next := int64(0)
+	return func(done, total int64) {
+		if percent := done * 100 / total; percent >= next {
+			n.say(fmt.Sprintf("preparing the data disk: %d %% of %d MiB", percent, total>>20))
+			next = percent + 10
+		}
+	}
 }
 
 // findDisk opens the data disk; where it can't, it goes on trying in the background and starts what waits for it.
@@ -220,9 +280,7 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 			}
 			err := n.openDisk(ctx)
 			if err == nil {
-				for _, kind := range diskKinds {
-					n.problem(kind, "", "")
-				}
+				n.diskFailed(nil)
 				opened()
 				return
 			}
@@ -231,19 +289,35 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 	}()
 }
 
-var diskKinds = []string{disk.KindNone, disk.KindForeign, disk.KindAmbiguous, disk.KindDamaged, disk.KindFailed}
+// diskKinds are the beginnings of the kinds of problems that keep the data disk shut.
+var diskKinds = []string{"disk-", "volume-", "seal-", "tpm-"}
 
+func keepsDiskShut(kind string) bool {
+	return slices.ContainsFunc(diskKinds, func(p string) bool { return strings.HasPrefix(kind, p) })
+}
+
+// diskFailed replaces what was known about the disk by err; nil: it is open.
 func (n *node) diskFailed(err error) {
-	de := &disk.Error{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
-	errors.As(err, &de)
-	for _, kind := range diskKinds {
-		if kind != de.Kind {
-			n.problem(kind, "", "")
-		}
-	}
-	n.problem(de.Kind, de.What, de.Remedy)
 	n.mu.Lock()
-	n.disk = de.What
+	maps.DeleteFunc(n.problems, func(kind string, p policy.Problem) bool {
+		return keepsDiskShut(kind) && (err == nil || p.What != err.Error())
+	})
+	n.mu.Unlock()
+	if err == nil {
+		return
+	}
+	p := policy.Problem{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
+	var de *disk.Error
+	var te *tpm.Error
+	switch {
+	case errors.As(err, &de):
+		p = policy.Problem{Kind: de.Kind, What: de.What, Remedy: de.Remedy}
+	case errors.As(err, &te):
+		p = policy.Problem{Kind: te.Kind, What: te.What, Remedy: te.Remedy}
+	}
+	n.problem(p.Kind, p.What, p.Remedy)
+	n.mu.Lock()
+	n.disk = p.What
 	n.mu.Unlock()
 }
 

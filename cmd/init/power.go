@@ -102,7 +102,7 @@ func powerPressed(events []byte) bool {
 // hardware watchdog stays armed and cuts off whatever hangs here.
 func (n *node) shutdown(r powerRequest) {
 	n.logf("%s: %s", r.action, r.why)
-	n.say("guardhouse: " + r.action + " (" + r.why + ")")
+	n.say(r.action + " (" + r.why + ")")
 	n.auditStop(r)
 	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
 	defer cancel()
@@ -114,7 +114,7 @@ func (n *node) shutdown(r powerRequest) {
 	n.log.CloseDisk(flush)
 	cancel2()
 	for range 20 { // killed processes take a moment to let go
-		if err := disk.Unmount(dataDir); err == nil {
+		if disk.Unmount(dataDir) == nil && disk.Close() == nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -2,7 +2,8 @@
 // process and init. It opens no network socket.
 //
 // Flags: --run-dir, --uids (see appliance/supervise), --data (folder on the data disk; default /data/ledger), --tpm (a device, or
-// swtpm:HOST:PORT and swtpm:/SOCKET outside an image; default /dev/tpmrm0), --build-epoch (unix seconds; the node's own certificates
+// swtpm:HOST:PORT and swtpm:/SOCKET outside an image; default /dev/tpmrm0), --sealed-volume (the folder lies on a volume that init
+// opened; without it, outside an image, the secrets are sealed to the TPM's registers as they are), --build-epoch (unix seconds; the node's own certificates
 // begin there), --check-store FILE (reads a database file, says what is wrong with it and exits with 1; the process does that to its own
 // files in a child before it opens them, because a damaged one can kill whoever reads it).
 package main
@@ -29,6 +30,7 @@ func main() {
 	child := supervise.Flags(flag.CommandLine, rpc.Ledger, sandbox.UIDs())
 	data := flag.String("data", "/data/ledger", "folder of the ledger's files")
 	device := flag.String("tpm", "/dev/tpmrm0", "TPM device, or swtpm:ADDRESS")
+	sealed := flag.Bool("sealed-volume", false, "the folder is on a sealed volume: secrets need no seal of their own")
 	epoch := flag.Int64("build-epoch", sandbox.Release().BuildEpoch, "unix seconds; the node's own certificates begin there")
 	check := flag.String("check-store", "", "check this database file and exit")
 	flag.Parse()
@@ -39,24 +41,29 @@ func main() {
 		}
 		return
 	}
-	if err := run(child, *data, *device, time.Unix(*epoch, 0)); err != nil {
+	if err := run(child, *data, *device, *sealed, time.Unix(*epoch, 0)); err != nil {
 		fmt.Fprintln(os.Stderr, "ledger:", err)
 		os.Exit(1)
 	}
 }
 
-func run(child *supervise.Child, data, device string, epoch time.Time) error {
+func run(child *supervise.Child, data, device string, sealed bool, epoch time.Time) error {
 	ctx, cancel := supervise.Context()
 	defer cancel()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
 	}
+	var seal tpm.SealPolicy
+	if !sealed {
+		seal = tpm.ImagePCRs
+	}
 	clock := rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock])
 	init := child.Client(rpc.Init)
 	l, err := ledger.Open(ctx, ledger.Config{
-		Dir: data, TPM: device, Policy: tpm.ImagePCRs, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get,
-		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
+		Dir: data, TPM: device, Policy: seal, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get, TimeEvent: clock.Event,
+		Clock: child.Client(rpc.Clock),
+		Rand:  rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)
 			return err

@@ -20,6 +20,7 @@ type Node struct {
 	Stamp                    func() policy.Stamp  // trusted time now, as rpc.TimeSource gives it
 	Boottime                 func() time.Duration // CLOCK_BOOTTIME
 	Random                   io.Reader            // request ids, challenges
+	Evaluation               bool                 // the image is signed with keys for trying out: see EvaluationLine
 
 	mu       sync.Mutex
 	snapshot policy.Snapshot

@@ -17,7 +17,7 @@ type StatusValue struct {
 	OK       bool                   `json:"ok"`
 	SetUp    bool                   `json:"setUp"`
 	Problems []policy.Problem       `json:"problems"`
-	Hints    []policy.Problem       `json:"hints,omitempty"` // of things outside of the node: perhaps a host's, perhaps nobody's
+	Hints    []policy.Problem       `json:"hints,omitempty"` // what keeps nothing from working: keys for trying out, something about a host
 	Node     *NodeValue             `json:"node,omitempty"`
 	Service  string                 `json:"service,omitempty"`
 	Mode     string                 `json:"mode,omitempty"`
@@ -85,6 +85,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 		v.Problems = append(v.Problems, policy.Problem{Kind: "not-set-up", What: "this node is not set up", Remedy: "run setup on the serial line"})
 	}
 	v.OK = len(v.Problems) == 0
+	if n.Evaluation {
+		v.Hints = append([]policy.Problem{evaluationHint}, v.Hints...)
+	}
 	return v
 }
 
@@ -188,6 +191,9 @@ func (v StatusValue) Page() *Page {
 		}
 	}
 	for _, h := range v.Hints {
+		if h.Kind == evaluationHint.Kind {
+			continue // stands above every page
+		}
 		p.Line("? %s", h.What).Line("  -> %s", h.Remedy)
 	}
 	p.Blank()

@@ -203,3 +203,28 @@ func guid(a uint32, b, c uint16, rest [8]byte) (g [16]byte) {
 	copy(g[8:], rest[:])
 	return g
 }
+
+// WritePublic writes the public half of the set into dir, which Load reads: it goes with every image. Beside each Secure Boot certificate
+// in PEM lies what firmware setups enrol: a .cer (DER) and an .esl (EFI_SIGNATURE_LIST).
+func (s *Set) WritePublic(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(file{Version: 1, Name: s.Name, Evaluation: s.Evaluation, Owner: s.Owner}, "", " ")
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"set.json": append(b, '\n')}
+	for _, role := range Roles {
+		files[role+".crt"] = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certs[role].Raw})
+	}
+	for _, role := range []string{PK, KEK, DB} {
+		files[role+".cer"], files[role+".esl"] = s.Certs[role].Raw, s.list(role)
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

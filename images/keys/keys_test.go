@@ -141,6 +141,30 @@ func TestRefusesAKeyThatIsNotItsCertificates(t *testing.T) {
 	}
 }
 
+func TestPublicHalfLoadsAndHoldsNoKey(t *testing.T) {
+	s := made(t, "Contoso", false)
+	useCommand(t, s.Dir, "token-tool", "--pin-file", "x")
+	dir := t.TempDir()
+	for range 2 { // a second build writes it again
+		if err := s.WritePublic(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := Load(dir)
+	if err != nil || p.Fingerprint(DB) != s.Fingerprint(DB) || p.Owner != s.Owner {
+		t.Fatalf("%+v %v", p, err)
+	}
+	if _, err := p.Signer(DB); err == nil {
+		t.Error("it signs")
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "*"))
+	for _, name := range files {
+		if b, err := os.ReadFile(name); err != nil || bytes.Contains(b, []byte("PRIVATE")) || bytes.Contains(b, []byte("token-tool")) {
+			t.Errorf("%s: %v, holds what is nobody's business", name, err)
+		}
+	}
+}
+
 // The bytes of a signature list are those of UEFI specification 32.4.1, written out by hand.
 func TestSignatureListIsTheSpecifications(t *testing.T) {
 	owner := [16]byte{1, 2, 3}

@@ -86,13 +86,13 @@ func (c *cast) measured(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, n := range []int{4, 11} {
+	for _, n := range []int{4, 7, 11} {
 		if m.PCRs[n] != c.image.PCRs[n] {
 			return "", &failure{fmt.Sprintf("PCR %d = %s, predicted from the image file", n, c.image.PCRs[n]), m.PCRs[n],
 				"firmware or boot order added something: mkimage measure shows the expected events"}
 		}
 	}
-	return fmt.Sprintf("PCR 4 %s PCR 11 %s = predicted", short(m.PCRs[4]), short(m.PCRs[11])), nil
+	return fmt.Sprintf("PCR 4 %s PCR 7 %s PCR 11 %s = predicted", short(m.PCRs[4]), short(m.PCRs[7]), short(m.PCRs[11])), nil
 }
 
 // retry repeats do until it works or limit is over: for what becomes ready by itself.

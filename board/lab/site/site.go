@@ -21,7 +21,9 @@ import (
 	"strings"
 	"time"
 
+	"guardhouse/appliance/tpm"
 	"guardhouse/board/lab"
+	"guardhouse/images/keys"
 	"guardhouse/images/measure"
 )
 
@@ -49,7 +51,8 @@ type Site struct {
 type Image struct {
 	EFI, Disk string
 	Size      int64
-	PCRs      map[int]string // lower-case hex, SHA-256 bank
+	PCRs      map[int]string // lower-case hex, SHA-256 bank, as the running node shows them: PCR 11 is capped
+	Keys      *keys.Set      // public half: what the machine's firmware trusts
 }
 
 // Attached is the HSM variant whose token is outside the machine; Embedded has it on the node's disk, for trying out only.
@@ -122,16 +125,21 @@ func OpenImage(dir string) (Image, error) {
 		return Image{}, err
 	}
 	img.Size = int64(len(raw))
-	p, err := measure.Predict(raw, measure.Options{})
+	if img.Keys, err = keys.Load(filepath.Join(dir, "keys")); err != nil {
+		return Image{}, err
+	}
+	p, err := measure.Predict(raw, measure.Options{SecureBoot: true, Firmware: measure.FirmwareOf(img.Keys, nil)})
 	if err != nil {
 		return Image{}, fmt.Errorf("predict the PCRs of %s: %w", img.EFI, err)
 	}
-	img.PCRs[measure.BootPCR], img.PCRs[measure.ImagePCR] = hex.EncodeToString(p.PCR4[:]), hex.EncodeToString(p.PCR11[:])
+	for pcr, v := range map[int][32]byte{measure.BootPCR: p.PCR4, measure.SecureBootPCR: p.PCR7, measure.ImagePCR: tpm.Capped(p.PCR11)} {
+		img.PCRs[pcr] = hex.EncodeToString(v[:])
+	}
 	return img, nil
 }
 
-// Kept is the image with which the site of this name was made; ok is false where there is none. A node opens its secrets only with the
-// image it was set up with, so a site that is opened again boots that one, whatever was built since.
+// Kept is the image with which the site of this name was made; ok is false where there is none. A site that is opened again boots that
+// one, whatever was built since: its disk opens for it.
 func Kept(build, name string) (img Image, ok bool) {
 	img, err := OpenImage(filepath.Join(build, "lab", name, "image"))
 	return img, err == nil
@@ -150,7 +158,7 @@ func (s *Site) keep() error {
 		}
 		*f = to
 	}
-	return nil
+	return s.Image.Keys.WritePublic(filepath.Join(dir, "keys"))
 }
 
 // Open starts the parts around the node: token, time servers, network. The node itself is off until Boot.
@@ -194,12 +202,17 @@ func (s *Site) Boot(ctx context.Context) error { return s.BootWith(ctx, nil) }
 
 // BootWith is Boot of a machine that adjust has changed.
 func (s *Site) BootWith(ctx context.Context, adjust func(*lab.NodeOptions)) error {
-	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token}
+	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token, SecureBoot: true}
 	if s.HSM != "" && s.HSM != Attached {
 		o.Token = nil
 	}
 	if adjust != nil {
 		adjust(&o)
+	}
+	if _, err := os.Stat(filepath.Join(s.Lab.Dir, "nodes", o.Name, "vars.fd")); errors.Is(err, os.ErrNotExist) { // a machine out of its box
+		if err := s.Lab.EnrollFirmware(o.Name, s.Image.Keys.Variables(nil), true); err != nil {
+			return err
+		}
 	}
 	n, err := s.Lab.StartNode(ctx, o)
 	if err != nil {
