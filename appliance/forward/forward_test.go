@@ -169,6 +169,7 @@ type book struct {
 	changed chan struct{}
 	report  rpc.ForwardRequest
 	acked   uint64
+	reader  *audit.Reader
 }
 
 func (b *book) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.ForwardReply, error) {
@@ -188,7 +189,10 @@ func (b *book) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.ForwardRe
 		var more <-chan struct{}
 		if !req.Idle {
 			var read []audit.Record
-			read, _, more, _ = b.log.NewReader(req.After).Next(100, 64<<10)
+			if b.reader == nil || b.reader.At() != req.After {
+				b.reader = b.log.NewReader(req.After)
+			}
+			read, _, more, _ = b.reader.Next(100, 64<<10)
 			for _, x := range read {
 				r.Records = append(r.Records, rpc.AuditRecord{Seq: x.Seq, Prev: x.Prev, Hash: x.Hash, Entry: x.Entry})
 			}

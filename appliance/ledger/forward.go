@@ -199,7 +199,7 @@ func (f *forward) status(s policy.Syslog, a audit.Status) (rpc.SyslogStatus, *po
 		st.Behind = a.Last - st.Position
 	}
 	p := policy.Problem{Kind: KindSyslog, Remedy: "the collector gets everything once it is back, hosts notice nothing; see audit syslog show, then audit syslog test"}
-	behind := fmt.Sprintf("; it lacks %d records", st.Behind)
+	behind := fmt.Sprintf("; records behind: %d", st.Behind)
 	switch {
 	case f.asked < 0 || now-f.asked > forwardSilent:
 		if now < forwardSilent {

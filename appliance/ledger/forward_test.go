@@ -102,7 +102,7 @@ func TestAWaitingForwarderHearsOfRecordsAndOfAnotherCollector(t *testing.T) {
 			t.Fatal("the error is no problem")
 		}
 	}
-	if p := b.problem(KindSyslog); !strings.Contains(p.What, "connection refused") || !strings.Contains(p.What, "lacks") || p.Remedy == "" {
+	if p := b.problem(KindSyslog); !strings.Contains(p.What, "connection refused") || !strings.Contains(p.What, "records behind: ") || p.Remedy == "" {
 		t.Errorf("%+v", p)
 	}
 	b.collector(ada, "other.example.test:6514")
