@@ -80,27 +80,30 @@ type window struct {
 	settle time.Duration
 	last   uint64 // newest record that counts as delivered
 	sent   []page
+	bytes  int64     // confirmed so far
+	moved  time.Time // when that last grew, or nothing was waiting
 }
 
 type page struct {
 	seq uint64    // its last record
 	end int64     // bytes written after it
-	was time.Time // when it was written
 	at  time.Time // when its last byte was confirmed; zero = not yet
 }
 
-func (w *window) add(seq uint64, end int64, now time.Time) {
-	w.sent = append(w.sent, page{seq: seq, end: end, was: now})
-}
+func (w *window) add(seq uint64, end int64) { w.sent = append(w.sent, page{seq: seq, end: end}) }
 
-// stuck tells whether something has not been confirmed for limit: a machine that is gone says nothing at all.
+// stuck tells whether bytes wait and none was confirmed for limit: a machine that is gone says nothing at all. A slow one that goes on is
+// not stuck.
 func (w *window) stuck(now time.Time, limit time.Duration) bool {
-	return len(w.sent) > 0 && w.sent[0].at.IsZero() && now.Sub(w.sent[0].was) > limit
+	return len(w.sent) > 0 && w.sent[len(w.sent)-1].at.IsZero() && now.Sub(w.moved) > limit
 }
 
 func (w *window) waits() bool { return len(w.sent) > 0 }
 
 func (w *window) confirmed(bytes int64, now time.Time) {
+	if bytes > w.bytes || len(w.sent) == 0 || !w.sent[len(w.sent)-1].at.IsZero() {
+		w.bytes, w.moved = max(bytes, w.bytes), now
+	}
 	for i := range w.sent {
 		if p := &w.sent[i]; p.at.IsZero() && p.end <= bytes {
 			p.at = now

@@ -159,7 +159,7 @@ func (f *Forwarder) session(ctx context.Context, start rpc.ForwardReply) (sent b
 			return sent, err
 		}
 		sent, after = true, r.Records[len(r.Records)-1].Seq
-		w.add(after, c.written(), time.Now())
+		w.add(after, c.written())
 	}
 }
 

@@ -47,7 +47,9 @@ func TestSyslogIsSetShownTestedAndSwitchedOff(t *testing.T) {
 			t.Errorf("%s lacks %s", text, want)
 		}
 	}
-	waitFor(t, f, func(policy.State) bool { return strings.Contains(mustCall(t, s, "audit syslog show", ""), "records behind: 2") })
+	waitFor(t, f, func(policy.State) bool {
+		return strings.Contains(mustCall(t, s, "audit syslog show", ""), "records behind: 2")
+	})
 	if text := mustCall(t, s, "status", ""); !strings.Contains(text, "siem.example.test:6514: connected, records behind: 2") {
 		t.Error(text)
 	}
