@@ -14,7 +14,7 @@ import (
 
 // Register puts every ledger method on the server, each with the processes that may call it.
 func (l *Ledger) Register(s *rpc.Server) {
-	rpc.HandleStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.Snapshot) error) error {
+	rpc.HandleSharedStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(*rpc.Shared[policy.Snapshot]) error) error {
 		return l.Watch(ctx, send)
 	}, rpc.HGS, rpc.HSM, rpc.Clock, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.LedgerStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.LedgerStatusReply, error) {
@@ -37,6 +37,10 @@ func (l *Ledger) registerTime(s *rpc.Server) {
 	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerTimeConfirm, func(ctx context.Context, _ rpc.Caller, req rpc.TimeConfirmRequest) (rpc.TimeDecision, error) {
 		return l.TimeConfirm(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerTimeKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeKey, error) { return l.TimeKeys() }, rpc.Clock)
+	rpc.Handle(s, rpc.LedgerTimeKeySet, func(ctx context.Context, _ rpc.Caller, req rpc.TimeKeyRequest) (rpc.Empty, error) {
+		return rpc.Empty{}, l.TimeKeySet(ctx, req)
 	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerTimeAsked, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeProposal, error) {
 		return l.TimeAsked(), nil

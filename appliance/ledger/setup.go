@@ -140,8 +140,13 @@ func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
 	} else {
 		keys[secretPIN] = []byte(given.PIN)
 	}
-	if err = errors.Join(err, l.forget(func(name string) bool { return strings.HasPrefix(name, passphrasePrefix) })); err != nil {
+	if err = errors.Join(err, l.forget(func(name string) bool { return strings.HasPrefix(name, passphrasePrefix) || name == secretTimeKeys })); err != nil {
 		return err
+	}
+	if len(given.timeKeys) > 0 {
+		if keys[secretTimeKeys], err = json.Marshal(given.timeKeys); err != nil {
+			return err
+		}
 	}
 	for _, a := range setup.Admins {
 		if p := given.Passphrases[a.Name]; p != "" {

@@ -68,7 +68,7 @@ func checkService(v Service) error {
 	if v.HealthLife < MinHealthLife || v.HealthLife > MaxHealthLife {
 		return fmt.Errorf("the life of health certificates is %s; %s to %s are accepted", v.HealthLife, MinHealthLife, MaxHealthLife)
 	}
-	return nil
+	return CheckTimeBound(v.TimeBound)
 }
 
 func applyServiceSet(s *State, c Command) (Result, error) {
@@ -89,6 +89,9 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 	}
 	if b.HealthLife != nil {
 		v.HealthLife = *b.HealthLife
+	}
+	if b.TimeBound != nil {
+		v.TimeBound = *b.TimeBound
 	}
 	if b.OtherSigning != nil {
 		v.OtherSigning = *b.OtherSigning
@@ -122,7 +125,7 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 		n.Network = *b.Network
 	}
 	if b.TimeServers != nil {
-		n.TimeServers = b.TimeServers
+		n.TimeServers, n.TimeKeys = b.TimeServers, b.TimeKeys
 	}
 	if b.HSM != nil {
 		n.HSM = *b.HSM

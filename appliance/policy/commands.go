@@ -91,14 +91,16 @@ type ServiceSet struct {
 	DenyIssuedBefore *int64         `json:"denyIssuedBefore,omitempty"`
 	OtherSigning     *bool          `json:"otherSigning,omitempty"`
 	ForeignForms     *bool          `json:"foreignForms,omitempty"`
+	TimeBound        *time.Duration `json:"timeBound,omitempty"`
 }
 
-// NodeSet replaces one node's settings; nil leaves them.
+// NodeSet replaces one node's settings; nil leaves them. TimeKeys go with TimeServers.
 type NodeSet struct {
-	Node        string   `json:"node"` // id
-	Network     *Network `json:"network,omitempty"`
-	TimeServers []string `json:"timeServers,omitempty"`
-	HSM         *HSM     `json:"hsm,omitempty"`
+	Node        string            `json:"node"` // id
+	Network     *Network          `json:"network,omitempty"`
+	TimeServers []string          `json:"timeServers,omitempty"`
+	TimeKeys    map[string]uint16 `json:"timeKeys,omitempty"`
+	HSM         *HSM              `json:"hsm,omitempty"`
 }
 
 // AdminAdd enrols an administrator.

@@ -13,6 +13,17 @@ var (
 	LedgerTimeAsked   = Method[Empty, []TimeProposal]{"ledger.TimeAsked"}              // [console] what waits for its confirmation, oldest first
 )
 
+// LedgerTimeKeySet keeps a key shared with time servers.
+var LedgerTimeKeySet = Method[TimeKeyRequest, Empty]{"ledger.TimeKeySet"} // [console]
+
+// TimeKeyRequest names a key by its number. Sealed is an age file for LedgerSealKey with the line "ALGORITHM:HEX" (rpc.TimeKey); without it
+// the key is forgotten.
+type TimeKeyRequest struct {
+	Actor  policy.Actor `json:"actor"`
+	ID     uint16       `json:"id"`
+	Sealed []byte       `json:"sealed,omitempty"`
+}
+
 // What says where the ledger has a floor from, for ClockFloorRequest.From.
 const (
 	FloorLedger = "ledger"

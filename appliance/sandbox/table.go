@@ -102,6 +102,7 @@ var Table = []Process{
 	{
 		Name: rpc.Clock, UID: 904, GID: 904, Program: "/bin/clock",
 		Paths:        []Path{{Path: "/data/clock", Mode: 0o700, OnDisk: true}},
+		Devices:      []Device{{Path: "/dev/rtc0", Mode: 0o600}},
 		Capabilities: []Capability{CapSysTime},
 		Limits:       Limits{Files: 128, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 		OOMScore:     -500, Watchdog: 30 * time.Second,

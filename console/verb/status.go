@@ -67,6 +67,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 			if h := oldTLSHint(list); h != nil {
 				v.Hints = append(v.Hints, *h)
 			}
+			if h := overdueHint(ctx, n); h != nil {
+				v.Hints = append(v.Hints, *h)
+			}
 		})
 	} else if known {
 		wg.Go(func() { v.SetupKey, silent[4] = ask(ctx, rpc.Ledger, rpc.LedgerSetupKey, n.Ledger) })

@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -280,7 +280,8 @@ func serviceVerbs() []Verb {
 				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
 				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
 				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
-				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off")},
+				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off"),
+				flag("time-limit", Duration, "nothing is issued while the time may be wrong by more, 1s to 5m")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
@@ -295,11 +296,6 @@ func serviceVerbs() []Verb {
 		{Name: "network set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: networkSet,
 			Stdin: "TOML as in [node.network] of the answer file",
 			Help:  "replace this node's network settings", Example: "network set < net.toml"},
-		{Name: "time status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: timeStatus,
-			Help: "whether the time is trusted, why, and for how long", Example: "time status"},
-		{Name: "time set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeSet,
-			Params: []Param{{Name: "servers", Kind: Rest, Help: "HOST or HOST:PORT each"}},
-			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
 		{Name: "hsm unlock", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmUnlock, Dialogue: hsmUnlockDialogue,
