@@ -87,6 +87,7 @@ type Ledger struct {
 	logins    *logins
 	refusals  refusalTable
 	forward   *forward
+	shares    shares
 	proposals proposals
 	floor     floor
 	started   sync.WaitGroup
