@@ -120,6 +120,12 @@ var Table = []Process{
 		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,
 	},
+	{
+		// A process of its own: nothing else of a node opens a connection to a machine that an administrator names and reads its answers.
+		Name: rpc.Forward, UID: 908, GID: 908, Program: "/bin/forward",
+		Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 24 * mib},
+		OOMScore: 500, Watchdog: 30 * time.Second,
+	},
 }
 
 // DHCPProcess is the row for DHCP. It is not in Table because it lives only as long as an interface wants a lease.
