@@ -81,15 +81,16 @@ func RolloverSteps(old, next *Set, now time.Time) ([]Update, [][]byte, error) {
 		by *Set
 		u  Update
 	}{
-		{old, Update{"db", true, next.list(DB), now}},
-		{old, Update{"KEK", true, next.list(KEK), now}},
-		{old, Update{"PK", false, next.list(PK), now}},
-		{next, Update{"KEK", false, next.list(KEK), now}},
-		{next, Update{"db", false, next.list(DB), now}},
+		{old, Update{Name: "db", Append: true, Data: next.list(DB)}},
+		{old, Update{Name: "KEK", Append: true, Data: next.list(KEK)}},
+		{old, Update{Name: "PK", Data: next.list(PK)}},
+		{next, Update{Name: "KEK", Data: next.list(KEK)}},
+		{next, Update{Name: "db", Data: next.list(DB)}},
 	}
 	var updates []Update
 	var files [][]byte
 	for i, s := range steps {
+		s.u.Time = now.Add(time.Duration(i) * time.Second) // a replacement must be newer than the step that added
 		file, err := s.by.SignUpdate(s.u)
 		if err != nil {
 			return nil, nil, fmt.Errorf("step %d, %s: %w", i+1, s.u.Name, err)
