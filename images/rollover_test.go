@@ -49,7 +49,7 @@ func TestFirmwareGoesFromOneKeySetToTheNext(t *testing.T) {
 	if err := l.EnrollFirmware("rollover", old.Variables(nil), true); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	n, err := l.StartNode(ctx, lab.NodeOptions{Name: "rollover", Image: filepath.Join(b.Out, DiskFile), SecureBoot: true, DataMB: -1})
 	if err != nil {
