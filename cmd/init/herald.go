@@ -10,6 +10,7 @@ import (
 
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
 )
 
@@ -22,7 +23,15 @@ const (
 
 // say writes a line on the serial line. Only PID 1's own: the console process owns it once it is ready.
 func (n *node) say(line string) {
-	os.Stdout.WriteString("\r\n" + supervise.Clean(line) + "\r\n")
+	os.Stdout.WriteString("\r\n" + title(n.release) + ": " + supervise.Clean(line) + "\r\n")
+}
+
+// title begins every line of init's own on the serial line.
+func title(r sandbox.ReleaseInfo) string {
+	if r.Evaluation {
+		return "guardhouse EVALUATION"
+	}
+	return "guardhouse"
 }
 
 // herald speaks on the serial line while the node can't reach setup: in at most five lines what failed, its code and what to do. Once
@@ -59,7 +68,7 @@ func (h *herald) look() {
 		return
 	}
 	h.said, h.at = p.Kind, time.Now()
-	os.Stdout.WriteString("\r\n" + strings.ReplaceAll(fiveLines(p), "\n", "\r\n") + "\r\n")
+	os.Stdout.WriteString("\r\n" + strings.ReplaceAll(h.n.fiveLines(p), "\n", "\r\n") + "\r\n")
 }
 
 // obstacle is why the node can't reach setup after so long; its kind is "" where it still may.
@@ -92,7 +101,7 @@ func (n *node) obstacle(up time.Duration) policy.Problem {
 }
 
 // fiveLines is p for the serial line: bounded, and harmless to a terminal.
-func fiveLines(p policy.Problem) string {
+func (n *node) fiveLines(p policy.Problem) string {
 	cut := func(s string) string {
 		s = supervise.Clean(s)
 		if r := []rune(s); len(r) > heraldWidth {
@@ -100,5 +109,5 @@ func fiveLines(p policy.Problem) string {
 		}
 		return s
 	}
-	return "guardhouse can't be set up yet  [" + cut(p.Kind) + "]\n  what: " + cut(p.What) + "\n  do:   " + cut(p.Remedy)
+	return title(n.release) + " can't be set up yet  [" + cut(p.Kind) + "]\n  what: " + cut(p.What) + "\n  do:   " + cut(p.Remedy)
 }

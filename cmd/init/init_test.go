@@ -56,17 +56,30 @@ func TestSaysInFiveLinesWhatKeepsANodeFromSetup(t *testing.T) {
 	if p := n.obstacle(time.Second); p.Kind != "" {
 		t.Errorf("speaks too early: %+v", p)
 	}
-	if s := fiveLines(n.obstacle(2 * heraldPatience)); !strings.Contains(s, "[service-ledger]") || !strings.Contains(s, "do:") {
+	if s := n.fiveLines(n.obstacle(2 * heraldPatience)); !strings.Contains(s, "[service-ledger]") || !strings.Contains(s, "do:") {
 		t.Errorf("%q", s)
 	}
 	n.diskFailed(&disk.Error{Kind: disk.KindForeign, What: "holds \x1b[2J\nsomething " + strings.Repeat("long ", 200), Remedy: "attach another"})
-	s := fiveLines(n.obstacle(time.Second))
+	s := n.fiveLines(n.obstacle(time.Second))
 	if !strings.Contains(s, "["+disk.KindForeign+"]") || strings.Count(s, "\n") > 4 || strings.Contains(s, "\x1b") || !strings.HasSuffix(s, "attach another") {
 		t.Errorf("%q", s)
 	}
 	for line := range strings.Lines(s) {
 		if len([]rune(line)) > heraldWidth+20 {
 			t.Errorf("a line of %d characters", len(line))
+		}
+	}
+}
+
+func TestEvaluationImageSaysSoInEveryLineOfInit(t *testing.T) {
+	n := testNode(t)
+	for evaluation, want := range map[bool]string{true: "guardhouse EVALUATION can't", false: "guardhouse can't"} {
+		n.release.Evaluation = evaluation
+		if s := n.fiveLines(n.obstacle(2 * heraldPatience)); !strings.HasPrefix(s, want) {
+			t.Errorf("evaluation %v: %q", evaluation, s)
+		}
+		if s := title(n.release); strings.Contains(s, "EVALUATION") != evaluation {
+			t.Errorf("evaluation %v: %q", evaluation, s)
 		}
 	}
 }

@@ -45,7 +45,7 @@ func main() {
 	n, err := newNode()
 	if err != nil {
 		// Without these nothing can be kept running; a pause, so that the line can be read, then the kernel starts over.
-		fmt.Printf("\r\nguardhouse can't start  [init-failed]\r\n  what: %v\r\n  do:   start another image; the data disk is untouched\r\n", err)
+		fmt.Printf("\r\n%s can't start  [init-failed]\r\n  what: %v\r\n  do:   start another image; the data disk is untouched\r\n", title(sandbox.Release()), err)
 		time.Sleep(20 * time.Second)
 		os.Exit(1)
 	}

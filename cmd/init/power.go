@@ -102,7 +102,7 @@ func powerPressed(events []byte) bool {
 // hardware watchdog stays armed and cuts off whatever hangs here.
 func (n *node) shutdown(r powerRequest) {
 	n.logf("%s: %s", r.action, r.why)
-	n.say("guardhouse: " + r.action + " (" + r.why + ")")
+	n.say(r.action + " (" + r.why + ")")
 	n.auditStop(r)
 	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
 	defer cancel()

@@ -18,19 +18,19 @@ import (
 func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, stdout, stderr io.Writer) int {
 	words, err := verb.Split(line)
 	if err != nil {
-		return fail(err, false, stdout, stderr)
+		return fail(s.Node, err, false, stdout, stderr)
 	}
 	v, args, err := verb.Parse(words)
 	if err != nil {
-		return fail(err, args.JSON, stdout, stderr)
+		return fail(s.Node, err, args.JSON, stdout, stderr)
 	}
 	if err := verb.Permitted(v, s); err != nil { // before reading what may be 4 MiB
-		return fail(err, args.JSON, stdout, stderr)
+		return fail(s.Node, err, args.JSON, stdout, stderr)
 	}
 	var input []byte
 	if v.WantsStdin(args) {
 		if input, err = io.ReadAll(io.LimitReader(stdin, verb.MaxStdin+1)); err != nil {
-			return fail(fmt.Errorf("read standard input: %w", err), args.JSON, stdout, stderr)
+			return fail(s.Node, fmt.Errorf("read standard input: %w", err), args.JSON, stdout, stderr)
 		}
 	}
 	out, err := verb.Run(ctx, v, s, args, input, nil)
@@ -38,7 +38,7 @@ func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, std
 		err = write(ctx, out, args.JSON, stdout)
 	}
 	if err != nil {
-		return fail(err, args.JSON, stdout, stderr)
+		return fail(s.Node, err, args.JSON, stdout, stderr)
 	}
 	return verb.ExitOK
 }
@@ -59,19 +59,17 @@ func write(ctx context.Context, out verb.Output, asJSON bool, stdout io.Writer) 
 	return err
 }
 
-func fail(err error, asJSON bool, stdout, stderr io.Writer) int {
+func fail(n *verb.Node, err error, asJSON bool, stdout, stderr io.Writer) int {
 	f := verb.Explain(err)
 	if errors.Is(err, context.Canceled) { // the client hung up, as people do to end log follow
 		return f.Code
 	}
 	if asJSON {
-		if b, err := verb.JSON(struct {
-			Error *verb.Failure `json:"error"`
-		}{f}); err == nil {
+		if b, err := n.FailureJSON(f); err == nil {
 			stdout.Write(b)
 		}
 		return f.Code
 	}
-	io.WriteString(stderr, verb.FailurePage(f).String())
+	io.WriteString(stderr, n.Banner()+verb.FailurePage(f).String())
 	return f.Code
 }

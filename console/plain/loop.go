@@ -200,7 +200,7 @@ func (l *loop) show(err error) error {
 	case errors.Is(err, errTooLong):
 		return l.t.Say(err.Error() + "\n")
 	}
-	return l.t.Say(verb.FailurePage(verb.Explain(err)).String())
+	return l.t.Say(l.s.Node.Banner() + verb.FailurePage(verb.Explain(err)).String())
 }
 
 func isGroup(word string) bool {
@@ -238,5 +238,5 @@ func (l *loop) menu(group string) error {
 	} else {
 		p.Line("type a number or a verb")
 	}
-	return l.t.Say(p.String())
+	return l.t.Say(l.s.Node.Banner() + p.String())
 }

@@ -245,3 +245,13 @@ func TestPINIsTypedUnseenAndReachesTheHSMAlone(t *testing.T) {
 		t.Errorf("the HSM process got %q", got)
 	}
 }
+
+func TestEvaluationImageSaysSoInADialogue(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.Node.Evaluation = true
+	text, err := loop(f.Session(policy.DoorSerial), "menu\rkey\rhost list\rhost show nobody\rhost list --json\rlogout\r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "evaluation.txt", text)
+}

@@ -124,7 +124,7 @@ func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
 		return nil
 	case <-time.After(3 * time.Second):
 	}
-	if err := t.Say("\nguardhouse: waiting for the ledger; only status and help answer\n" + c.recoverable(ctx)); err != nil {
+	if err := t.Say("\n" + c.Node.Banner() + "guardhouse: waiting for the ledger; only status and help answer\n" + c.recoverable(ctx)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -239,7 +239,7 @@ func (c *Console) prove(ctx context.Context, t *plain.Terminal, name string) (ag
 	if err := s.AuditLogin(ctx, "login", "ok", ""); err != nil {
 		t.Say("this login could not be written to the audit: " + verb.Explain(err).Error() + "\n")
 	}
-	if err := t.Say("You are " + name + ". Type status, help or menu.\n"); err != nil {
+	if err := t.Say(c.Node.Banner() + "You are " + name + ". Type status, help or menu.\n"); err != nil {
 		return false, err
 	}
 	return false, c.logout(t, s, plain.Loop(ctx, t, s))

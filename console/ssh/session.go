@@ -134,7 +134,7 @@ func (s *Server) dialogue(ctx context.Context, session *verb.Session, channel ss
 	t := plain.NewTerminal(channel, s.Idle)
 	defer t.Close()
 	if self, ok := s.Node.Self(); ok {
-		t.Say("guardhouse node " + self.Name + ". You are " + session.Actor.Name + ". Type status, help or menu.\n")
+		t.Say(s.Node.Banner() + "guardhouse node " + self.Name + ". You are " + session.Actor.Name + ". Type status, help or menu.\n")
 	}
 	err := plain.Loop(ctx, t, session)
 	switch {

@@ -159,6 +159,9 @@ func (s *Server) config(ctx gliderlabs.Context) *ssh.ServerConfig {
 		MaxAuthTries:              maxAuthTries,
 		VerifiedPublicKeyCallback: s.proved,
 	}
+	if s.Node.Evaluation {
+		c.BannerCallback = func(ssh.ConnMetadata) string { return s.Node.Banner() }
+	}
 	if signer, err := s.hostKey(ctx); err == nil {
 		c.AddHostKey(signer)
 	}

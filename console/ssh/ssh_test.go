@@ -432,3 +432,29 @@ func TestGuardBarsSourcesThatGuessAndStaysSmall(t *testing.T) {
 		t.Errorf("%d sources in memory, %d entries written", len(g.failures), written)
 	}
 }
+
+func TestEvaluationImageSaysSoBeforeTheLogin(t *testing.T) {
+	for _, evaluation := range []bool{true, false} {
+		f := verbtest.Start(t, true)
+		f.Node.Evaluation = evaluation
+		address := door(t, f, 0)
+		banner := ""
+		config := client(f, "ada", f.Admin)
+		config.BannerCallback = func(message string) error { banner += message; return nil }
+		c, err := ssh.Dial("tcp", address, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, errs, _ := runVerb(t, c, "status", "")
+		_, refused, _ := runVerb(t, c, "host show nobody", "")
+		c.Close()
+		for what, text := range map[string]string{"banner": banner, "status": out, "failure": refused} {
+			if strings.HasPrefix(text, verb.EvaluationLine+"\n") != evaluation || strings.Contains(text, "EVALUATION") != evaluation {
+				t.Errorf("evaluation %v, %s: %q", evaluation, what, text)
+			}
+		}
+		if errs != "" {
+			t.Errorf("standard error: %q", errs)
+		}
+	}
+}

@@ -23,6 +23,7 @@ type Output struct {
 	Stream  func(ctx context.Context, w io.Writer, asJSON bool) error
 	Binary  bool
 	Endless bool // the stream goes on until somebody stops it
+	Raw     bool // Text is to be read by a program again: nothing may be added to it
 	End     bool // the session is over
 }
 

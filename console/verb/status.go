@@ -17,7 +17,7 @@ type StatusValue struct {
 	OK       bool                   `json:"ok"`
 	SetUp    bool                   `json:"setUp"`
 	Problems []policy.Problem       `json:"problems"`
-	Hints    []policy.Problem       `json:"hints,omitempty"` // of things outside of the node: perhaps a host's, perhaps nobody's
+	Hints    []policy.Problem       `json:"hints,omitempty"` // what keeps nothing from working: keys for trying out, something about a host
 	Node     *NodeValue             `json:"node,omitempty"`
 	Service  string                 `json:"service,omitempty"`
 	Mode     string                 `json:"mode,omitempty"`
@@ -67,6 +67,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 			if h := oldTLSHint(list); h != nil {
 				v.Hints = append(v.Hints, *h)
 			}
+			if h := overdueHint(ctx, n); h != nil {
+				v.Hints = append(v.Hints, *h)
+			}
 		})
 	} else if known {
 		wg.Go(func() { v.SetupKey, silent[4] = ask(ctx, rpc.Ledger, rpc.LedgerSetupKey, n.Ledger) })
@@ -85,6 +88,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 		v.Problems = append(v.Problems, policy.Problem{Kind: "not-set-up", What: "this node is not set up", Remedy: "run setup on the serial line"})
 	}
 	v.OK = len(v.Problems) == 0
+	if n.Evaluation {
+		v.Hints = append([]policy.Problem{evaluationHint}, v.Hints...)
+	}
 	return v
 }
 
@@ -188,6 +194,9 @@ func (v StatusValue) Page() *Page {
 		}
 	}
 	for _, h := range v.Hints {
+		if h.Kind == evaluationHint.Kind {
+			continue // stands above every page
+		}
 		p.Line("? %s", h.What).Line("  -> %s", h.Remedy)
 	}
 	p.Blank()
@@ -222,6 +231,9 @@ func (v StatusValue) Page() *Page {
 		}
 		p.Field("records", "index %d; secrets %s", v.Ledger.Index, sealing)
 		p.Field("audit", "%d entries, %d of %d KiB", v.Ledger.AuditSeq, v.Ledger.AuditBytes>>10, v.Ledger.AuditLimit>>10)
+		if st := v.Ledger.Syslog; st != nil {
+			p.Field("audit syslog", "%s: %s", st.Address, syslogState(*st))
+		}
 	}
 	if v.Init != nil {
 		states := make([]string, len(v.Init.Services))

@@ -130,12 +130,14 @@ func Run(ctx context.Context, v *Verb, s *Session, a Args, stdin []byte, ask Ask
 	if v.Run != nil && (v.Dialogue == nil || ask == nil) {
 		ctx, cancel := context.WithTimeout(ctx, runLimit)
 		defer cancel()
-		return v.Run(ctx, s, a, stdin)
+		out, err := v.Run(ctx, s, a, stdin)
+		return out.marked(s.Node.Evaluation), err
 	}
 	if ask == nil {
 		return Output{}, notAllowed("this is a dialogue", "run it on the serial line or in a session with a terminal")
 	}
-	return v.Dialogue(ctx, s, a, ask)
+	out, err := v.Dialogue(ctx, s, a, ask)
+	return out.marked(s.Node.Evaluation), err
 }
 
 // Usage is the verb's call with its arguments, as in "host add NAME [--class CLASS] < FILE".

@@ -37,6 +37,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
+	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)
 	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
@@ -119,8 +120,20 @@ func (f *Fake) ledger(s *rpc.Server) {
 		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
 	})
 	on(f, s, rpc.LedgerStatus, func(rpc.Empty) (rpc.LedgerStatusReply, error) {
-		return rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "on the sealed volume", AuditSeq: 9,
-			AuditBytes: 4096, AuditLimit: 64 << 20}, nil
+		r := rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "on the sealed volume", AuditSeq: 9,
+			AuditBytes: 4096, AuditLimit: 64 << 20}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.state.Service != nil && f.state.Service.Syslog != nil {
+			r.Syslog = &rpc.SyslogStatus{Address: f.state.Service.Syslog.Address, Connected: true, Position: 7, Behind: 2}
+		}
+		return r, nil
+	})
+}
+
+func (f *Fake) forward(s *rpc.Server) {
+	on(f, s, rpc.ForwardTest, func(rpc.Empty) (rpc.ForwardTestReply, error) {
+		return rpc.ForwardTestReply{Address: "siem.example.test:6514", Subject: "CN=siem.example.test", SHA1: strings.Repeat("ab", 20), SHA256: strings.Repeat("ab", 32), TLS: "TLS 1.3"}, nil
 	})
 }
 
@@ -249,7 +262,13 @@ func (f *Fake) hsm(s *rpc.Server) {
 
 func (f *Fake) clock(s *rpc.Server) {
 	on(f, s, rpc.ClockStatus, func(rpc.Empty) (rpc.ClockStatusReply, error) {
-		return rpc.ClockStatusReply{
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.clocked != nil {
+			return *f.clocked, nil
+		}
+		return rpc.ClockStatusReply{State: rpc.ClockLocked, Boot: "boot", Limit: time.Minute, StopsAt: time.UnixMilli(At.Earliest).Add(26 * time.Hour),
+			Why:     []string{"The time is trusted.", "One server says so.", "It is asked again in a minute."},
 			Trusted: rpc.ClockView{OK: true, Earliest: time.UnixMilli(At.Earliest), Latest: time.UnixMilli(At.Latest), Sources: []string{"10.0.2.2:11123"}, ExpiresIn: 26 * time.Hour},
 			Sources: []rpc.ClockSource{{Address: "10.0.2.2:11123", State: "selected", Offset: 1200 * time.Microsecond, Bound: 10 * time.Millisecond, Age: 4 * time.Second}},
 		}, nil

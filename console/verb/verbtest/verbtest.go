@@ -66,6 +66,9 @@ type Fake struct {
 	sick     map[policy.KeyRef]policy.Problem // what tests find
 	sealed   []byte
 	vol      rpc.VolumeReply
+	clocked  *rpc.ClockStatusReply
+	asked    []rpc.TimeAskRequest
+	timeKeys []rpc.TimeKeyRequest
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
@@ -107,7 +110,7 @@ func Start(t testing.TB, setUp bool) *Fake {
 		return rpc.NewProvedClient(path, uint32(os.Getuid()))
 	}
 	f.Node = &verb.Node{Ledger: client(rpc.Ledger, f.ledger), HSM: client(rpc.HSM, f.hsm), Clock: client(rpc.Clock, f.clock),
-		Init: client(rpc.Init, f.init), Stamp: func() policy.Stamp { return At }, Boottime: f.boottime, Random: rand.Reader}
+		Init: client(rpc.Init, f.init), Forward: client(rpc.Forward, f.forward), Stamp: func() policy.Stamp { return At }, Boottime: f.boottime, Random: rand.Reader}
 	wg.Go(func() { f.Node.Watch(ctx) })
 	for limit := time.Now().Add(5 * time.Second); ; {
 		if _, known := f.Node.Snapshot(); known {
@@ -131,6 +134,27 @@ func (f *Fake) Pass(d time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.boot += d
+}
+
+// Clocked has the clock answer this.
+func (f *Fake) Clocked(st rpc.ClockStatusReply) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clocked = &st
+}
+
+// Asked is what was decided about the time; the fake never carries it out before it is confirmed.
+func (f *Fake) Asked() []rpc.TimeAskRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
+// TimeKeys are the calls of ledger.TimeKeySet.
+func (f *Fake) TimeKeys() []rpc.TimeKeyRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.timeKeys)
 }
 
 // Fail makes a method fail with err; nil heals it.
