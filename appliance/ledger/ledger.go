@@ -27,6 +27,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -98,6 +99,7 @@ type Ledger struct {
 	identity  *age.X25519Identity // opens the secrets file; nil once the node is set up
 	problems  []policy.Problem
 	changed   chan struct{} // closed and replaced at each new snapshot
+	encoded   encoded
 }
 
 // Open opens the ledger in cfg.Dir or begins one. A damaged database, an unusable TPM or secrets that don't open are problems of the
@@ -267,10 +269,30 @@ func (l *Ledger) publish() {
 	l.changed = make(chan struct{})
 }
 
+// encoded is the snapshot that was shared last, as long as somebody sends it, and what it was made of.
+type encoded struct {
+	last    weak.Pointer[rpc.Shared[policy.Snapshot]]
+	index   uint64
+	changed <-chan struct{}
+}
+
+// shared is Snapshot for those who send it on: the same to all, so that it is encoded once. A large one is kept only while it is sent.
+func (l *Ledger) shared() (*rpc.Shared[policy.Snapshot], <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &l.encoded
+	s := e.last.Value()
+	if s == nil || e.index != l.index || e.changed != l.changed {
+		s = rpc.Share(policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state})
+		*e = encoded{weak.Make(s), l.index, l.changed}
+	}
+	return s, l.changed
+}
+
 // Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest.
-func (l *Ledger) Watch(ctx context.Context, send func(policy.Snapshot) error) error {
+func (l *Ledger) Watch(ctx context.Context, send func(*rpc.Shared[policy.Snapshot]) error) error {
 	for {
-		s, changed := l.Snapshot()
+		s, changed := l.shared()
 		if err := send(s); err != nil {
 			return err
 		}

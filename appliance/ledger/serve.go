@@ -14,7 +14,7 @@ import (
 
 // Register puts every ledger method on the server, each with the processes that may call it.
 func (l *Ledger) Register(s *rpc.Server) {
-	rpc.HandleStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.Snapshot) error) error {
+	rpc.HandleSharedStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(*rpc.Shared[policy.Snapshot]) error) error {
 		return l.Watch(ctx, send)
 	}, rpc.HGS, rpc.HSM, rpc.Clock, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.LedgerStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.LedgerStatusReply, error) {

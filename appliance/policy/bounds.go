@@ -15,7 +15,7 @@ import (
 )
 
 // Bounds of what records hold, in bytes where nothing else is said. They keep the largest possible State, as JSON, below what one
-// message between processes may hold (rpc.MaxFrame), and what people gave harmless on their terminals.
+// message between processes may hold (rpc.MaxElement), and what people gave harmless on their terminals.
 const (
 	MaxNote        = 128 // also of a reason
 	MaxLabel       = 64

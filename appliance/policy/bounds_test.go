@@ -16,8 +16,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// message is rpc.MaxFrame, which this level may not import.
-const message = 64 << 20
+// message is rpc.MaxElement, which this level may not import.
+const message = 96 << 20
 
 // wide is n bytes of the character whose JSON is widest.
 func wide(n int) string { return strings.Repeat("<", n) }
