@@ -84,10 +84,11 @@ var (
 
 // Methods of init.
 var (
-	InitStatus  = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
-	InitNetwork = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
-	InitLog     = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
-	InitPower   = Method[PowerRequest, Empty]{"init.Power"}     // [console]
+	InitStatus    = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
+	InitTimeFloor = Method[time.Time, Empty]{"init.TimeFloor"}    // [ledger] keeps it in the TPM; ErrUnavailable without a volume
+	InitNetwork   = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
+	InitLog       = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
+	InitPower     = Method[PowerRequest, Empty]{"init.Power"}     // [console]
 )
 
 // MakeKeysRequest has the HSM make one RSA key for each role, with a self-signed certificate. Bits is 2048, 3072 or 4096.
