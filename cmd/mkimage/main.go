@@ -2,16 +2,21 @@
 // predicts what a TPM will measure when it boots.
 //
 //	mkimage keys -o DIR --name CUSTOMER
-//	mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+//	mkimage build -o DIR [--keys DIR] [--also-sign DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
 //	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
 //	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
+//	mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
+//	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
 //
 // keys makes a customer's key set, once. build writes guardhouse.efi (the
 // signed image), policy.json (the boots that open the disk, signed),
 // guardhouse.img (a disk that boots it), manifest.json and NOTICE. hsm-pack
 // collects a vendor's PKCS#11 module and what it needs into a file for build.
 // measure reads a finished image file and, for PCR 7, the public half of a key
-// set.
+// set. release makes the update bundle that nodes install, and a bill of
+// materials beside the image; verify-release checks such a bundle and tells on
+// which machines it will open the disk. --also-sign names the key set that
+// nodes still trust while they change to a new one.
 // Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
@@ -27,9 +32,11 @@ import (
 
 const usage = `usage:
   mkimage keys -o DIR --name CUSTOMER
-  mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
+  mkimage build -o DIR [--keys DIR] [--also-sign DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
   mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
   mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
+  mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
+  mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
 "mkimage VERB -h" lists all options.
 `
 
@@ -60,6 +67,10 @@ func run(ctx context.Context, args []string) error {
 			return makeKeys(os.Stdout, args[1:])
 		case "measure":
 			return measureImage(os.Stdout, args[1:])
+		case "release":
+			return makeRelease(os.Stdout, args[1:])
+		case "verify-release":
+			return verifyRelease(os.Stdout, args[1:])
 		case "help", "-h", "--help":
 			fmt.Print(usage)
 			return nil

@@ -3,6 +3,7 @@ package measure
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"guardhouse/images/keys"
 )
@@ -20,6 +21,24 @@ type Firmware struct {
 // FirmwareOf is a machine that trusts one key set, with this content of dbx (nil: never written).
 func FirmwareOf(set *keys.Set, dbx []byte) *Firmware {
 	return &Firmware{Variables: set.Variables(dbx), Authority: set.Authority()}
+}
+
+// FirmwareIn is a machine that trusts as t says, with this content of dbx, and an image that signers have signed in this order: firmware
+// measures the db entry of the first signature that it accepts. nil means that it does not start the image.
+func FirmwareIn(t keys.Trust, dbx []byte, signers ...*keys.Set) *Firmware {
+	var first *keys.Set
+	for _, s := range signers {
+		if keys.Forbids(dbx, s) {
+			return nil
+		}
+		if first == nil && slices.ContainsFunc(t.DB, func(d *keys.Set) bool { return d.Fingerprint(keys.DB) == s.Fingerprint(keys.DB) }) {
+			first = s
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return &Firmware{Variables: t.Variables(dbx), Authority: first.Authority()}
 }
 
 // secureBoot adds the events of PCR 7: TCG PC Client Platform Firmware Profile 3.3.4.8. The authority comes after the separator because
