@@ -29,8 +29,11 @@ func (a *answers) Ask(prompt string) (string, error) {
 	a.list = a.list[1:]
 	return next, nil
 }
-func (a *answers) Secret(prompt string) ([]byte, error) { s, err := a.Ask(prompt); return []byte(s), err }
-func (a *answers) Paste(what string) ([]byte, error)    { return a.Secret(what) }
+func (a *answers) Secret(prompt string) ([]byte, error) {
+	s, err := a.Ask(prompt)
+	return []byte(s), err
+}
+func (a *answers) Paste(what string) ([]byte, error) { return a.Secret(what) }
 
 func hold(t *testing.T, s *verb.Session, line string, list ...string) (*answers, error) {
 	t.Helper()
