@@ -53,7 +53,7 @@ func run(child *supervise.Child, floor time.Time) error {
 			case <-changed:
 			}
 		}
-	}, rpc.HGS, rpc.Ledger, rpc.HSM, rpc.Console)
+	}, rpc.HGS, rpc.Ledger, rpc.HSM, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.ClockStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.ClockStatusReply, error) {
 		return status(k), nil
 	}, rpc.Console)

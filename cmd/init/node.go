@@ -55,6 +55,7 @@ type node struct {
 	fenced  chan struct{} // closed when the network fence of hsm stands
 	pack    pack.Manifest // the image's HSM pack; zero where there is none
 
+	updates   updates
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 

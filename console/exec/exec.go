@@ -2,7 +2,7 @@
 // standard output. It promises that scripts can rely on the exit code (0 ok, 1 refused or failed, 2 usage, 3 not allowed, 4 unavailable,
 // try again) and, with --json, on one JSON value on standard output, the failure included.
 //
-// Limits: standard input is at most verb.MaxStdin bytes. Nothing is asked back: a verb that needs a dialogue fails here.
+// Limits: standard input is at most verb.MaxStdin bytes but for verbs that stream it. Nothing is asked back: a verb that needs a dialogue fails here.
 package exec
 
 import (
@@ -26,6 +26,16 @@ func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, std
 	}
 	if err := verb.Permitted(v, s); err != nil { // before reading what may be 4 MiB
 		return fail(s.Node, err, args.JSON, stdout, stderr)
+	}
+	if v.WantsStream(args) {
+		out, err := verb.RunStream(ctx, v, s, args, stdin)
+		if err == nil {
+			err = write(ctx, out, args.JSON, stdout)
+		}
+		if err != nil {
+			return fail(s.Node, err, args.JSON, stdout, stderr)
+		}
+		return verb.ExitOK
 	}
 	var input []byte
 	if v.WantsStdin(args) {
