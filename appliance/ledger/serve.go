@@ -23,6 +23,9 @@ func (l *Ledger) Register(s *rpc.Server) {
 	l.registerChanges(s)
 	l.registerEvidence(s)
 	l.registerAudit(s)
+	rpc.Handle(s, rpc.LedgerForward, func(ctx context.Context, _ rpc.Caller, req rpc.ForwardRequest) (rpc.ForwardReply, error) {
+		return l.Forward(ctx, req)
+	}, rpc.Forward)
 	l.registerUsage(s)
 	l.registerSecrets(s)
 	l.registerTime(s)

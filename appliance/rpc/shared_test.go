@@ -52,7 +52,7 @@ func TestASharedElementIsEncodedOnceAndSurvivesItsReceivers(t *testing.T) {
 		}
 		return send(e) // its bytes are not wiped by the first
 	})
-	read := Stream[Empty, string]{m.Name}
+	read := Stream[Empty, string](m)
 	var all sync.WaitGroup
 	for range 3 {
 		all.Go(func() {
