@@ -32,6 +32,7 @@ const (
 type updateStream struct {
 	id      string
 	install bool
+	stick   bool     // init feeds it
 	in      *os.File // the child's standard input
 	rest    *time.Timer
 	kill    func()
@@ -68,7 +69,9 @@ func (n *node) registerUpdates(s *rpc.Server) {
 			st.kill()
 		}
 		st.rest.Reset(streamEnd)
-		st.in.Close()
+		if !st.stick {
+			st.in.Close()
+		}
 		select {
 		case <-st.done:
 		case <-ctx.Done():
@@ -149,7 +152,7 @@ func (n *node) beginUpdate(ctx context.Context, r rpc.UpdateRequest) (rpc.Update
 	if _, err := rand.Read(id); err != nil {
 		return rpc.UpdateSession{}, err
 	}
-	st := &updateStream{id: hex.EncodeToString(id), install: r.Install, done: make(chan struct{}), report: rpc.UpdateReport{Running: n.running()}}
+	st := &updateStream{id: hex.EncodeToString(id), install: r.Install, stick: r.Stick, done: make(chan struct{}), report: rpc.UpdateReport{Running: n.running()}}
 	st.report.Running.Slot = update.EntryNames[n.updates.u.Own][len("guardhouse "):]
 	if err := n.startReader(st, update.Order{Install: r.Install, Target: target}); err != nil {
 		return rpc.UpdateSession{}, err
