@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ type updates struct {
 	cannot  string // why there are no updates
 	missing string // what a release on trial lacks
 	stream  *updateStream
+	last    atomic.Pointer[rpc.UpdateStatus] // what updateStatus says while mu is held for long
 }
 
 // bootPath tells from which slot this boot came, and what firmware tried before.
@@ -254,6 +256,8 @@ func (n *node) endTrial(ctx context.Context) {
 	}
 	n.updates.mu.Lock()
 	finish := u.State().Phase == update.Good
+	now := rpc.UpdateStatus{Running: n.running()}
+	n.describeUpdates(&now)
 	err := u.Finish()
 	n.updates.mu.Unlock()
 	if err != nil {

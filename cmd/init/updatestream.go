@@ -96,20 +96,30 @@ func (n *node) registerUpdates(s *rpc.Server) {
 func (n *node) updateStatus() rpc.UpdateStatus {
 	r := rpc.UpdateStatus{Running: n.running(), Phase: "idle"}
 	if !n.updates.mu.TryLock() { // a copy of a slot holds it for seconds
-		r.Why = "the slots are being compared or copied; ask again"
+		if last := n.updates.last.Load(); last != nil {
+			r = *last
+		}
+		r.Why = "the slots are being compared or copied"
 		return r
 	}
 	defer n.updates.mu.Unlock()
+	n.describeUpdates(&r)
+	return r
+}
+
+// describeUpdates fills r in and keeps it for while the lock is held; it holds it.
+func (n *node) describeUpdates(r *rpc.UpdateStatus) {
 	r.Missing, r.Cannot = n.updates.missing, n.updates.cannot
 	u := n.updates.u
 	if u == nil {
 		r.Cannot = cmp.Or(r.Cannot, "the boot entries are not read yet")
-		return r
+		return
 	}
 	s := u.State()
-	r.Running.Slot = string(update.EntryNames[u.Own][len("guardhouse "):])
+	r.Running.Slot = update.EntryNames[u.Own][len("guardhouse "):]
 	r.Phase, r.Release, r.Version, r.Image, r.Trial, r.Why = cmp.Or(string(s.Phase), "idle"), s.Release, s.Name, s.SHA256, u.OnTrial(), s.Why
-	return r
+	kept := *r
+	n.updates.last.Store(&kept)
 }
 
 func (n *node) running() rpc.UpdateRunning {

@@ -126,6 +126,7 @@ func (s *stage) updateIs(t *testing.T, when string, want func(rpc.UpdateStatus) 
 			return err
 		}
 		if !want(u) {
+			s.Verb(ctx, nil, "time", "release") // on a busy workstation a reboot may seem to be a jump of all time servers
 			return fmt.Errorf("%s: %+v", when, u)
 		}
 		return nil
