@@ -1,6 +1,7 @@
 package clock
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -70,7 +71,7 @@ func kissed(err error) bool {
 func QueryNTP(c Clock, key func(id uint16) (Key, bool)) func(ctx context.Context, s Server) (Sample, error) {
 	zero := time.Unix(0, 0)
 	return func(ctx context.Context, s Server) (Sample, error) {
-		opt := ntp.QueryOptions{Timeout: queryTimeout, GetSystemTime: func() time.Time { return zero.Add(c.Read().Raw) }}
+		opt := ntp.QueryOptions{Timeout: queryTimeout, GetSystemTime: func() time.Time { return zero.Add(c.Read().Raw) }, Extensions: []ntp.Extension{sane{}}}
 		if d, ok := ctx.Deadline(); ok {
 			opt.Timeout = time.Until(d)
 		}
@@ -109,6 +110,23 @@ func QueryNTP(c Clock, key func(id uint16) (Key, bool)) func(ctx context.Context
 		}
 		return sampleOf(r, zero, s.Key != 0), nil
 	}
+}
+
+// sane refuses what the library does not survive or read: it shifts by the two exponents of a message as they came, and panics at -128.
+type sane struct{}
+
+// ProcessQuery implements ntp.Extension.
+func (sane) ProcessQuery(*bytes.Buffer) error { return nil }
+
+// ProcessResponse implements ntp.Extension. Poll intervals of RFC 5905 end at 2^17 s; some servers have precisions below a nanosecond.
+func (sane) ProcessResponse(b []byte) error {
+	if len(b) < 48 || len(b) > 1024 {
+		return fmt.Errorf("an answer of %d bytes is none", len(b))
+	}
+	if poll, precision := int8(b[2]), int8(b[3]); poll < -32 || poll > 32 || precision < -63 || precision > 4 {
+		return fmt.Errorf("an answer with the poll interval 2^%d s and the precision 2^%d s makes no sense", poll, precision)
+	}
+	return nil
 }
 
 func sampleOf(r *ntp.Response, zero time.Time, verified bool) Sample {

@@ -126,6 +126,9 @@ func (l *Ledger) registerAudit(s *rpc.Server) {
 		if slices.Contains(ownActions, e.Action) {
 			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s is recorded by the ledger only", e.Action)
 		}
+		if err := l.checkShare(e); err != nil {
+			return policy.AuditReceipt{}, err
+		}
 		r, err := l.audit.Append(ctx, l.stamped(e))
 		return r, auditError(err)
 	}, rpc.HGS, rpc.Console, rpc.Init, rpc.HSM, rpc.Clock)

@@ -4,16 +4,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"guardhouse/appliance/tpm"
 )
 
-// RaiseFloor writes the version floor of the TPM with the owner's authorisation that lies in ownerDir of an open volume.
-func RaiseFloor(t *tpm.TPM, ownerDir string, to uint64) error {
-	owner, err := os.ReadFile(filepath.Join(ownerDir, ownerFile))
+// RaiseFloor writes the version floor into the TPM, which takes the owner's authorisation from the open volume: releases below it get
+// the volume key no more. A floor that is not higher changes nothing.
+func (m *Machine) RaiseFloor(to uint64) error {
+	owner, err := os.ReadFile(filepath.Join(m.OwnerDir, ownerFile))
 	if err != nil {
-		return fmt.Errorf("owner of the TPM: %w", err)
+		return fmt.Errorf("the TPM owner's authorisation: %w", err)
 	}
 	defer clear(owner)
-	return t.RaiseFloor(owner, to)
+	return m.TPM.RaiseFloor(owner, to)
 }

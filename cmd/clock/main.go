@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,6 +64,7 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	work.Go(func() { k.Persist(ctx, data) })
 	work.Go(func() { k.Run(ctx) })
 	work.Go(func() { tell.run(ctx) })
+	work.Go(func() { ring.renew(ctx, k, ledger, child.Logf) })
 	work.Go(func() {
 		rpc.LedgerWatch.Follow(ctx, ledger, rpc.Empty{}, func(snap policy.Snapshot) error {
 			never.saw(snap)
@@ -136,7 +138,7 @@ func (r *keyring) find(id uint16) (clock.Key, bool) {
 	r.mu.Lock()
 	empty := r.keys == nil
 	r.mu.Unlock()
-	if empty {
+	if empty { // nobody has said yet
 		if keys, err := clock.ReadKeys(r.dir); err == nil && len(keys) > 0 {
 			r.set(keys)
 		}
@@ -146,6 +148,22 @@ func (r *keyring) find(id uint16) (clock.Key, bool) {
 	k, ok := r.keys[id]
 	k.Secret = append([]byte(nil), k.Secret...)
 	return k, ok
+}
+
+// renew fetches the keys again while a server that has one does not prove itself: a key may have been changed, which no record shows.
+func (r *keyring) renew(ctx context.Context, k *clock.Keeper, ledger *rpc.Client, logf func(string, ...any)) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if slices.ContainsFunc(k.Status().Sources, func(s clock.Source) bool { return s.Key != 0 && s.Err != nil }) {
+			r.fetch(ctx, ledger, logf)
+		}
+	}
 }
 
 // fetch asks the ledger for the keys and keeps them. It is called at each change of the records.

@@ -205,7 +205,7 @@ func raiseFloor(to uint64) error {
 		return err
 	}
 	defer t.Close()
-	return volume.RaiseFloor(t, initDir, to)
+	return (&volume.Machine{TPM: t, OwnerDir: initDir}).RaiseFloor(to)
 }
 
 // healSlots makes the other slot whole again once this boot has proved itself.

@@ -6,7 +6,8 @@
 //	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
 //	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
 //	mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
-//	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
+//	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
+//	mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
 //
 // keys makes a customer's key set, once. build writes guardhouse.efi (the
 // signed image), policy.json (the boots that open the disk, signed),
@@ -16,7 +17,9 @@
 // set. release makes the update bundle that nodes install, and a bill of
 // materials beside the image; verify-release checks such a bundle and tells on
 // which machines it will open the disk. --also-sign names the key set that
-// nodes still trust while they change to a new one.
+// nodes still trust while they change to a new one; firmware-update signs the
+// changes of Secure Boot's variables for that, or for dbx, as firmware takes
+// them (.auth), and says which release must be installed before.
 // Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
@@ -28,6 +31,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 const usage = `usage:
@@ -36,7 +40,8 @@ const usage = `usage:
   mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
   mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
   mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
-  mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
+  mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
+  mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
 "mkimage VERB -h" lists all options.
 `
 
@@ -71,6 +76,8 @@ func run(ctx context.Context, args []string) error {
 			return makeRelease(os.Stdout, args[1:])
 		case "verify-release":
 			return verifyRelease(os.Stdout, args[1:])
+		case "firmware-update":
+			return firmwareUpdate(os.Stdout, args[1:], time.Now())
 		case "help", "-h", "--help":
 			fmt.Print(usage)
 			return nil

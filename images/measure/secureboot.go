@@ -52,6 +52,13 @@ func (p *Prediction) secureBoot(f *Firmware) {
 	p.add(SecureBootPCR, "EV_EFI_VARIABLE_AUTHORITY db", variableDigest(keys.Variable{Name: "db", GUID: keys.SecurityDatabase, Data: f.Authority}))
 }
 
+// PCR7 is what a machine measures of its Secure Boot, whatever the image.
+func PCR7(f *Firmware) [32]byte {
+	var p Prediction
+	p.secureBoot(f)
+	return Replay(p.Events, SecureBootPCR)
+}
+
 // variableDigest hashes a UEFI_VARIABLE_DATA (same profile, 10.2.6).
 func variableDigest(v keys.Variable) [32]byte {
 	name := keys.UTF16(v.Name)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -83,13 +84,13 @@ func TestUpdate(t *testing.T) {
 		t.Fatalf("install: %v %+v", err, r)
 	}
 	t.Logf("update install, until it restarts: %s", time.Since(start).Round(time.Second))
-	s.expect(t, "BdsDxe: starting")
+	s.line(t, "BdsDxe: starting")
 	s.ready(t, true)
 	s.updateIs(t, "after", func(u rpc.UpdateStatus) bool {
 		return u.Running.Number == 102 && u.Running.Floor == 102 && u.Running.Slot == "B" && u.Phase == "idle" && !u.Trial
 	})
 	t.Logf("update, until older releases are shut out: %s", time.Since(start).Round(time.Second))
-	if v := s.verb(t, "audit", "tail", "--lines", "30"); !strings.Contains(v, "update.install") || !strings.Contains(v, "update.good") || !strings.Contains(v, "update.floor") {
+	if v := s.verb(t, "audit", "tail", "--lines", "100"); !strings.Contains(v, "update.install") || !strings.Contains(v, "update.good") || !strings.Contains(v, "update.floor") {
 		t.Errorf("the audit:\n%s", v)
 	}
 
@@ -98,7 +99,7 @@ func TestUpdate(t *testing.T) {
 	if err := s.BootWith(t.Context(), own); err != nil {
 		t.Fatal(err)
 	}
-	s.expect(t, "starting once more without it")
+	s.line(t, "starting once more without it")
 	s.ready(t, true)
 	s.updateIs(t, "from the other slot", func(u rpc.UpdateStatus) bool { return u.Running.Number == 102 && u.Running.Slot == "A" })
 	eventually(t, time.Minute, func(context.Context) error {
@@ -112,9 +113,19 @@ func TestUpdate(t *testing.T) {
 	if err := s.Boot(t.Context()); err != nil { // release 101 as it was delivered, on the same machine
 		t.Fatal(err)
 	}
-	if said := s.expect(t, `can't be set up yet +\[seal-old-image\]\s+what: (.*)`); !strings.Contains(said[1], "release 101") {
+	if said := s.line(t, `can't be set up yet +\[seal-old-image\]\s+what: (.*)`); !strings.Contains(said[1], "release 101") {
 		t.Errorf("%q", said)
 	}
+}
+
+// line waits for what the serial line says in the course of a boot or two.
+func (s *stage) line(t *testing.T, want string) []string {
+	t.Helper()
+	m, err := s.Node.Serial.Expect(within(t, 3*time.Minute), regexp.MustCompile(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // updateIs waits until update status is as it should be.
