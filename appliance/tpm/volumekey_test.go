@@ -12,8 +12,10 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -85,7 +87,7 @@ func own(t *testing.T, tpm *TPM, auth []byte, floor uint64) {
 	t.Helper()
 	// Twice each: a power cut between any two steps means that they are begun again.
 	for range 2 {
-		if err := tpm.Prepare(floor); err != nil {
+		if err := tpm.Prepare(floor, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,7 +198,7 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 				NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 8)}}.Execute(tpm.t)
 			return err
 		},
-		"own again": func() error { return tpm.Prepare(1) },
+		"own again": func() error { return tpm.Prepare(1, 0) },
 		"clear": func() error {
 			_, err := tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}.Execute(tpm.t)
 			return err
@@ -214,8 +216,10 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 
 func TestSetsUpTwiceOnOneTPM(t *testing.T) {
 	tpm, _, first := sealedTPM(t, t.TempDir(), 7)
-	if err := tpm.GiveBack(ownerAuth); err != nil {
-		t.Fatal(err)
+	for range 2 { // again after a power cut
+		if err := tpm.GiveBack(ownerAuth); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := tpm.Floor(); !errors.Is(err, ErrNoFloor) {
 		t.Fatalf("the floor is still there: %v", err)
@@ -253,7 +257,7 @@ func TestKeyIsOutOfReachOnceTheRegistersAreCapped(t *testing.T) {
 	p := sign(t, authorities()[0], 1, present(t, tpm))
 	mustUnseal(t, tpm, slot, p)
 	// The proof itself can fail: before the registers are capped it does.
-	wantKind(t, tpm.proveCapped(slot, p), KindStillOpen)
+	wantKind(t, tpm.ProveCapped(slot, p), KindStillOpen)
 	if err := tpm.Cap(slot, p); err != nil {
 		t.Fatal(err)
 	}
@@ -285,6 +289,25 @@ func TestGenerationIsTheOwnersAlone(t *testing.T) {
 	}
 	if g, err := tpm.Generation(); err != nil || g != 5 {
 		t.Error(g, err)
+	}
+}
+
+func TestTimeFloorIsTheOwnersAlone(t *testing.T) {
+	tpm, _, _ := sealedTPM(t, t.TempDir(), 1)
+	if at, err := tpm.TimeFloor(); err != nil || !at.IsZero() {
+		t.Fatal(at, err)
+	}
+	first := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, at := range []time.Time{first, first.Add(24 * time.Hour), first.Add(time.Hour)} { // lowered by administrators
+		if err := tpm.SetTimeFloor(ownerAuth, at); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := tpm.TimeFloor(); err != nil || !got.Equal(at) {
+			t.Errorf("%s instead of %s, %v", got, at, err)
+		}
+	}
+	if tpm.SetTimeFloor(nil, first) == nil {
+		t.Error("written without the owner's authorisation")
 	}
 }
 
@@ -408,4 +431,43 @@ func FuzzParseVolumeSlot(f *testing.F) {
 			t.Error("accepted an unknown version")
 		}
 	})
+}
+
+func TestRefusedKeysLeaveNoSessionInTheTPM(t *testing.T) {
+	tpm, _, slot := sealedTPM(t, t.TempDir(), 1)
+	p := sign(t, authorities()[0], 1, present(t, tpm))
+	extend(t, tpm, 11)
+	for i := range 10 { // a TPM without a resource manager has room for three
+		if err := tpm.ProveCapped(slot, p); err != nil {
+			t.Fatalf("after %d refusals: %v", i, err)
+		}
+	}
+	mustUnseal(t, tpm, slot, sign(t, authorities()[0], 1, present(t, tpm)))
+}
+
+// One in nine random values holds a zero byte, which go-tpm's sessions can't prove.
+func TestEveryOwnersAuthorisationIsAcceptedAgain(t *testing.T) {
+	tpm, _ := startTPM(t, t.TempDir())
+	zeros := bytes.NewReader(append(make([]byte, 100), bytes.Repeat([]byte{0, 7}, OwnerAuthSize)...))
+	for i := range 40 {
+		random := io.Reader(rand.Reader)
+		if i == 0 {
+			random = zeros
+		}
+		auth, err := NewOwnerAuth(random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{tpm.Prepare(1, 3), tpm.Own(auth), tpm.SetGeneration(auth, 4), tpm.GiveBack(auth)} {
+			if err != nil {
+				t.Fatalf("value %d: %v", i, err)
+			}
+		}
+	}
+	if err := tpm.Prepare(1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if tpm.Own(append(bytes.Repeat([]byte{9}, OwnerAuthSize-1), 0)) == nil {
+		t.Error("took one that it would never accept again")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +16,8 @@ import (
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
+	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/volume"
 )
 
 // serve answers the other processes until ctx ends.
@@ -23,6 +26,9 @@ func (n *node) serve(ctx context.Context) error {
 	rpc.Handle(s, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) { return n.status(), nil }, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, v policy.Network) (rpc.Empty, error) {
 		return rpc.Empty{}, n.setNetwork(ctx, v)
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitTimeFloor, func(_ context.Context, _ rpc.Caller, at time.Time) (rpc.Empty, error) {
+		return rpc.Empty{}, n.setTimeFloor(at)
 	}, rpc.Ledger)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, req rpc.LogRequest, send func(rpc.LogLine) error) error {
 		return n.log.Read(ctx, req, send)
@@ -34,11 +40,26 @@ func (n *node) serve(ctx context.Context) error {
 		n.ask(powerRequest{req.Action, "asked for by " + req.Actor.Name})
 		return rpc.Empty{}, nil
 	}, rpc.Console)
+	n.serveVolume(ctx, s)
 	l, err := rpc.Listen(rpc.SocketPath(rpc.SocketDir, rpc.Init))
 	if err != nil {
 		return err
 	}
 	return s.Serve(ctx, l)
+}
+
+// setTimeFloor is here because only root may read the TPM owner's authorisation. The ledger owns the TPM otherwise; the kernel keeps the two
+// apart.
+func (n *node) setTimeFloor(at time.Time) error {
+	if !n.hasDisk() {
+		return rpc.ErrUnavailable.With("the data disk is not open, and the TPM owner's authorisation lies there")
+	}
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		return rpc.ErrUnavailable.With("%v", err)
+	}
+	defer t.Close()
+	return (&volume.Machine{TPM: t, OwnerDir: initDir}).SetTimeFloor(at)
 }
 
 func (n *node) status() rpc.InitStatusReply {
