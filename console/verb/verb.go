@@ -9,6 +9,7 @@ package verb
 
 import (
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -31,8 +32,10 @@ type Verb struct {
 	Params []Param
 	Role   policy.AdminRole // least role; "" = nobody has to be logged in
 	Doors  []policy.Door
-	Risk   Risk
-	Stdin  string // what comes on standard input, for people; "" = nothing
+	// Waiting: whoever is at the serial line may do it while the ledger has no records, when nobody can log in.
+	Waiting bool
+	Risk    Risk
+	Stdin   string // what comes on standard input, for people; "" = nothing
 	// StdinFlag is the flag without which nothing is read from standard input; "" = it is always read.
 	StdinFlag string
 	Help      string // one line
@@ -40,6 +43,8 @@ type Verb struct {
 	Example   string
 	Replaces  []string // Microsoft cmdlets
 	Run       func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
+	// Stream is Run for a door with standard input, of any length, which it reads as it comes.
+	Stream func(ctx context.Context, s *Session, a Args, in io.Reader) (Output, error)
 	// Dialogue is instead of Run for a verb that can only be done by question and answer; a verb with both holds a dialogue where there is
 	// a terminal and else reads its standard input.
 	Dialogue func(ctx context.Context, s *Session, a Args, ask Asker) (Output, error)
@@ -75,6 +80,12 @@ func (v *Verb) WantsStdin(a Args) bool {
 // removed or whose role shrank loses the verb in the middle of a session.
 func Permitted(v *Verb, s *Session) error {
 	snapshot, known := s.Node.Snapshot()
+	if v.Waiting && s.Actor.Door == policy.DoorSetup && !known {
+		return nil
+	}
+	if v.Waiting && len(v.Doors) == 0 {
+		return notAllowed("the data volume is open", "none needed; this is for a node whose volume stays shut")
+	}
 	if s.Actor.Door == policy.DoorSetup && known && !snapshot.State.SetUp() && !slices.Contains(v.Doors, policy.DoorSetup) {
 		return notAllowed("the node is not set up", "run setup first")
 	}
@@ -140,7 +151,7 @@ func (v *Verb) Usage() string {
 		b.WriteByte(' ')
 		b.WriteString(p.usage())
 	}
-	if v.Stdin != "" {
+	if v.Stdin != "" || v.Stream != nil {
 		b.WriteString(" < FILE")
 	}
 	return b.String()

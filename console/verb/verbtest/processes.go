@@ -281,12 +281,14 @@ func (f *Fake) init(s *rpc.Server) {
 			Services: []rpc.ServiceStatus{{Name: rpc.Ledger, State: "ready"}, {Name: rpc.HGS, State: "ready", Restarts: 1}},
 			Links:    []rpc.LinkStatus{{Name: "front", Device: "eth0", MAC: "52:54:00:12:34:56", Link: true, Addresses: []string{"10.0.2.15/24"}}}}, nil
 	})
+	f.volume(s)
 	on(f, s, rpc.InitPower, func(r rpc.PowerRequest) (rpc.Empty, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.power = append(f.power, r.Action)
 		return rpc.Empty{}, nil
 	})
+	f.updates(s)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, r rpc.LogRequest, send func(rpc.LogLine) error) error {
 		for i := range 2 {
 			if err := send(rpc.LogLine{BootTime: time.Duration(i+1) * time.Second, Service: "hgs", Text: "a line with \x1b[31mcolour"}); err != nil {
