@@ -227,9 +227,9 @@ func (t *TPM) fitting(policies []SignedPolicy, authority string) (SignedPolicy, 
 	case nearest != nil:
 		var what []string
 		for _, pcr := range nearest.differs(now) {
-			what = append(what, fmt.Sprintf("PCR %d (%s) is %.4x.., signed %.8s..", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
+			what = append(what, fmt.Sprintf("PCR %d (%s) is %.4x, not %.8s", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
 		}
-		return SignedPolicy{}, &Error{KindNoPolicy, fmt.Sprintf("no signed policy fits this boot; nearest is %.64q: %s", nearest.Name, strings.Join(what, "; ")),
+		return SignedPolicy{}, &Error{KindNoPolicy, fmt.Sprintf("no signed policy fits this boot: %s; nearest is %.64q", strings.Join(what, "; "), nearest.Name),
 			"undo the change, or boot the other slot, or open the volume with the recovery secret and reseal"}
 	case foreign > 0:
 		return SignedPolicy{}, &Error{KindNoPolicy, fmt.Sprintf("the image's policies are signed by another key than %.16s.., to which this volume is sealed", authority),
