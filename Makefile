@@ -6,6 +6,8 @@ HSM ?= attached
 # With HSM=/path/module.so: its licence text for the image's NOTICE, and configuration files as SRC:DST.
 HSM_LICENCE ?=
 HSM_CONFIG ?=
+# Key set that signs the image (mkimage keys); without one an evaluation set is made in the cache folder.
+KEYS ?=
 NODE ?= blank
 CHAPTER ?= foundation
 FUZZTIME ?= 20s
@@ -34,11 +36,11 @@ secrets: ## what setup of a node in make run asks for second: make secrets KEY=a
 
 image: ## build the boot image into .build/image
 	@board/lab/deps.sh image
-	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM) \
+	@$(GO) run ./cmd/mkimage build -o $(BUILD)/image --cache $(BUILD)/cache --hsm $(HSM) $(addprefix --keys ,$(KEYS)) \
 	  $(addprefix --hsm-licence ,$(HSM_LICENCE)) $(addprefix --hsm-config ,$(HSM_CONFIG))
 
 verify: image ## predict the PCRs of the image, as the TPM will show them
-	@$(GO) run ./cmd/mkimage measure $(BUILD)/image/guardhouse.efi
+	@$(GO) run ./cmd/mkimage measure $(BUILD)/image/guardhouse.efi --keys $(BUILD)/image/keys
 
 test: ## install what is missing, then run every test, the QEMU ones included
 	@board/lab/deps.sh test

@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"guardhouse/appliance/update"
 	"guardhouse/board/generic"
 	"guardhouse/board/kernel"
 	"guardhouse/board/q35"
@@ -169,6 +170,10 @@ func (b *build) fetchKernel(ctx context.Context) (err error) {
 
 func (b *build) contents(ctx context.Context) error {
 	if err := b.list.AddSkeleton(b.Release); err != nil {
+		return err
+	}
+	trusted := initramfs.Entry{Path: update.KeysFile, Kind: initramfs.File, Perm: 0o644, Data: b.Keys.Public(keys.Release), Origin: "key set"}
+	if err := b.list.Add(trusted); err != nil {
 		return err
 	}
 	for name, file := range b.programs {

@@ -17,6 +17,9 @@
 // the server's (cmd/hgs). Genuine Windows hosts can't attest in TPM mode yet:
 // the framing of their contexts is not public (evidence.PrivateCodec is ours).
 //
+// The functional levels of getinfo are fixed: 2, and 1 and 2 supported. A level names what the server itself can do (2: policy version v2),
+// which no setting can change, and which versions a host is judged by is in its record; so there is no policy field for them (hgsa.md 13.13).
+//
 // Where the public record of the protocol is silent (hgsa.md section 13) the
 // tests named TestP13_nn_... hold what we decided, here and in the packages
 // below. Not settled by them: the genuine framing of TPM contexts (7), which
@@ -96,6 +99,7 @@ type Service struct {
 	d       Deps
 	budget  *intake.Budget
 	signers signerCache
+	lately  lately
 	told    intake.Counter // refusals of registered hosts that got an entry of their own
 	grants  intake.Counter
 

@@ -9,8 +9,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"maps"
-	"net/http/httptest"
+	"net/http"
+	"net/url"
 	"runtime"
 	"sync"
 	"testing"
@@ -189,7 +191,7 @@ func (n *node) record(b *testing.B, s *softTPM, types ...hgsa.AttestationResultT
 
 // replay has a recorded conversation answered again.
 func (n *node) replay(b *testing.B, requests [][]byte, first bool) {
-	var w *httptest.ResponseRecorder
+	var w answerTo
 	for i, r := range requests {
 		for _, seen := range []*nonces{&n.answered, &n.finished} {
 			seen.mu.Lock()
@@ -199,11 +201,36 @@ func (n *node) replay(b *testing.B, requests [][]byte, first bool) {
 		if first && i == len(requests)-1 {
 			n.forgetVerdicts()
 		}
-		w = n.do("POST", tpmV1, r)
+		w.begin()
+		n.ServeHTTP(&w, &http.Request{Method: "POST", URL: &url.URL{Path: tpmV1}, Body: io.NopCloser(bytes.NewReader(r)),
+			ContentLength: int64(len(r)), RemoteAddr: "192.0.2.7:4711"})
 	}
-	if w.Code != 200 || w.Body.Len() < 2000 {
-		b.Error(w.Body)
+	if w.code != 200 || len(w.body) < 2000 {
+		b.Errorf("%d %s", w.code, w.body)
 	}
+}
+
+// answerTo takes an answer without the costs of a recorder, which are no part of
+// the service.
+type answerTo struct {
+	header http.Header
+	code   int
+	body   []byte
+}
+
+func (a *answerTo) begin() {
+	if a.header == nil {
+		a.header = http.Header{}
+	}
+	clear(a.header)
+	a.code, a.body = 0, a.body[:0]
+}
+
+func (a *answerTo) Header() http.Header  { return a.header }
+func (a *answerTo) WriteHeader(code int) { a.code = code }
+func (a *answerTo) Write(b []byte) (int, error) {
+	a.body = append(a.body, b...)
+	return len(b), nil
 }
 
 // forgetVerdicts makes the node one that has seen no host.

@@ -52,7 +52,7 @@ type proof struct {
 // hostKeyAttest is 6.4 of hgsa.md. The mode gate is behind it.
 func (q *request) hostKeyAttest() {
 	if _, _, ok := q.d.Now(); !ok {
-		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
+		q.unavailable(outcomeNoTime, "the node does not know the time", "see time why")
 		return
 	}
 	p, ok := q.readProof()
@@ -80,9 +80,10 @@ func (q *request) hostKeyAttest() {
 			remedy: "see that virtualization-based security runs on the host"})
 		return
 	}
-	o := order{session: p.request.SessionId, facts: map[string]string{"signature": form, "vsmKey": keyHash(vsm.RSA)}}
+	hash := keyHash(vsm.RSA)
+	o := order{session: p.request.SessionId, facts: map[string]string{"signature": form, "vsmKey": hash}}
 	for _, t := range p.request.RequestedContent {
-		o.wanted = append(o.wanted, wanted{t, vsm.RSA})
+		o.wanted = append(o.wanted, wanted{t, vsm.RSA, hash})
 	}
 	q.grant(host, o)
 }
@@ -274,6 +275,7 @@ type order struct {
 type wanted struct {
 	content hgsa.AttestationResultType
 	key     *rsa.PublicKey
+	hash    string // keyHash
 }
 
 // life is how long a certificate made at now is good.
@@ -331,7 +333,7 @@ func (q *request) grant(host policy.Host, o order) {
 	q.verdict(host, "ok")
 	for _, w := range o.wanted {
 		if health.Purpose(w.content) == health.Encryption {
-			q.observe(policy.ObservedIdentity, host.ID, "vsmKey", keyHash(w.key))
+			q.observe(policy.ObservedIdentity, host.ID, "vsmKey", w.hash)
 		}
 	}
 	if o.granted != nil {
@@ -344,7 +346,7 @@ func (q *request) grant(host policy.Host, o order) {
 func (q *request) issueFailed(err error) {
 	switch {
 	case errors.Is(err, health.ErrNoTime):
-		q.unavailable(outcomeNoTime, err.Error(), "see time status")
+		q.unavailable(outcomeNoTime, err.Error(), "see time why")
 	case errors.Is(err, health.ErrSigner):
 		q.unavailable(outcomeNoSigner, err.Error(), "signer renew; see signer list")
 	default:

@@ -99,12 +99,33 @@ func (c *signerCache) published(snap policy.Snapshot, now health.Window, earlies
 	return certs
 }
 
+// lately is the newest moment that was trusted. It serves one purpose: what was published last stays published while the time is not known.
+type lately struct {
+	mu               sync.Mutex
+	earliest, latest time.Time
+}
+
+// publishing is the interval that decides which attestation signers are shown: the present one or, without a trusted time, the last that
+// this process knew or the ledger kept (Snapshot.Floor). Nothing is signed by it.
+func (l *lately) publishing(now func() (earliest, latest time.Time, ok bool), floor int64) (earliest, latest time.Time, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if earliest, latest, ok := now(); ok {
+		l.earliest, l.latest = earliest, latest
+		return earliest, latest, true
+	}
+	if kept := time.UnixMilli(floor); floor > 0 && kept.After(l.latest) {
+		l.earliest, l.latest = kept, kept
+	}
+	return l.earliest, l.latest, !l.latest.IsZero()
+}
+
 // signingCertificates is 6.7 of hgsa.md: the published attestation signers, as
 // many as drivers can read at once. Of RSA 3072 four fit, of RSA 2048 five.
 func (q *request) signingCertificates() {
-	earliest, latest, ok := q.d.Now()
+	earliest, latest, ok := q.lately.publishing(q.d.Now, q.snap.Floor)
 	if !ok {
-		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
+		q.unavailable(outcomeNoTime, "the node does not know the time and never did", "see time why")
 		return
 	}
 	certs := q.signers.published(q.snap, health.Between(earliest, latest, ok), earliest)

@@ -142,6 +142,38 @@ func TestSignsWithTheSignerWhoseTimeHasCome(t *testing.T) {
 	}
 }
 
+// TestPublishedSignersStayWhenTheTimeIsLost: drivers find what was published last, by this process or, after a restart, by what the
+// ledger kept; nothing new moves into place meanwhile.
+func TestPublishedSignersStayWhenTheTimeIsLost(t *testing.T) {
+	const path = "/Attestation/v2.0/signingCertificates"
+	n := newNode(t)
+	before := n.do("GET", path, nil)
+	n.timeKnown = false
+	after := n.do("GET", path, nil)
+	if before.Code != 200 || after.Code != 200 || !bytes.Equal(before.Body.Bytes(), after.Body.Bytes()) {
+		t.Fatalf("with a time %d, without one %d", before.Code, after.Code)
+	}
+	if w := n.do("POST", attestPath, n.request(t, hgsa.HostKeyRequest{})); w.Code != 503 || w.Header().Get("Retry-After") == "" {
+		t.Errorf("and health certificates: %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
+	}
+	if w := n.do("GET", "/Attestation/getinfo", nil); w.Code != 200 {
+		t.Errorf("getinfo without a time: %d", w.Code)
+	}
+	fresh := newNode(t)
+	fresh.timeKnown = false
+	if w := fresh.do("GET", path, nil); w.Code != 503 {
+		t.Errorf("a node that never knew the time published something: %d", w.Code)
+	}
+	fresh.snap.Floor = noon.UnixMilli()
+	if w := fresh.do("GET", path, nil); w.Code != 200 || hgsa.CheckSigningBody(w.Body.Bytes()) != nil {
+		t.Errorf("with the ledger's moment: %d", w.Code)
+	}
+	fresh.snap.Floor = fresh.signer.NotAfter.Add(time.Minute).UnixMilli()
+	if w := fresh.do("GET", path, nil); w.Code != 503 {
+		t.Errorf("an expired signer was published: %d", w.Code)
+	}
+}
+
 // The JDBC driver reads once: one TLS record must hold head and body.
 func TestSigningCertificatesFillOneTLSRecord(t *testing.T) {
 	n := newNode(t)

@@ -58,7 +58,7 @@ type claim struct {
 func (q *request) tpmAttest() {
 	earliest, _, ok := q.d.Now()
 	if !ok {
-		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
+		q.unavailable(outcomeNoTime, "the node does not know the time", "see time why")
 		return
 	}
 	c, ok := q.readClaim()

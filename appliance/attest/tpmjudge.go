@@ -42,8 +42,9 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 			q.failed(e, hgsa.VirtualSecureModeError())
 			return
 		}
-		o.wanted = append(o.wanted, wanted{t, key})
-		o.facts[fmt.Sprintf("vsmKey%d", t)] = keyHash(key)
+		w := wanted{t, key, keyHash(key)}
+		o.wanted = append(o.wanted, w)
+		o.facts[fmt.Sprintf("vsmKey%d", t)] = w.hash
 	}
 	o.granted = func() {
 		if e.facts != nil && q.good.news(&e, q.d.BootTime()) {

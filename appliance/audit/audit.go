@@ -13,17 +13,18 @@
 //
 // Limits. A node that is taken over can write what it likes from then on; records before the newest checkpoint that left the machine
 // stay provable. Damage to the newest batch of records, after it was acknowledged and before the next checkpoint, looks like a power
-// cut and is cut off. Whoever holds the node's audit key can make another chain.
+// cut and is cut off. Whoever can use the node's audit key can make another chain; it lies in the TPM, so that is
+// the running node only.
 package audit
 
 import (
 	"context"
 	"crypto"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"guardhouse/appliance/policy"
 )
@@ -59,6 +60,8 @@ type Options struct {
 	Quota       int64 // all segments together; 256 MiB
 	Reserve     int64 // part of Quota that only commands, accepted logins and system entries may use; Quota/16
 	SegmentSize int64 // a segment that reached it is closed; 4 MiB
+	// Stamp is the time now and CLOCK_BOOTTIME, for the entries that the chain makes itself; nil = they have none.
+	Stamp func() (policy.Stamp, time.Duration)
 
 	write func(f *os.File, b []byte, off int64) (int, error) // tests put a full disk here
 }
@@ -114,6 +117,8 @@ type Log struct {
 	failed   *Error            // the disk failed: nothing more until the next start
 	node     string
 	signer   crypto.Signer
+	key      PublicKey     // signer's
+	more     chan struct{} // closed and replaced when the chain has grown
 }
 
 type waiting struct {
@@ -128,20 +133,22 @@ type answer struct {
 	err error
 }
 
-// SetNode gives the log the name and the key of the node (Ed25519); until then nothing can be signed, exported or trimmed. It proves
-// the checkpoints found on the disk: one that does not fit the key is a named problem.
-func (l *Log) SetNode(id string, key crypto.Signer) error {
-	pub, ok := key.Public().(ed25519.PublicKey)
-	if !ok {
-		return fmt.Errorf("the audit key is not Ed25519")
+// SetNode gives the log the name and the key of the node (see [PublicKey]); until then nothing can be signed, exported or trimmed. It
+// proves the checkpoints found on the disk: one that neither key nor any of former signed, keys that the node had before, is a named
+// problem. Where a former key signed the newest one, key signs it anew with the next checkpoint.
+func (l *Log) SetNode(id string, key crypto.Signer, former ...PublicKey) error {
+	pub, err := EncodeKey(key.Public())
+	if err != nil {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.node, l.signer = id, key
-	if l.head != nil && !l.head.signedBy(id, pub) {
+	l.node, l.signer, l.key = id, key, pub
+	good := append([]PublicKey{pub}, former...)
+	if l.head != nil && !l.head.signedBy(id, good...) {
 		l.broken[0] = "the newest checkpoint on the disk is not signed by this node's audit key"
 	}
-	if l.base != nil && !l.base.Checkpoint.signedBy(id, pub) {
+	if l.base != nil && !l.base.Checkpoint.signedBy(id, good...) {
 		l.broken[0] = "the note of what was trimmed is not signed by this node's audit key"
 	}
 	return nil

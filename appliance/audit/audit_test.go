@@ -3,7 +3,13 @@ package audit
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,7 +29,7 @@ func testKey() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(bytes.Repeat([
 
 func testNode() (string, ed25519.PrivateKey) {
 	k := testKey()
-	return NodeID(k.Public().(ed25519.PublicKey)), k
+	return NodeID(PublicKey(k.Public().(ed25519.PublicKey))), k
 }
 
 func openTest(t testing.TB, dir string, opt Options) *Log {
@@ -125,20 +131,46 @@ func TestEveryAppenderGetsItsOwnDurableRecord(t *testing.T) {
 }
 
 func TestVerifyFindsEveryFlippedByte(t *testing.T) {
+	for name, key := range testKeys(t) {
+		t.Run(name, func(t *testing.T) { flipEveryByte(t, key) })
+	}
+}
+
+// testKeys are the kinds of keys that a node may have.
+func testKeys(t *testing.T) map[string]crypto.Signer {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]crypto.Signer{"P-256": k, "Ed25519": testKey()}
+}
+
+func flipEveryByte(t *testing.T, key crypto.Signer) {
 	l := openTest(t, t.TempDir(), Options{})
+	pub, err := EncodeKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := NodeID(pub)
+	if err := l.SetNode(id, key); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 5 {
 		mustAppend(t, l, entry(policy.AuditGrant, i))
 	}
 	file := export(t, l)
-	id, key := testNode()
-	s, err := Verify(bytes.NewReader(file), key.Public().(ed25519.PublicKey))
+	fingerprint, _ := hex.DecodeString(pub.Fingerprint())
+	if _, err := Verify(bytes.NewReader(file), fingerprint); err != nil {
+		t.Fatalf("against the fingerprint: %v", err)
+	}
+	s, err := Verify(bytes.NewReader(file), pub)
 	if err != nil || s.Records != 7 || s.Last != 7 || s.Node != id || s.Kinds[policy.AuditGrant] != 5 {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	for i := range file {
 		bad := bytes.Clone(file)
 		bad[i] ^= 1
-		if _, err := Verify(bytes.NewReader(bad), nil); err == nil {
+		if _, err := Verify(bytes.NewReader(bad), pub); err == nil {
 			t.Errorf("flipped byte %d of %d was not found: %q", i, len(file), bad[max(0, i-20):min(len(bad), i+20)])
 		}
 	}
@@ -176,11 +208,67 @@ func TestVerifyFindsRemovedMovedAndForeignRecords(t *testing.T) {
 		"end cut":    {join(0, 1, 2, 3, 4, 5, 6, 8), nil, "missing"},
 		"no footer":  {join(0, 1, 2, 3, 4, 5, 6, 7), nil, "without a checkpoint"},
 		"appended":   {join(0, 1, 2, 3, 4, 5, 6, 7, 8, 6), nil, "follows the checkpoint"},
-		"other node": {join(0, 1, 2, 3, 4, 5, 6, 7, 8), other.Public().(ed25519.PublicKey), "not of node"},
+		"other node": {join(0, 1, 2, 3, 4, 5, 6, 7, 8), other.Public().(ed25519.PublicKey), "not with the one given"},
 		"empty":      {nil, nil, "no audit export"},
 	} {
 		if _, err := Verify(bytes.NewReader(c.file), c.key); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestAnotherKeyTakesOver: what the former key signed still counts where the records know that key, and nowhere else.
+func TestAnotherKeyTakesOver(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		former []PublicKey
+		broken bool
+	}{
+		{"known", []PublicKey{{1, 2}, PublicKey(testKey().Public().(ed25519.PublicKey))}, false},
+		{"unknown", []PublicKey{{1, 2}}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			l := openTest(t, dir, Options{})
+			id, _ := testNode()
+			mustAppend(t, l, entry(policy.AuditGrant, 1))
+			l.Close() // the newest checkpoint is the former key's
+			l, err := Open(dir, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			next := testKeys(t)["P-256"]
+			if err := l.SetNode(id, next, c.former...); err != nil {
+				t.Fatal(err)
+			}
+			_, err = l.Append(t.Context(), entry(policy.AuditGrant, 2))
+			if (err != nil) != c.broken {
+				t.Fatal(err)
+			}
+			if c.broken {
+				return
+			}
+			pub, _ := EncodeKey(next.Public())
+			if s, err := Verify(bytes.NewReader(export(t, l)), pub); err != nil || s.Node != id || s.First != 1 {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+}
+
+func TestRefusesKeysOfOtherKinds(t *testing.T) {
+	k, err := ecdsa.GenerateKey(elliptic.P384(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := EncodeKey(k.Public()); err == nil {
+		t.Error("a key on P-384 was taken")
+	}
+	der, _ := x509.MarshalPKIXPublicKey(k.Public())
+	for _, bad := range []PublicKey{nil, {}, der, make([]byte, 31), make([]byte, 1000)} {
+		if bad.valid() || bad.verifies([]byte("x"), []byte("y")) {
+			t.Errorf("%d bytes are a key", len(bad))
 		}
 	}
 }

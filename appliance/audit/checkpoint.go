@@ -1,16 +1,12 @@
 package audit
 
 import (
-	"crypto"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 )
 
 // Checkpoint is the node's signature over a stretch of its chain: record First follows hash Prev, record Last has hash Hash. The
-// signature is Ed25519 over the text that Text gives.
+// signature is over the text that Text gives, see [PublicKey].
 type Checkpoint struct {
 	Node      string `json:"node"`
 	First     uint64 `json:"first"`
@@ -25,14 +21,13 @@ func (c Checkpoint) Text() []byte {
 	return fmt.Appendf(nil, "guardhouse audit checkpoint 1\nnode %s\nfirst %d %s\nlast %d %s\n", c.Node, c.First, c.Prev, c.Last, c.Hash)
 }
 
-func (c Checkpoint) signedBy(node string, key ed25519.PublicKey) bool {
-	return c.Node == node && len(key) == ed25519.PublicKeySize && ed25519.Verify(key, c.Text(), c.Signature)
-}
-
-// NodeID is the name of the node whose audit key this is: 16 hex digits.
-func NodeID(key ed25519.PublicKey) string {
-	sum := sha256.Sum256(key)
-	return hex.EncodeToString(sum[:])[:16]
+func (c Checkpoint) signedBy(node string, keys ...PublicKey) bool {
+	for _, key := range keys {
+		if c.Node == node && key.verifies(c.Text(), c.Signature) {
+			return true
+		}
+	}
+	return false
 }
 
 var errNoKey = problem(KindKey, "set the node up, or cure its secrets first (status)", "this node has no audit key yet")
@@ -47,8 +42,7 @@ func (l *Log) sign(from, to chain) (*Checkpoint, error) {
 		return nil, errNoKey
 	}
 	var err error
-	// Ed25519 needs no randomness; the reader is there for signers that want one.
-	if c.Signature, err = signer.Sign(rand.Reader, c.Text(), crypto.Hash(0)); err != nil {
+	if c.Signature, err = signText(rand.Reader, signer, c.Text()); err != nil {
 		return nil, fmt.Errorf("sign audit checkpoint: %w", err)
 	}
 	return c, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -154,6 +155,8 @@ func (l *Log) grown(at chain, n int64) {
 	s.last, s.lastHash = at.seq, at.hash
 	l.bytes += n
 	l.last, l.hash = at.seq, at.hash
+	close(l.more)
+	l.more = make(chan struct{})
 }
 
 // flush writes b at off and makes it durable; with dir also the file's name.
@@ -199,8 +202,13 @@ func (l *Log) rotate(why string) error {
 	if why != "" {
 		detail = why
 	}
-	entry, err := encodeEntry(policy.AuditEntry{Kind: policy.AuditContinue, Action: "audit.continue", Outcome: "ok", Detail: detail,
-		Facts: map[string]string{"previous": at.hash}})
+	e := policy.AuditEntry{Kind: policy.AuditContinue, Action: "audit.continue", Outcome: "ok", Detail: detail, Facts: map[string]string{"previous": at.hash}}
+	if l.opt.Stamp != nil {
+		now := time.Duration(0)
+		e.At, now = l.opt.Stamp()
+		e.BootTime = now.Milliseconds()
+	}
+	entry, err := encodeEntry(e)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +18,7 @@ import (
 type header struct {
 	Version int    `json:"guardhouseAudit"` // 1
 	Node    string `json:"node"`
-	Key     []byte `json:"key"`   // Ed25519 public key
+	Key     []byte `json:"key"`   // PublicKey
 	First   uint64 `json:"first"` // number of the first record
 	Prev    string `json:"prev"`  // hash that it follows
 }
@@ -52,7 +51,7 @@ func (l *Log) Export(ctx context.Context, from, to uint64, emit func([]byte) err
 		return err
 	}
 	l.mu.Lock()
-	key := l.signer.Public().(ed25519.PublicKey)
+	key := l.key
 	l.mu.Unlock()
 	head, err := json.Marshal(header{1, c.Node, key, c.First, c.Prev})
 	if err != nil {

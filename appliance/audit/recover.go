@@ -29,7 +29,7 @@ type segment struct {
 // errors are those of a folder that can't be read or written.
 func Open(dir string, opt Options) (*Log, error) {
 	opt.defaults()
-	l := &Log{dir: dir, opt: opt, wake: make(chan struct{}, 1), done: make(chan struct{}), hash: zeroHash, broken: map[uint64]string{}}
+	l := &Log{dir: dir, opt: opt, wake: make(chan struct{}, 1), done: make(chan struct{}), hash: zeroHash, broken: map[uint64]string{}, more: make(chan struct{})}
 	if err := l.load(); err != nil {
 		return nil, fmt.Errorf("open audit: %w", err)
 	}

@@ -3,7 +3,6 @@ package audit
 import (
 	"bufio"
 	"bytes"
-	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +15,7 @@ import (
 // Summary is what an export holds, once it has been proved.
 type Summary struct {
 	Node        string
-	Key         ed25519.PublicKey // compare it with the node's fingerprint where Verify was not given one
+	Key         PublicKey // compare its Fingerprint with the node's where Verify was not given one
 	First, Last uint64
 	Hash        string // of the last record
 	Records     int
@@ -29,16 +28,17 @@ type Summary struct {
 //	{"hash":H,"seq":N,"sync":S,"prev":P,"entry":{...}}                     each record exactly as it lies on the node's disk
 //	{"checkpoint":{"node":ID,"first":N,"prev":HASH,"last":M,"hash":HASH,"signature":BASE64}}   once, at the end
 //
-// Every record's hash covers its exact bytes and the hash before it; the checkpoint is the node's Ed25519 signature over both ends. So
+// Every record's hash covers its exact bytes and the hash before it; the checkpoint is the node's signature over both ends. So
 // a record that was changed, removed, added or moved, and a file cut at either end, is an error that names the place. want is the
-// audit key that the node has in the cluster's records; nil takes the one in the file, and then the caller compares Summary.Key.
+// audit key that the node has in the cluster's records, or its SHA-256; nil takes the one in the file, and then the caller compares
+// Summary.Key. After a change of the key (the TPM was cleared) everything the node still keeps is signed with the new one.
 // Verify reads r to its end and needs memory for one line only.
-func Verify(r io.Reader, want ed25519.PublicKey) (Summary, error) {
+func Verify(r io.Reader, want []byte) (Summary, error) {
 	return VerifyEach(r, want, nil)
 }
 
 // VerifyEach is Verify that shows each record after its place was checked; only when VerifyEach returns nil are they proved.
-func VerifyEach(r io.Reader, want ed25519.PublicKey, each func(Record) error) (Summary, error) {
+func VerifyEach(r io.Reader, want []byte, each func(Record) error) (Summary, error) {
 	br := bufio.NewReaderSize(r, maxRecord+1)
 	b, err := readLine(br)
 	if err != nil {
@@ -49,11 +49,11 @@ func VerifyEach(r io.Reader, want ed25519.PublicKey, each func(Record) error) (S
 		return Summary{}, fmt.Errorf("no audit export: the first line is not the header of version 1")
 	}
 	s := Summary{Node: h.Node, Key: h.Key, First: h.First, Kinds: map[policy.AuditKind]int{}}
-	if len(h.Key) != ed25519.PublicKeySize || NodeID(h.Key) != h.Node {
-		return s, fmt.Errorf("the node id %q in the header does not belong to the key in it", h.Node)
+	if !s.Key.valid() {
+		return s, errors.New("the header holds no audit key")
 	}
-	if want != nil && !want.Equal(s.Key) {
-		return s, fmt.Errorf("the export is of node %s, not of node %s", h.Node, NodeID(want))
+	if want != nil && !s.Key.is(want) {
+		return s, fmt.Errorf("the export of node %s is signed with the audit key %s, not with the one given: it is of another node, or the node has had another key since", h.Node, s.Key.Fingerprint())
 	}
 	if h.First == 0 {
 		return s, fmt.Errorf("the header names no first record")

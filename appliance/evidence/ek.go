@@ -40,6 +40,9 @@ type EK struct {
 	NameAlg Bank
 	// Symmetric is the key size in bits of the AES-CFB that protects the key's children; the same default applies.
 	Symmetric int
+	// OtherTemplate is whether the TPM's own form showed another template than the default one of that kind (as of the high range): a TPM
+	// makes the default key instead, so this one can attest only where it is kept at the default's persistent handle.
+	OtherTemplate bool
 
 	id string // of Public, where newEK made the key
 }
@@ -259,6 +262,9 @@ func parseTPMT(b []byte, form EKForm) (*EK, error) {
 	}
 	if ek.NameAlg, ek.Symmetric = Bank(name), int(bits); !s.Empty() || ek.NameAlg.Size() == 0 || bits != 128 && bits != 256 {
 		return nil, short
+	}
+	if t, err := templateFor(ek); err == nil {
+		ek.OtherTemplate = t.attributes != attributes || t.policy != string(policy) || t.aes != bits
 	}
 	return ek, nil
 }

@@ -119,6 +119,32 @@ func TestRefusesKeysThatAreNoEK(t *testing.T) {
 	}
 }
 
+// TestSaysWhichKeysCanNotAttest, before a host is registered with one.
+func TestSaysWhichKeysCanNotAttest(t *testing.T) {
+	for _, c := range []struct {
+		bits int
+		alg  Bank
+		can  bool
+	}{{2048, SHA256, true}, {3072, SHA384, true}, {2048, SHA384, false}, {3072, SHA256, false}, {4096, SHA384, false}, {4096, SHA256, false}} {
+		ek := &EK{Public: &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), c.bits-1, 1), E: 65537}, NameAlg: c.alg}
+		if err := ek.CanAttest(); (err == nil) != c.can || err != nil && !errors.Is(err, ErrEKKind) {
+			t.Errorf("RSA of %d bits with %s: %v", c.bits, c.alg, err)
+		}
+	}
+	raw := tpmt(t, &rsaKeys()[0].PublicKey, 0x000300b2)
+	copy(raw[10:], policyA)
+	if ek, err := ParseEK(raw); err != nil || ek.OtherTemplate || ek.CanAttest() != nil {
+		t.Errorf("the default key: %+v, %v", ek, err)
+	}
+	high := tpmt(t, &rsaKeys()[0].PublicKey, 0x000300f2)
+	copy(high[10:], policyA)
+	for name, raw := range map[string][]byte{"another policy": tpmt(t, &rsaKeys()[0].PublicKey, 0x000300b2), "other attributes": high} {
+		if ek, err := ParseEK(raw); err != nil || !ek.OtherTemplate {
+			t.Errorf("%s: %+v, %v", name, ek, err)
+		}
+	}
+}
+
 func FuzzParseEK(f *testing.F) {
 	_, middle := hierarchy(f)
 	key := &rsaKeys()[2].PublicKey

@@ -128,7 +128,19 @@ func templateFor(ek *EK) (*ekTemplate, error) {
 			return t, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: TPM attestation takes RSA 2048 and 3072, P-256 and P-384 of the default templates only", ErrEKKind)
+	kind := fmt.Sprintf("RSA of %d bits", bits)
+	if ecc {
+		kind = fmt.Sprintf("P-%d", bits)
+	}
+	return nil, fmt.Errorf("%w: TPM attestation takes RSA 2048 and P-256 with SHA-256, RSA 3072 and P-384 with SHA-384, and this one is %s with %s",
+		ErrEKKind, kind, ek.NameAlg)
+}
+
+// CanAttest is why no TPM with this endorsement key can attest here, or nil. Keys of other sizes or name algorithms are read, and
+// registered by older versions, but no conversation can be held with their TPMs.
+func (k *EK) CanAttest() error {
+	_, err := templateFor(k)
+	return err
 }
 
 // create is CreatePrimary with the template.

@@ -291,7 +291,11 @@ func (s *session) wipe() {
 }
 
 func (s *session) marshal() ([]byte, error) {
-	b := cryptobyte.NewFixedBuilder(make([]byte, 0, maxState-stateHead-16))
+	room := 32 + 2*5 + len(s.salt) + len(s.key) + len(s.nonceCaller) + len(s.nonceTPM) + len(s.values)
+	if room > maxState-stateHead-16 {
+		return nil, errors.New("session state: it is too large")
+	}
+	b := cryptobyte.NewFixedBuilder(make([]byte, 0, room))
 	b.AddUint8(s.stage)
 	b.AddUint8(s.restarts)
 	b.AddUint16(uint16(s.bank))

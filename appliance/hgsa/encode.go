@@ -10,7 +10,16 @@ import (
 // the request it answers (3.3). A nil or foreign value gives the general
 // retryable ErrorReply, so that a caller can't put an empty body on the wire.
 func EncodeReply(reply Reply, style Style) []byte {
-	w := &writer{b: make([]byte, 0, 512), style: style}
+	room := 512 // and the bytes of what is long, as numbers; as base64 they are less
+	switch t := reply.(type) {
+	case *TpmReplyContinue:
+		room += 4 * len(t.RtpmActiveContext)
+	case *HealthCertificateReply:
+		for _, c := range t.Content {
+			room += 4*len(c.Item2) + 64
+		}
+	}
+	w := &writer{b: make([]byte, 0, room), style: style}
 	switch t := reply.(type) {
 	case *ServiceInfoReply:
 		w.begin(t.Type())

@@ -11,9 +11,11 @@ import (
 var validSeeds = []string{`{"a":[1,2,3]}`, `[0]`, `[00]`, `[1,]`, `[,1]`, `["[1,2",3]`, `["\"[1,2]"]`, `"[1,2]`, `[1,2]]`, `[[1,2],[3]]`, `[256,1000]`, `[1.5]`, `[-1]`,
 	`{"[1]":[1]}`, `{[1]:1}`, `[1,2`, `[1 ,2]`, `\"[1]"`, `"\\"[1]`, `[1][2]`, `[01,2]`, `[]`, `"\`, `"\u005b1]"`}
 
-// longList has the bytes 0 to 255 in a list of a few hundred, at every place of
-// the 64 bytes that are looked at together.
+// longLists are lists of a few hundred numbers: one with all that are short in its
+// first part, and then the bytes 0 to 255 at every place of the 64 bytes that are
+// looked at together.
 func longLists() (lists []string) {
+	lists = append(lists, "["+strings.Repeat("7,", 900)+strings.Repeat("255,", 99)+"10]")
 	for shift := range 66 {
 		values := make([]byte, 300)
 		for i := range values {

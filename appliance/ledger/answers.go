@@ -32,12 +32,19 @@ type answers struct {
 		HealthLife string `toml:"health-life"`
 		// KeyProtection false is the SQL Server case (row A05): attestation without guardian keys and without /KeyProtection.
 		KeyProtection *bool `toml:"key-protection"`
+		// TimeLimit is how uncertain the time may become before nothing is issued any more.
+		TimeLimit string `toml:"time-limit"`
 	} `toml:"service"`
 	Node struct {
-		Name        string         `toml:"name"`
-		TimeServers []string       `toml:"time-servers"`
-		Network     policy.Network `toml:"network"`
-		HSM         struct {
+		Name        string   `toml:"name"`
+		TimeServers []string `toml:"time-servers"`
+		// Time is the long form of TimeServers, for those with a key. Keys themselves are in the secrets file.
+		Time []struct {
+			Server string `toml:"server"` // host or host:port
+			KeyID  int    `toml:"key-id"`
+		} `toml:"time"`
+		Network policy.Network `toml:"network"`
+		HSM     struct {
 			Module string `toml:"module"`
 			Token  string `toml:"token"`
 			Attach string `toml:"attach"`
@@ -283,29 +290,68 @@ func (a answers) setup() (s policy.Setup, wrong []finding) {
 		}
 		s.Service.HealthLife = life
 	}
+	if a.Service.TimeLimit != "" {
+		limit, err := time.ParseDuration(a.Service.TimeLimit)
+		if err != nil || limit == 0 || policy.CheckTimeBound(limit) != nil {
+			bad("service.time-limit", "it must be a duration from %s to %s, as in \"60s\"", policy.MinTimeBound, policy.MaxTimeBound)
+		}
+		s.Service.TimeBound = limit
+	}
 	a.node(&s, bad)
 	a.admins(&s, bad)
 	return s, wrong
 }
 
-func (a answers) node(s *policy.Setup, bad func(key, format string, args ...any)) {
-	n := a.Node
-	s.Node = policy.Node{Name: n.Name, Network: n.Network, TimeServers: n.TimeServers, HSM: policy.HSM{Module: n.HSM.Module, Token: n.HSM.Token, Attach: n.HSM.Attach, Attended: n.HSM.PIN == pinAttended}}
-	if !policy.ValidName(n.Name) {
-		bad("node.name", "it must be 1 to %d letters, digits, dots, dashes", policy.MaxNameLength)
+// timeServers reads both forms.
+func (a answers) timeServers(n *policy.Node, bad func(key, format string, args ...any)) {
+	n.TimeServers = slices.Clone(a.Node.TimeServers)
+	key := "node.time-servers"
+	if len(a.Node.Time) > 0 {
+		if key = "node.time"; len(n.TimeServers) > 0 {
+			bad(key, "name the time servers in time-servers or in [[node.time]], not in both")
+		}
+		n.TimeServers = nil
+		for i, t := range a.Node.Time {
+			n.TimeServers = append(n.TimeServers, t.Server)
+			if t.KeyID < 0 || t.KeyID > 65535 {
+				bad(fmt.Sprintf("node.time[%d].key-id", i), "it must be 1 to 65535; the key itself goes into the secrets file")
+				continue
+			}
+			if t.KeyID != 0 {
+				if n.TimeKeys == nil {
+					n.TimeKeys = map[string]uint16{}
+				}
+				n.TimeKeys[t.Server] = uint16(t.KeyID)
+			}
+		}
 	}
-	if len(n.TimeServers) == 0 || len(n.TimeServers) > 16 {
-		bad("node.time-servers", "name 1 to 16 time servers; three or more can outvote one that lies")
+	if len(n.TimeServers) == 0 || len(n.TimeServers) > policy.MaxTimeServers {
+		bad(key, "name 1 to %d time servers; three or more can outvote one that lies", policy.MaxTimeServers)
+		return
 	}
+	seen := map[string]bool{}
 	for _, server := range n.TimeServers {
 		host, _, _ := strings.Cut(server, ":")
 		if _, err := netip.ParseAddr(strings.Trim(server, "[]")); err != nil && !validHostName(host) && !strings.HasPrefix(server, "[") {
-			bad("node.time-servers", "each must be a host or host:port")
+			bad(key, "each must be a host or host:port")
 		}
+		if seen[server] {
+			bad(key, "a time server is named twice: it would vote twice")
+		}
+		seen[server] = true
 	}
 	if err := policy.CheckTimeServers(n.TimeServers); err != nil {
-		bad("node.time-servers", "%v", err)
+		bad(key, "%v", err)
 	}
+}
+
+func (a answers) node(s *policy.Setup, bad func(key, format string, args ...any)) {
+	n := a.Node
+	s.Node = policy.Node{Name: n.Name, Network: n.Network, HSM: policy.HSM{Module: n.HSM.Module, Token: n.HSM.Token, Attach: n.HSM.Attach, Attended: n.HSM.PIN == pinAttended}}
+	if !policy.ValidName(n.Name) {
+		bad("node.name", "it must be 1 to %d letters, digits, dots, dashes", policy.MaxNameLength)
+	}
+	a.timeServers(&s.Node, bad)
 	var field *network.FieldError
 	if err := network.Validate(n.Network); errors.As(err, &field) {
 		bad("node."+field.Field, "%s", field.Reason)
@@ -373,6 +419,15 @@ func summary(s policy.Setup) string {
 		b.WriteString("         attestation only: no key protection, no guardian keys\n")
 	}
 	fmt.Fprintf(&b, "node     %s, time from %s\n", s.Node.Name, strings.Join(s.Node.TimeServers, ", "))
+	for _, server := range s.Node.TimeServers {
+		if id := s.Node.TimeKeys[server]; id != 0 {
+			fmt.Fprintf(&b, "         %s must prove itself with key %d\n", server, id)
+		}
+	}
+	b.WriteString("         none of these may be a shielded machine of this fabric: it could not start without this service, nor this service without it\n")
+	if n := len(s.Node.TimeServers); n < 3 {
+		b.WriteString("         with fewer than three time servers one that lies can't be outvoted\n")
+	}
 	for _, i := range s.Node.Network.Interfaces {
 		addresses := strings.Join(i.Addresses, ", ")
 		if i.DHCP {

@@ -60,6 +60,7 @@ func (l *Ledger) WatchContextKeys(ctx context.Context, send func(rpc.ContextKeys
 	defer tick.Stop()
 	last, sent := uint64(0), false
 	for {
+		event := l.timeEvent()
 		if epoch := l.epochHour(); !sent || epoch != last {
 			k, err := l.contextKeys(epoch)
 			if err == nil {
@@ -75,6 +76,7 @@ func (l *Ledger) WatchContextKeys(ctx context.Context, send func(rpc.ContextKeys
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-event:
 		case <-tick.C:
 		}
 	}

@@ -23,7 +23,8 @@ import (
 // Names of secrets. Private keys are PKCS#8 DER.
 const (
 	secretCluster = "cluster-secret" // 32 random bytes, the same on all nodes
-	secretAudit   = "audit-key"      // Ed25519
+	secretAudit   = "audit-tpm-key"  // tpm.SigningKey, which is no secret by itself: without the box another system on this machine could use it
+	secretOldKey  = "audit-key"      // Ed25519, of nodes set up by earlier images
 	secretTLS     = "tls-key"        // ECDSA P-256, or what took its place
 	secretSSH     = "ssh-host-key"   // Ed25519
 	secretPIN     = "hsm-pin"
@@ -42,18 +43,6 @@ func (l *Ledger) privateKey(name string) (any, error) {
 		return nil, fmt.Errorf("%s does not parse", name)
 	}
 	return key, nil
-}
-
-func (l *Ledger) auditKey() (ed25519.PrivateKey, error) {
-	key, err := l.privateKey(secretAudit)
-	if err != nil {
-		return nil, err
-	}
-	k, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return nil, errors.New("it is not Ed25519")
-	}
-	return k, nil
 }
 
 // Sign makes a signature with one of the node's own keys: "tls" or "ssh", see rpc.NodeSignRequest.
@@ -81,16 +70,12 @@ func (l *Ledger) Sign(req rpc.NodeSignRequest) ([]byte, error) {
 	return nil, rpc.ErrRefused.With("there is no key %.16q", req.Key)
 }
 
-// newKeys makes the node's own keys and returns them with what goes into the node's record. The caller wipes them.
-func newKeys(rand io.Reader, epoch time.Time, s *policy.Setup, nodeID func(ed25519.PublicKey) string) (map[string][]byte, error) {
+// newKeys makes the node's own keys but for the TPM's and returns them with what goes into the node's record. The caller wipes them.
+func newKeys(rand io.Reader, epoch time.Time, s *policy.Setup) (map[string][]byte, error) {
 	keys := map[string][]byte{}
 	put := func(name string, key any) (err error) {
 		keys[name], err = x509.MarshalPKCS8PrivateKey(key)
 		return err
-	}
-	auditPub, auditKey, err := ed25519.GenerateKey(rand)
-	if err != nil {
-		return keys, err
 	}
 	sshPub, sshKey, err := ed25519.GenerateKey(rand)
 	if err != nil {
@@ -100,14 +85,13 @@ func newKeys(rand io.Reader, epoch time.Time, s *policy.Setup, nodeID func(ed255
 	if err != nil {
 		return keys, err
 	}
-	if err := errors.Join(put(secretAudit, auditKey), put(secretSSH, sshKey), put(secretTLS, tlsKey)); err != nil {
+	if err := errors.Join(put(secretSSH, sshKey), put(secretTLS, tlsKey)); err != nil {
 		return keys, err
 	}
 	pub, err := ssh.NewPublicKey(sshPub)
 	if err != nil {
 		return keys, err
 	}
-	s.Node.ID, s.Node.AuditKey = nodeID(auditPub), auditPub
 	s.Node.SSHHostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(pub)))
 	s.Node.Certificate, err = selfSigned(rand, epoch, httpsNames(s.Service.Name, s.Node), tlsKey)
 	return keys, err

@@ -27,6 +27,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
@@ -45,9 +46,13 @@ type Config struct {
 	Boot     string                    // boot id
 	BootTime func() time.Duration      // CLOCK_BOOTTIME
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
-	Rand     io.Reader
-	Epoch    time.Time   // when the image was built: no certificate of ours begins before it
-	HSM      *rpc.Client // this node's
+	// TimeEvent is closed at the next event of the time (rpc.TimeSource.Event); nil where there are none.
+	TimeEvent func() <-chan struct{}
+	// Clock is this node's; nil where approvals and the floor have nobody to go to.
+	Clock *rpc.Client
+	Rand  io.Reader
+	Epoch time.Time   // when the image was built: no certificate of ours begins before it
+	HSM   *rpc.Client // this node's
 	// HSMs are those of the other nodes by node id, for tests of keys: a key counts only if every node can use it.
 	HSMs    map[string]*rpc.Client
 	Network func(context.Context, policy.Network) error // hands the node's network to init
@@ -81,6 +86,8 @@ type Ledger struct {
 	sealKey   *age.X25519Identity // opens what administrators encrypt to this node, of this start only
 	logins    *logins
 	refusals  refusalTable
+	proposals proposals
+	floor     floor
 	started   sync.WaitGroup
 
 	mu        sync.Mutex // guards all below; never held over I/O
@@ -92,6 +99,7 @@ type Ledger struct {
 	identity  *age.X25519Identity // opens the secrets file; nil once the node is set up
 	problems  []policy.Problem
 	changed   chan struct{} // closed and replaced at each new snapshot
+	encoded   encoded
 }
 
 // Open opens the ledger in cfg.Dir or begins one. A damaged database, an unusable TPM or secrets that don't open are problems of the
@@ -115,11 +123,12 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota}); err != nil {
+	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota, Stamp: l.stamp}); err != nil {
 		return nil, err
 	}
 	l.openSecrets()
 	l.openRecords(ctx, records)
+	l.openFloor()
 	l.observed = openObservations(ctx, observed, cfg)
 	l.used = openUsage(l.observed.db, cfg.Log)
 	if l.logins, err = openLogins(filepath.Join(cfg.Dir, "logins.json"), cfg.BootTime); err != nil {
@@ -184,23 +193,8 @@ func (l *Ledger) openRecords(ctx context.Context, records string) {
 		l.setProblem(policy.Problem{Kind: "store-damaged", What: "the records can't be read: " + err.Error(), Remedy: storeRemedy})
 		return
 	}
-	l.store, l.state, l.index, l.node, l.outbox = s, c.state, c.index, c.node, c.outbox
+	l.store, l.state, l.index, l.node, l.outbox, l.floor.at = s, c.state, c.index, c.node, c.outbox, c.floor
 	l.log = NewSingleLog(machine{l})
-}
-
-// adoptKeys gives the audit its key once the node has one.
-func (l *Ledger) adoptKeys() error {
-	l.mu.Lock()
-	node := l.node
-	l.mu.Unlock()
-	if node == "" || l.secrets == nil {
-		return nil
-	}
-	key, err := l.auditKey()
-	if err != nil {
-		return fmt.Errorf("audit key: %w", err)
-	}
-	return l.audit.SetNode(node, key)
 }
 
 func (l *Ledger) setProblem(p policy.Problem) {
@@ -265,7 +259,7 @@ func (l *Ledger) whySealed() policy.Problem {
 func (l *Ledger) Snapshot() (policy.Snapshot, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state}, l.changed
+	return policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state, Floor: l.floor.at}, l.changed
 }
 
 func (l *Ledger) publish() {
@@ -275,10 +269,30 @@ func (l *Ledger) publish() {
 	l.changed = make(chan struct{})
 }
 
+// encoded is the snapshot that was shared last, as long as somebody sends it, and what it was made of.
+type encoded struct {
+	last    weak.Pointer[rpc.Shared[policy.Snapshot]]
+	index   uint64
+	changed <-chan struct{}
+}
+
+// shared is Snapshot for those who send it on: the same to all, so that it is encoded once. A large one is kept only while it is sent.
+func (l *Ledger) shared() (*rpc.Shared[policy.Snapshot], <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &l.encoded
+	s := e.last.Value()
+	if s == nil || e.index != l.index || e.changed != l.changed {
+		s = rpc.Share(policy.Snapshot{Index: l.index, NodeID: l.node, State: l.state})
+		*e = encoded{weak.Make(s), l.index, l.changed}
+	}
+	return s, l.changed
+}
+
 // Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest.
-func (l *Ledger) Watch(ctx context.Context, send func(policy.Snapshot) error) error {
+func (l *Ledger) Watch(ctx context.Context, send func(*rpc.Shared[policy.Snapshot]) error) error {
 	for {
-		s, changed := l.Snapshot()
+		s, changed := l.shared()
 		if err := send(s); err != nil {
 			return err
 		}
@@ -324,9 +338,10 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 }
 
 // Run does the background work until ctx ends: sums of refusals, observations to the disk, the network to init, a first check of the
-// whole audit chain, successors of the attestation signer, tests of the keys, wiping of software keys that were removed.
+// whole audit chain, successors of the attestation signer and of an audit key that the TPM lost, tests of the keys, wiping of software
+// keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepAuditKey, l.keepFloor,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {
@@ -391,7 +406,7 @@ func (l *Ledger) forgetDelivered() error {
 func (l *Ledger) Close() error {
 	var err error
 	if l.store != nil {
-		err = errors.Join(l.forgetDelivered(), guard(l.store.db.Close))
+		err = errors.Join(l.recordFloor(floorAtEnd), l.forgetDelivered(), guard(l.store.db.Close))
 	}
 	err = errors.Join(err, l.used.flush(), l.observed.close(), l.audit.Close())
 	if l.secrets != nil {

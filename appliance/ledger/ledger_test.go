@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -448,14 +449,38 @@ func TestOnlyTheNewestResultsAreRemembered(t *testing.T) {
 	}
 }
 
+// TestWatchersShareOneSnapshot as long as it is the newest.
+func TestWatchersShareOneSnapshot(t *testing.T) {
+	b := newBench(t)
+	ada := b.setUp()
+	one, _ := b.l.shared()
+	two, changed := b.l.shared()
+	if one != two {
+		t.Error("two watchers got a snapshot each")
+	}
+	if _, _, err := b.l.Propose(context.Background(), command(ada, policy.CmdAdminAdd, admin(t, "second"))); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody hears of the change")
+	}
+	three, _ := b.l.shared()
+	if three == one || three.Elem().Index != one.Elem().Index+1 || len(three.Elem().State.Admins) != 2 {
+		t.Errorf("after a change: index %d, before %d", three.Elem().Index, one.Elem().Index)
+	}
+	runtime.KeepAlive(one)
+}
+
 func TestSlowWatcherGetsTheNewest(t *testing.T) {
 	b := newBench(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	got := make(chan uint64)
-	go b.l.Watch(ctx, func(s policy.Snapshot) error {
+	go b.l.Watch(ctx, func(s *rpc.Shared[policy.Snapshot]) error {
 		select {
-		case got <- s.Index:
+		case got <- s.Elem().Index:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()

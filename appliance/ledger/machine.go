@@ -165,6 +165,9 @@ func (l *Ledger) commandEntry(c policy.Command, out Outcome, err error) policy.A
 	e := policy.AuditEntry{Kind: policy.AuditCommand, At: c.At, BootTime: l.cfg.BootTime().Milliseconds(), Actor: &actor, Subject: out.Result.Subject,
 		Action: string(c.Kind), Outcome: "ok", Detail: out.Result.Message, Policy: out.Index,
 		Facts: map[string]string{factRequest: c.ID, "body-sha256": hex.EncodeToString(sum[:])}}
+	if e.At.Boot == "" { // proposed before there was a trusted time
+		e.At.Boot = l.cfg.Boot
+	}
 	if err != nil {
 		e.Outcome, e.Detail = "refused", err.Error()
 		var r *policy.Refused

@@ -22,6 +22,7 @@ func (c *contents) read(tx *bolt.Tx) error {
 	}
 	c.index = readNumber(meta.Get(keyIndex))
 	c.node = string(tx.Bucket(bucketLocal).Get(keyNode))
+	c.floor = int64(readNumber(tx.Bucket(bucketLocal).Get(keyFloor)))
 	if b := meta.Get(keyService); b != nil {
 		if err := json.Unmarshal(b, &c.state.Service); err != nil {
 			return fmt.Errorf("service settings: %w", err)

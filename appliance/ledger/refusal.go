@@ -34,6 +34,16 @@ func (l *Ledger) Refuse(r policy.Refusal) {
 	}
 }
 
+// stamp is the time now for a record, with the boot id in any case, and CLOCK_BOOTTIME.
+func (l *Ledger) stamp() (policy.Stamp, time.Duration) {
+	now := l.cfg.BootTime()
+	at := l.cfg.Time().Stamp(now)
+	if at.Boot == "" {
+		at.Boot = l.cfg.Boot
+	}
+	return at, now
+}
+
 // stamped fills in the time where the caller gave none.
 func (l *Ledger) stamped(e policy.AuditEntry) policy.AuditEntry {
 	now := l.cfg.BootTime()
@@ -41,10 +51,7 @@ func (l *Ledger) stamped(e policy.AuditEntry) policy.AuditEntry {
 		e.BootTime = now.Milliseconds()
 	}
 	if e.At.Latest == 0 {
-		e.At = l.cfg.Time().Stamp(now)
-		if e.At.Boot == "" {
-			e.At.Boot = l.cfg.Boot
-		}
+		e.At, _ = l.stamp()
 	}
 	l.mu.Lock()
 	if e.Policy == 0 {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"filippo.io/age"
 	"github.com/pelletier/go-toml/v2"
 
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
 )
 
 // Bounds of secrets, in bytes. A passphrase guards one person's door on the serial line, with a rising delay.
@@ -22,6 +24,9 @@ type setupSecrets struct {
 	Version     int               `toml:"version"`
 	PIN         string            `toml:"hsm-pin"`
 	Passphrases map[string]string `toml:"passphrase"` // administrator -> serial passphrase
+	TimeKeys    map[string]string `toml:"time-key"`   // key id -> "ALGORITHM:HEX", shared with time servers
+
+	timeKeys []rpc.TimeKey
 }
 
 // openSecretFile decrypts and checks the secrets file of a node that is set up as setup says. Errors never repeat what is in it.
@@ -60,6 +65,18 @@ func openSecretFile(file []byte, identity age.Identity, setup policy.Setup) (set
 		}
 		if len(p) < minPassphrase || len(p) > maxPassphrase {
 			return s, fmt.Errorf("secrets file: the passphrase of %s must have %d to %d characters", name, minPassphrase, maxPassphrase)
+		}
+	}
+	for id, text := range s.TimeKeys {
+		k, err := parseTimeKey(id, text)
+		if err != nil {
+			return s, fmt.Errorf("secrets file: [time-key]: %w", err)
+		}
+		s.timeKeys = append(s.timeKeys, k)
+	}
+	for server, id := range setup.Node.TimeKeys {
+		if !slices.ContainsFunc(s.timeKeys, func(k rpc.TimeKey) bool { return k.ID == id }) {
+			return s, fmt.Errorf("secrets file: [time-key] lacks key %d, with which %.64q is to prove itself", id, server)
 		}
 	}
 	return s, nil

@@ -14,7 +14,7 @@ import (
 
 // Register puts every ledger method on the server, each with the processes that may call it.
 func (l *Ledger) Register(s *rpc.Server) {
-	rpc.HandleStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.Snapshot) error) error {
+	rpc.HandleSharedStream(s, rpc.LedgerWatch, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(*rpc.Shared[policy.Snapshot]) error) error {
 		return l.Watch(ctx, send)
 	}, rpc.HGS, rpc.HSM, rpc.Clock, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.LedgerStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.LedgerStatusReply, error) {
@@ -25,6 +25,23 @@ func (l *Ledger) Register(s *rpc.Server) {
 	l.registerAudit(s)
 	l.registerUsage(s)
 	l.registerSecrets(s)
+	l.registerTime(s)
+}
+
+func (l *Ledger) registerTime(s *rpc.Server) {
+	rpc.Handle(s, rpc.LedgerTimeAsk, func(ctx context.Context, _ rpc.Caller, req rpc.TimeAskRequest) (rpc.TimeDecision, error) {
+		return l.TimeAsk(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerTimeConfirm, func(ctx context.Context, _ rpc.Caller, req rpc.TimeConfirmRequest) (rpc.TimeDecision, error) {
+		return l.TimeConfirm(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerTimeKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeKey, error) { return l.TimeKeys() }, rpc.Clock)
+	rpc.Handle(s, rpc.LedgerTimeKeySet, func(ctx context.Context, _ rpc.Caller, req rpc.TimeKeyRequest) (rpc.Empty, error) {
+		return rpc.Empty{}, l.TimeKeySet(ctx, req)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerTimeAsked, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.TimeProposal, error) {
+		return l.TimeAsked(), nil
+	}, rpc.Console)
 }
 
 func (l *Ledger) registerChanges(s *rpc.Server) {
@@ -102,6 +119,9 @@ func (l *Ledger) registerAudit(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerAudit, func(ctx context.Context, c rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
 		if !slices.Contains(auditKinds[c.Process], e.Kind) {
 			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s may not record entries of the kind %.16q", c.Process, e.Kind)
+		}
+		if slices.Contains(ownActions, e.Action) {
+			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s is recorded by the ledger only", e.Action)
 		}
 		r, err := l.audit.Append(ctx, l.stamped(e))
 		return r, auditError(err)

@@ -116,7 +116,12 @@ func (l *Ledger) proposeSetup(ctx context.Context, setup policy.Setup, actor pol
 
 // putSecrets makes the node's keys and keeps all that is secret; what is public goes into the setup command's body.
 func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
-	keys, err := newKeys(l.cfg.Rand, l.cfg.Epoch, setup, audit.NodeID)
+	blob, public, err := l.newAuditKey()
+	if err != nil {
+		return err
+	}
+	setup.Node.ID, setup.Node.AuditKey = audit.NodeID(public), public
+	keys, err := newKeys(l.cfg.Rand, l.cfg.Epoch, setup)
 	defer func() {
 		for _, k := range keys {
 			clear(k)
@@ -129,14 +134,19 @@ func (l *Ledger) putSecrets(setup *policy.Setup, given setupSecrets) error {
 	if _, err := io.ReadFull(l.cfg.Rand, cluster); err != nil {
 		return fmt.Errorf("randomness: %w", err)
 	}
-	keys[secretCluster] = cluster
+	keys[secretCluster], keys[secretAudit] = cluster, blob
 	if setup.Node.HSM.Attended {
 		err = l.forget(func(name string) bool { return name == secretPIN }) // of a setup that was interrupted
 	} else {
 		keys[secretPIN] = []byte(given.PIN)
 	}
-	if err = errors.Join(err, l.forget(func(name string) bool { return strings.HasPrefix(name, passphrasePrefix) })); err != nil {
+	if err = errors.Join(err, l.forget(func(name string) bool { return strings.HasPrefix(name, passphrasePrefix) || name == secretTimeKeys })); err != nil {
 		return err
+	}
+	if len(given.timeKeys) > 0 {
+		if keys[secretTimeKeys], err = json.Marshal(given.timeKeys); err != nil {
+			return err
+		}
 	}
 	for _, a := range setup.Admins {
 		if p := given.Passphrases[a.Name]; p != "" {

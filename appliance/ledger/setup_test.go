@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,7 +20,6 @@ import (
 	"filippo.io/age"
 	"golang.org/x/crypto/ssh"
 
-	"guardhouse/appliance/audit"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -41,39 +39,45 @@ func TestAnswerFileErrorsHaveTheirLine(t *testing.T) {
 		file string
 		want string // begins like this behind "answer file, "
 	}{
-		"unknown key":              {swap("http = true", "htp = true"), "line 5: there is no setting \"service.htp\""},
-		"unknown table":            {good + "[extra]\nx = 1\n", "line 27: there is no setting"},
-		"unknown key in array":     {swap("role = \"owner\"", "role = \"owner\"\nroll = 1"), "line 26: there is no setting \"admin.roll\""},
-		"wrong type":               {swap("http = true", "http = \"true\""), "line 5: the value of"},
-		"wrong type in a list":     {swap(`["any"]`, `"any"`), "line 15: the value of"},
-		"syntax":                   {swap("[node]", "[node"), "line 8: it is not valid TOML here"},
-		"twice":                    {swap("http = true", "http = true\nhttp = false"), "line 6: "},
-		"version":                  {swap("version = 1", "version = 2"), "line 1: version: this image reads version 1"},
-		"no version":               {swap("version = 1\n", ""), "version: this image reads version 1"},
-		"mode":                     {swap(`"HostKey"`, `"hostkey"`), "line 4: service.mode"},
-		"name":                     {swap(`"hgs.example.test"`, `"https://hgs"`), "line 3: service.name"},
-		"life":                     {swap(`"8h"`, `"8d"`), "line 7: service.health-life"},
-		"life too long":            {swap(`"8h"`, `"25h"`), "line 7: service.health-life"},
-		"address":                  {swap(`"10.0.2.15/24"`, `"10.0.2.15"`), "line 16: node.network.interface[0].addresses"},
-		"module from a disk":       {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"/run/guardhouse/console.d/x.so"`), "line 20: node.hsm.module"},
-		"time server that writes":  {swap(`"10.0.2.2:11123"`, `"[\u001b[2J"`), "line 10: node.time-servers"},
-		"module":                   {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"p11-kit-client.so"`), "line 20: node.hsm.module"},
-		"role":                     {swap(`"owner"`, `"root"`), "line 25: admin[0].role"},
-		"key":                      {swap("ssh-ed25519 ", "ssh-ed25519"), "line 26: admin[0].key"},
-		"no owner":                 {swap(`"owner"`, `"operator"`), "line 23: admin: there must be"},
-		"no admin":                 {good[:strings.Index(good, "[[admin]]")], "admin: there must be"},
-		"PIN":                      {swap("attach =", "pin = \"1234\"\nattach ="), "line 22: \"pin\" is a secret"},
-		"PIN as a word":            {swap("attach =", "pin = \"attended1\"\nattach ="), "line 22: \"pin\" is a secret"},
-		"PIN of an admin":          {swap("role = \"owner\"", "role = \"owner\"\npin = \"attended\""), "line 26: \"pin\" is a secret"},
-		"PIN by another name":      {swap("attach =", "HSM_PIN = \"1234\"\nattach ="), "line 22: \"HSM_PIN\" is a secret"},
-		"PIN in an inline table":   {swap("token = \"guardhouse\"", "token = {user-pin = \"1234\"}"), "line 21: \"user-pin\" is a secret"},
-		"passphrase table":         {good + "[passphrase]\nada = \"x\"\n", "line 27: \"passphrase\" is a secret"},
-		"age identity in comment":  {swap("http = true", "# AGE-SECRET-KEY-1QQQ\nhttp = true"), "line 5: this looks like a private key"},
-		"private key as value":     {swap("key = \"ssh-", "key = \"-----BEGIN OPENSSH PRIVATE KEY-----\" #"), "line 26: this looks like a private key"},
-		"encrypted file as answer": {"-----BEGIN AGE ENCRYPTED FILE-----\n", "line 1: this looks like"},
-		"binary":                   {"\xff\xfe", "it is not UTF-8"},
-		"huge":                     {strings.Repeat("#\n", 40000), "it is larger"},
-		"empty":                    {"", "version: this image reads"},
+		"unknown key":               {swap("http = true", "htp = true"), "line 5: there is no setting \"service.htp\""},
+		"unknown table":             {good + "[extra]\nx = 1\n", "line 27: there is no setting"},
+		"unknown key in array":      {swap("role = \"owner\"", "role = \"owner\"\nroll = 1"), "line 26: there is no setting \"admin.roll\""},
+		"wrong type":                {swap("http = true", "http = \"true\""), "line 5: the value of"},
+		"wrong type in a list":      {swap(`["any"]`, `"any"`), "line 15: the value of"},
+		"syntax":                    {swap("[node]", "[node"), "line 8: it is not valid TOML here"},
+		"twice":                     {swap("http = true", "http = true\nhttp = false"), "line 6: "},
+		"version":                   {swap("version = 1", "version = 2"), "line 1: version: this image reads version 1"},
+		"no version":                {swap("version = 1\n", ""), "version: this image reads version 1"},
+		"mode":                      {swap(`"HostKey"`, `"hostkey"`), "line 4: service.mode"},
+		"name":                      {swap(`"hgs.example.test"`, `"https://hgs"`), "line 3: service.name"},
+		"life":                      {swap(`"8h"`, `"8d"`), "line 7: service.health-life"},
+		"life too long":             {swap(`"8h"`, `"25h"`), "line 7: service.health-life"},
+		"address":                   {swap(`"10.0.2.15/24"`, `"10.0.2.15"`), "line 16: node.network.interface[0].addresses"},
+		"module from a disk":        {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"/run/guardhouse/console.d/x.so"`), "line 20: node.hsm.module"},
+		"time server that writes":   {swap(`"10.0.2.2:11123"`, `"[\u001b[2J"`), "line 10: node.time-servers"},
+		"limit of the time":         {swap("[node]\n", "time-limit = \"10m\"\n[node]\n"), "line 8: service.time-limit"},
+		"both lists of servers":     {swap("[node.network]", "[[node.time]]\nserver = \"10.0.2.2\"\n[node.network]"), "line 11: node.time"},
+		"number of a time key":      {swap("time-servers = [\"10.0.2.2:11123\"]", "[[node.time]]\nserver = \"10.0.2.2\"\nkey-id = 70000"), "line 12: node.time[0].key-id"},
+		"time key in the answers":   {swap("time-servers = [\"10.0.2.2:11123\"]", "[[node.time]]\nserver = \"10.0.2.2\"\nsecret = \"1234\""), "line 12: \"secret\" is a secret"},
+		"a server that votes twice": {swap("[\"10.0.2.2:11123\"]", "[\"10.0.2.2\", \"10.0.2.2\"]"), "line 10: node.time-servers"},
+		"nine time servers":         {swap("[\"10.0.2.2:11123\"]", "[\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\", \"i\"]"), "line 10: node.time-servers"},
+		"module":                    {swap(`"/usr/lib/pkcs11/p11-kit-client.so"`, `"p11-kit-client.so"`), "line 20: node.hsm.module"},
+		"role":                      {swap(`"owner"`, `"root"`), "line 25: admin[0].role"},
+		"key":                       {swap("ssh-ed25519 ", "ssh-ed25519"), "line 26: admin[0].key"},
+		"no owner":                  {swap(`"owner"`, `"operator"`), "line 23: admin: there must be"},
+		"no admin":                  {good[:strings.Index(good, "[[admin]]")], "admin: there must be"},
+		"PIN":                       {swap("attach =", "pin = \"1234\"\nattach ="), "line 22: \"pin\" is a secret"},
+		"PIN as a word":             {swap("attach =", "pin = \"attended1\"\nattach ="), "line 22: \"pin\" is a secret"},
+		"PIN of an admin":           {swap("role = \"owner\"", "role = \"owner\"\npin = \"attended\""), "line 26: \"pin\" is a secret"},
+		"PIN by another name":       {swap("attach =", "HSM_PIN = \"1234\"\nattach ="), "line 22: \"HSM_PIN\" is a secret"},
+		"PIN in an inline table":    {swap("token = \"guardhouse\"", "token = {user-pin = \"1234\"}"), "line 21: \"user-pin\" is a secret"},
+		"passphrase table":          {good + "[passphrase]\nada = \"x\"\n", "line 27: \"passphrase\" is a secret"},
+		"age identity in comment":   {swap("http = true", "# AGE-SECRET-KEY-1QQQ\nhttp = true"), "line 5: this looks like a private key"},
+		"private key as value":      {swap("key = \"ssh-", "key = \"-----BEGIN OPENSSH PRIVATE KEY-----\" #"), "line 26: this looks like a private key"},
+		"encrypted file as answer":  {"-----BEGIN AGE ENCRYPTED FILE-----\n", "line 1: this looks like"},
+		"binary":                    {"\xff\xfe", "it is not UTF-8"},
+		"huge":                      {strings.Repeat("#\n", 40000), "it is larger"},
+		"empty":                     {"", "version: this image reads"},
 	} {
 		_, err := parseAnswers([]byte(c.file))
 		if err == nil {
@@ -168,7 +172,7 @@ func TestSetupThatCrashedBeforeItsCommandIsDoneAgain(t *testing.T) {
 		t.Errorf("PIN of the earlier try: %v", err)
 	}
 	s, _ := b.l.Snapshot()
-	if k, err := b.l.auditKey(); err != nil || audit.NodeID(k.Public().(ed25519.PublicKey)) != s.NodeID {
+	if k, _, err := b.l.auditKey(); err != nil || auditPublic(t, k).Fingerprint()[:16] != s.NodeID {
 		t.Errorf("the audit key is not the one on record: %v", err)
 	}
 }

@@ -22,6 +22,7 @@ const (
 func (l *Ledger) keepSigner(ctx context.Context) {
 	for {
 		wait := renewalCheck
+		event := l.timeEvent() // a first or stepped time: certificates are looked at again at once
 		err := l.RenewSigner(ctx)
 		if err != nil && ctx.Err() == nil {
 			l.setProblem(policy.Problem{Kind: renewalKind, What: "the attestation signer is due for renewal, which fails: " + err.Error(),
@@ -34,6 +35,7 @@ func (l *Ledger) keepSigner(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-l.renewNow:
+		case <-event:
 		case <-time.After(wait):
 		}
 	}

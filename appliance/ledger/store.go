@@ -23,7 +23,7 @@ import (
 // Buckets of state.db. Records lie one to a key, as JSON; numbers are 8 bytes big-endian.
 var (
 	bucketMeta    = []byte("meta")    // version, index, service
-	bucketLocal   = []byte("local")   // node: this node's id; never part of what nodes agree on
+	bucketLocal   = []byte("local")   // node: this node's id, floor: newest trusted moment; never part of what nodes agree on
 	bucketNodes   = []byte("nodes")   // by id
 	bucketAdmins  = []byte("admins")  // by name
 	bucketHosts   = []byte("hosts")   // by id
@@ -52,6 +52,7 @@ var (
 	keyDraft    = []byte("draft")
 	keyUndo     = []byte("undo")
 	keyNode     = []byte("node")
+	keyFloor    = []byte("floor")
 	keyRotation = []byte("rotation")
 )
 
@@ -84,6 +85,7 @@ type contents struct {
 	state  policy.State
 	index  uint64
 	node   string
+	floor  int64
 	outbox map[uint64]outgoing
 }
 
@@ -309,6 +311,13 @@ func (s *store) result(id string) (r stored, ok bool, err error) {
 		})
 	})
 	return r, ok, err
+}
+
+// setFloor keeps the newest moment that is known to be over, in unix milliseconds.
+func (s *store) setFloor(at int64) error {
+	return guard(func() error {
+		return s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketLocal).Put(keyFloor, number(uint64(at))) })
+	})
 }
 
 // forget removes outbox entries that are in the chain; used at a clean stop.

@@ -28,6 +28,9 @@ func applySetup(s *State, c Command) (Result, error) {
 	if b.Service.DenyIssuedBefore != 0 {
 		return Result{}, &Refused{c.Kind, "a new service has no deny date", ""}
 	}
+	if b.Service.Syslog != nil || len(b.Node.FormerAuditKeys) > 0 {
+		return Result{}, &Refused{c.Kind, "a new service sends its audit nowhere, and a new node has had no other audit key", ""}
+	}
 	if b.Service.Switched != nil {
 		return Result{}, &Refused{c.Kind, "a new service has had no other mode", ""}
 	}
@@ -65,7 +68,7 @@ func checkService(v Service) error {
 	if v.HealthLife < MinHealthLife || v.HealthLife > MaxHealthLife {
 		return fmt.Errorf("the life of health certificates is %s; %s to %s are accepted", v.HealthLife, MinHealthLife, MaxHealthLife)
 	}
-	return nil
+	return CheckTimeBound(v.TimeBound)
 }
 
 func applyServiceSet(s *State, c Command) (Result, error) {
@@ -87,6 +90,9 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 	if b.HealthLife != nil {
 		v.HealthLife = *b.HealthLife
 	}
+	if b.TimeBound != nil {
+		v.TimeBound = *b.TimeBound
+	}
 	if b.OtherSigning != nil {
 		v.OtherSigning = *b.OtherSigning
 	}
@@ -94,15 +100,8 @@ func applyServiceSet(s *State, c Command) (Result, error) {
 		v.ForeignForms = *b.ForeignForms
 	}
 	if b.DenyIssuedBefore != nil {
-		if *b.DenyIssuedBefore < v.DenyIssuedBefore {
-			return Result{}, &Refused{c.Kind, "the deny date may only move forward", ""}
-		}
-		// It can't be taken back: one that lies in the future would refuse every host until then.
-		if c.At.Latest == 0 {
-			return Result{}, &Refused{c.Kind, "without a trusted time it can't be told whether the deny date lies in the future", "wait until time status says trusted"}
-		}
-		if *b.DenyIssuedBefore > c.At.Latest/1000+1 {
-			return Result{}, &Refused{c.Kind, "the deny date lies in the future, and it could not be taken back", "use the present time"}
+		if err := checkDenyDate(c, v.DenyIssuedBefore, *b.DenyIssuedBefore); err != nil {
+			return Result{}, err
 		}
 		v.DenyIssuedBefore = *b.DenyIssuedBefore
 	}
@@ -126,7 +125,7 @@ func applyNodeSet(s *State, c Command) (Result, error) {
 		n.Network = *b.Network
 	}
 	if b.TimeServers != nil {
-		n.TimeServers = b.TimeServers
+		n.TimeServers, n.TimeKeys = b.TimeServers, b.TimeKeys
 	}
 	if b.HSM != nil {
 		n.HSM = *b.HSM

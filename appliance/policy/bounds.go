@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -14,12 +15,12 @@ import (
 )
 
 // Bounds of what records hold, in bytes where nothing else is said. They keep the largest possible State, as JSON, below what one
-// message between processes may hold (rpc.MaxFrame), and what people gave harmless on their terminals.
+// message between processes may hold (rpc.MaxElement), and what people gave harmless on their terminals.
 const (
 	MaxNote        = 128 // also of a reason
 	MaxLabel       = 64
 	MaxCertificate = 8 << 10 // DER
-	MaxTimeServers = 16      // of a node
+	MaxTimeServers = 8       // of a node
 	maxEntries     = 16      // of each list in a Network
 	maxEntry       = 64
 	maxHost        = 260 // host name and port
@@ -87,6 +88,27 @@ func CheckTimeServers(list []string) error {
 	return nil
 }
 
+// CheckTimeKeys wants each key number to belong to a server of the list.
+func CheckTimeKeys(servers []string, keys map[string]uint16) error {
+	for server, id := range keys {
+		if !slices.Contains(servers, server) {
+			return fmt.Errorf("a key is named for %.64q, which is none of the time servers", server)
+		}
+		if id == 0 {
+			return fmt.Errorf("the key of the time server %.64q is not 1 to 65535", server)
+		}
+	}
+	return nil
+}
+
+// CheckTimeBound wants a limit between MinTimeBound and MaxTimeBound; 0 is the default.
+func CheckTimeBound(d time.Duration) error {
+	if d != 0 && (d < MinTimeBound || d > MaxTimeBound) {
+		return fmt.Errorf("the limit of the time's error is %s; %s to %s are accepted", d, MinTimeBound, MaxTimeBound)
+	}
+	return nil
+}
+
 // checkNetwork bounds a Network. Whether it makes sense is for appliance/network to say.
 func checkNetwork(n Network) error {
 	bad := func(lists ...[]string) bool {
@@ -110,10 +132,10 @@ func checkNetwork(n Network) error {
 }
 
 func checkNode(n Node) error {
-	if len(n.AuditKey) > maxEntry || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
+	if len(n.AuditKey) > MaxAuditKey || !validText(n.SSHHostKey, maxSSHKey) || len(n.Certificate) > MaxCertificate {
 		return errors.New("a key or certificate of the node is too large")
 	}
-	return errors.Join(checkNetwork(n.Network), CheckTimeServers(n.TimeServers), CheckHSM(n.HSM))
+	return errors.Join(checkNetwork(n.Network), CheckTimeServers(n.TimeServers), CheckTimeKeys(n.TimeServers, n.TimeKeys), CheckHSM(n.HSM))
 }
 
 // adminKeyTypes are the SSH keys that people may have; RSA keys are bounded like all others here.

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// message is rpc.MaxFrame, which this level may not import.
-const message = 64 << 20
+// message is rpc.MaxElement, which this level may not import.
+const message = 96 << 20
 
 // wide is n bytes of the character whose JSON is widest.
 func wide(n int) string { return strings.Repeat("<", n) }
@@ -103,10 +103,11 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	}
 	key, signer := 0, 0
 	for _, k := range s.Keys {
-		k.Tenant, k.Store = name, StoreSoftware
+		k.Tenant, k.Store, k.DenyIssuedBefore = name, StoreSoftware, at.Latest
 		key = entry(string(k.Ref), k)
 	}
 	for _, x := range s.Signers {
+		x.DenyIssuedBefore = at.Latest
 		signer = entry(x.Thumbprint, x)
 	}
 	anchor := s.Anchors[anchors[0]]

@@ -22,6 +22,9 @@ const (
 	CmdHTTPSInstall Kind = "https.install" // HTTPSInstall
 	CmdKeyFreeze    Kind = "key.freeze"    // KeyChange
 
+	CmdAuditKey    Kind = "node.audit-key" // AuditKeyChange
+	CmdAuditSyslog Kind = "audit.syslog"   // SyslogSet
+
 	CmdRotationStart   Kind = "rotation.start" // RotationStart
 	CmdRotationPair    Kind = "rotation.pair"  // RotationMove, and so the others
 	CmdRotationPrimary Kind = "rotation.primary"
@@ -48,6 +51,7 @@ const (
 	CmdTenantRemove   Kind = "tenant.remove"   // ByName
 	CmdSignerTrust    Kind = "signer.trust"    // SignerTrust
 	CmdSignerDistrust Kind = "signer.distrust" // ByName (thumbprint)
+	CmdSignerDeny     Kind = "signer.deny"     // SignerDeny
 
 	CmdHostAddTPM     Kind = "host.add-tpm"     // TPMHostAdd
 	CmdHostSet        Kind = "host.set"         // HostSet
@@ -87,14 +91,16 @@ type ServiceSet struct {
 	DenyIssuedBefore *int64         `json:"denyIssuedBefore,omitempty"`
 	OtherSigning     *bool          `json:"otherSigning,omitempty"`
 	ForeignForms     *bool          `json:"foreignForms,omitempty"`
+	TimeBound        *time.Duration `json:"timeBound,omitempty"`
 }
 
-// NodeSet replaces one node's settings; nil leaves them.
+// NodeSet replaces one node's settings; nil leaves them. TimeKeys go with TimeServers.
 type NodeSet struct {
-	Node        string   `json:"node"` // id
-	Network     *Network `json:"network,omitempty"`
-	TimeServers []string `json:"timeServers,omitempty"`
-	HSM         *HSM     `json:"hsm,omitempty"`
+	Node        string            `json:"node"` // id
+	Network     *Network          `json:"network,omitempty"`
+	TimeServers []string          `json:"timeServers,omitempty"`
+	TimeKeys    map[string]uint16 `json:"timeKeys,omitempty"`
+	HSM         *HSM              `json:"hsm,omitempty"`
 }
 
 // AdminAdd enrols an administrator.
@@ -199,6 +205,7 @@ var handlers = map[Kind]struct {
 	CmdTenantRemove:    {AdminOperator, false, applyTenantRemove},
 	CmdSignerTrust:     {AdminOperator, false, applySignerTrust},
 	CmdSignerDistrust:  {AdminOperator, false, applySignerDistrust},
+	CmdSignerDeny:      {AdminOperator, false, applySignerDeny},
 	CmdHostAddTPM:      {AdminOperator, false, applyHostAddTPM},
 	CmdHostSet:         {AdminOperator, false, applyHostSet},
 	CmdBaselineAdd:     {AdminOperator, false, applyBaselineAdd},
@@ -219,6 +226,8 @@ var handlers = map[Kind]struct {
 	CmdHostAllow:       {AdminOperator, false, applyHostAllow},
 	CmdClassOffline:    {AdminOperator, false, applyClassOffline},
 	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
+	CmdAuditKey:        {AdminOwner, true, applyAuditKey},
+	CmdAuditSyslog:     {AdminOwner, false, applyAuditSyslog},
 	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
 	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
 	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},

@@ -83,6 +83,9 @@ type Key struct {
 	PublishedAt int64 `json:"publishedAt,omitempty"`
 	UseFrom     int64 `json:"useFrom,omitempty"`
 	RetiredAt   int64 `json:"retiredAt,omitempty"`
+	// DenyIssuedBefore refuses what this attestation signer signed before it (B25 for one signer): unix seconds, compared with the second in
+	// the serial number; 0 = none.
+	DenyIssuedBefore int64 `json:"denyIssuedBefore,omitempty"`
 }
 
 // Host is a machine that may get health certificates in one mode. ID is the upper-case hex SHA-256 of the SubjectPublicKeyInfo DER of its
@@ -136,11 +139,12 @@ type Admin struct {
 }
 
 // Stamp is a moment as the proposer knew it: the interval in which its TrustedTime put it, in unix milliseconds, and the boot in which
-// it was made. Both zero = made before the node had TrustedTime.
+// it was made. Both zero = made before the node had TrustedTime. Manual: not by the word of time servers, but of administrators.
 type Stamp struct {
 	Earliest int64  `json:"earliest"`
 	Latest   int64  `json:"latest"`
 	Boot     string `json:"boot,omitempty"`
+	Manual   bool   `json:"manual,omitempty"`
 }
 
 // Service is what all nodes of the cluster serve under one name.
@@ -160,6 +164,8 @@ type Service struct {
 	OtherSigning bool `json:"otherSigning,omitempty"`
 	// ForeignForms accepts key protectors whose certificate signatures cover another form of the certificate than its DER bytes (kps.md 14.4).
 	ForeignForms bool `json:"foreignForms,omitempty"`
+	// Syslog is where every node sends its audit, nil if nowhere.
+	Syslog *Syslog `json:"syslog,omitempty"`
 	// Switched is the last change of Mode, nil if it is still that of setup.
 	Switched *ModeSwitch `json:"switched,omitempty"`
 	// TimeBound is how uncertain a node's time may become before it issues nothing any more; 0 = DefaultTimeBound.
@@ -168,9 +174,9 @@ type Service struct {
 
 // Node is what the cluster knows of one node. Addresses are settings of that node only.
 type Node struct {
-	ID          string   `json:"id"` // lower-case hex SHA-256 of AuditKey, first 16 characters
+	ID          string   `json:"id"` // lower-case hex SHA-256 of the first AuditKey, first 16 characters
 	Name        string   `json:"name"`
-	AuditKey    []byte   `json:"auditKey"`    // Ed25519 public key that signs this node's audit checkpoints
+	AuditKey    []byte   `json:"auditKey"`    // signs this node's audit checkpoints; an audit.PublicKey
 	SSHHostKey  string   `json:"sshHostKey"`  // authorized_keys form
 	Certificate []byte   `json:"certificate"` // of HTTPS, DER: self-signed at setup, then what was installed
 	Chain       [][]byte `json:"chain,omitempty"`
@@ -183,6 +189,8 @@ type Node struct {
 	TimeKeys map[string]uint16 `json:"timeKeys,omitempty"`
 	HSM      HSM               `json:"hsm"`
 	Added    Stamp             `json:"added"`
+	// FormerAuditKeys are those before AuditKey, the oldest first.
+	FormerAuditKeys []FormerAuditKey `json:"formerAuditKeys,omitempty"`
 }
 
 // HSM is how a node reaches its token; the PIN is not here.
@@ -223,11 +231,13 @@ type State struct {
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
-// before setup.
+// before setup. Floor is the newest moment, in unix milliseconds, of which this node's disk knows that it is over: the newest earliest
+// bound of a trusted time (0 = none). Nothing is issued by it.
 type Snapshot struct {
 	Index  uint64 `json:"index"`
 	NodeID string `json:"nodeId"`
 	State  State  `json:"state"`
+	Floor  int64  `json:"floor,omitempty"`
 }
 
 // NewState is an empty state, before setup.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -225,5 +226,39 @@ func TestP13_18_SignersAreRenewedAtTwoThirdsAndOverlapADay(t *testing.T) {
 	_, valid, due, ok := l.s.SignerRenewal()
 	if two := valid.To.Sub(valid.From) * 2 / 3; !ok || due.Sub(valid.From)-two > time.Second || two-due.Sub(valid.From) > time.Second {
 		t.Errorf("renewed after %s of %s", due.Sub(valid.From), valid.To.Sub(valid.From))
+	}
+}
+
+// TestTheDenyDateOfOneSigner, own and foreign: it moves forward only, never into the future, and leaves the others alone.
+func TestTheDenyDateOfOneSigner(t *testing.T) {
+	l := newLife(t)
+	own := l.apply(l.signer(spring))
+	l.apply(l.command(CmdSignerTrust, spring, SignerTrust{Name: "site2", Certificate: certificate(t, rsaKey(t, 2048))}))
+	l.apply(l.command(CmdSignerTrust, spring, SignerTrust{Name: "site3", Certificate: certificate(t, rsaKey(t, 2048))}))
+	var site2, site3 string
+	for tp, s := range l.s.Signers {
+		if s.Name == "site2" {
+			site2 = tp
+		} else {
+			site3 = tp
+		}
+	}
+	now := NextSecond(at(spring))
+	deny := func(tp string, before int64) Command {
+		return l.command(CmdSignerDeny, spring, SignerDeny{Thumbprint: tp, Before: before})
+	}
+	ours := Thumbprint(l.s.Keys[own].Certificate)
+	for _, tp := range []string{ours, site2} {
+		refused(t, l.s, deny(tp, now+1))
+		blind := deny(tp, now)
+		blind.At = Stamp{}
+		refused(t, l.s, blind)
+		l.apply(deny(tp, now))
+		refused(t, l.s, deny(tp, now-1))
+	}
+	refused(t, l.s, deny(strings.Repeat("0", 64), now))
+	refused(t, l.s, deny("", now))
+	if l.s.Keys[own].DenyIssuedBefore != now || l.s.Signers[site2].DenyIssuedBefore != now || l.s.Signers[site3].DenyIssuedBefore != 0 || l.s.Service.DenyIssuedBefore != 0 {
+		t.Fatalf("own %d, site2 %d, site3 %d, all %d", l.s.Keys[own].DenyIssuedBefore, l.s.Signers[site2].DenyIssuedBefore, l.s.Signers[site3].DenyIssuedBefore, l.s.Service.DenyIssuedBefore)
 	}
 }

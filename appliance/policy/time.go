@@ -58,5 +58,5 @@ func (t TrustedTime) Stamp(boottime time.Duration) Stamp {
 	if !ok {
 		return Stamp{Boot: t.Boot}
 	}
-	return Stamp{Earliest: earliest.UnixMilli(), Latest: latest.UnixMilli(), Boot: t.Boot}
+	return Stamp{Earliest: earliest.UnixMilli(), Latest: latest.UnixMilli(), Boot: t.Boot, Manual: t.Manual}
 }

@@ -80,7 +80,7 @@ func newKeyring(s policy.State) *keyring {
 		case policy.RoleAttestationSigner:
 			if k.Enabled {
 				ring.own[string(k.cert.Raw)] = true
-				ring.signers = append(ring.signers, health.Signer{Certificate: k.cert, DenyIssuedBefore: all, Own: true, AcceptedUntil: k.SignerAcceptedUntil()})
+				ring.signers = append(ring.signers, health.Signer{Certificate: k.cert, DenyIssuedBefore: later(all, k.DenyIssuedBefore), Own: true, AcceptedUntil: k.SignerAcceptedUntil()})
 			}
 		}
 	}
@@ -90,13 +90,17 @@ func newKeyring(s policy.State) *keyring {
 		if err != nil {
 			continue
 		}
-		deny := all
-		if d := time.Unix(t.DenyIssuedBefore, 0); t.DenyIssuedBefore != 0 && d.After(deny) {
-			deny = d
-		}
-		ring.signers = append(ring.signers, health.Signer{Certificate: cert, DenyIssuedBefore: deny})
+		ring.signers = append(ring.signers, health.Signer{Certificate: cert, DenyIssuedBefore: later(all, t.DenyIssuedBefore)})
 	}
 	return ring
+}
+
+// later is the deny date that counts for a signer: the one for all or its own, in unix seconds, 0 = none.
+func later(all time.Time, own int64) time.Time {
+	if d := time.Unix(own, 0); own != 0 && d.After(all) {
+		return d
+	}
+	return all
 }
 
 // parseKey gives the record with its certificate. A certificate of another key

@@ -41,8 +41,8 @@ import (
 type Deps struct {
 	// Snapshot gives the newest records; its State has no Service before setup.
 	Snapshot func() policy.Snapshot
-	// Now gives the interval in which the present lies; without ok nothing is
-	// signed or opened (rpc.TimeSource.Now).
+	// Now gives the interval in which the present lies; without ok no key
+	// protector is opened (rpc.TimeSource.Now).
 	Now func() (earliest, latest time.Time, ok bool)
 	// Stamp is the same for records (rpc.TimeSource.Stamp).
 	Stamp func() policy.Stamp
@@ -156,7 +156,7 @@ func (q *request) serve() {
 		}
 	case kps.OpRoll:
 		q.action = actionRoll
-		if q.allow(http.MethodPost) && q.ready() {
+		if q.allow(http.MethodPost) && q.ready() && q.timed() {
 			q.roll()
 		}
 	case kps.OpUnknownVersion:
@@ -189,19 +189,28 @@ func (q *request) allow(methods ...string) bool {
 	return false
 }
 
-// ready loads the records and sees that anything may be signed at all.
+// ready loads the records.
 func (q *request) ready() bool {
 	q.snap = q.d.Snapshot()
 	if !q.snap.State.SetUp() {
 		q.unavailable(outcomeNotSetUp, "the node is not set up", "run setup on the serial line")
 		return false
 	}
-	if _, _, ok := q.d.Now(); !ok {
-		q.unavailable(outcomeNoTime, "the node does not know the time", "see time status")
-		return false
-	}
 	q.keys = q.Service.keys.of(q.snap)
 	return true
+}
+
+// timed sees that the dates of a health certificate can be judged at all. Guardian metadata holds no date of ours and goes on without.
+func (q *request) timed() bool {
+	if _, _, ok := q.d.Now(); !ok {
+		q.noTime("see time why")
+		return false
+	}
+	return true
+}
+
+func (q *request) noTime(remedy string) {
+	q.unavailable(outcomeNoTime, "the node does not know the time, so the dates of the health certificate can't be judged", remedy)
 }
 
 // source is the caller's address without its port.

@@ -166,6 +166,17 @@ func TestReattestNowThenAttestThenRoll(t *testing.T) {
 	for name, change := range map[string]func(n *node){
 		"all hosts": func(n *node) { n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = deny }) },
 		"one host":  func(n *node) { n.changeHost(func(h *policy.Host) { h.DenyIssuedBefore = deny }) },
+		"one signer": func(n *node) {
+			n.changeKey(policy.RoleAttestationSigner, func(k *policy.Key) { k.DenyIssuedBefore = deny })
+		},
+		"one signer later than all": func(n *node) {
+			n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = deny - 3600 })
+			n.changeKey(policy.RoleAttestationSigner, func(k *policy.Key) { k.DenyIssuedBefore = deny })
+		},
+		"one signer before all": func(n *node) {
+			n.change(func(s *policy.State) { s.Service.DenyIssuedBefore = deny })
+			n.changeKey(policy.RoleAttestationSigner, func(k *policy.Key) { k.DenyIssuedBefore = deny - 3600 })
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)

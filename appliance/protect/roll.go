@@ -145,7 +145,7 @@ func (q *request) checkHost(req *kps.RollTransportKeyRequest) (caller, bool) {
 	c := caller{Verdict: health.Check(req.HealthCertificate, health.Encryption, q.keys.signers, health.Between(q.d.Now()))}
 	switch {
 	case c.Reason == health.NoTrustedTime:
-		q.unavailable(outcomeNoTime, "the node does not know the time", c.Reason.Remedy())
+		q.noTime(c.Reason.Remedy())
 		return c, false
 	case !c.OK():
 		q.refuse(refusal{code: kps.CodeHealthCertificate, outcome: string(c.Reason), detail: "the health certificate is refused (" + string(c.Reason) + ")",

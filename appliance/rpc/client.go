@@ -171,12 +171,22 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 		return ErrLost.With("%s: %v", m.Name, err)
 	}
 	for {
-		var rep reply
-		if err := readFrame(conn.r, &rep, MaxFrame); err != nil {
+		b, err := readBytes(conn.r, MaxElement)
+		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return ErrLost.With("%s: stream lost: %v", m.Name, err)
+		}
+		var rep struct { // reply, its body decoded at once: a copy of it could have many MB
+			Body Elem   `json:"body"`
+			Err  *Error `json:"err"`
+			More bool   `json:"more"`
+		}
+		err = json.Unmarshal(b, &rep)
+		clear(b)
+		if err != nil {
+			return fmt.Errorf("%s: decode element: %w", m.Name, err)
 		}
 		if rep.Err != nil {
 			return rep.Err
@@ -184,13 +194,7 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 		if !rep.More {
 			return nil
 		}
-		var e Elem
-		err := json.Unmarshal(rep.Body, &e)
-		clear(rep.Body)
-		if err != nil {
-			return fmt.Errorf("%s: decode element: %w", m.Name, err)
-		}
-		if err := each(e); err != nil {
+		if err := each(rep.Body); err != nil {
 			return err
 		}
 	}

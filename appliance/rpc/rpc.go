@@ -5,7 +5,7 @@
 // Wire: each side sends frames of a 4-byte big-endian length and that many bytes of JSON. A connection carries one call at a time: one
 // request frame, then one reply frame, or for a stream any number of them. Clients keep a few idle connections.
 //
-// Limits: a reply is at most MaxFrame bytes, a request MaxRequest; one process has at most MaxConnections connections to another, and a
+// Limits: a reply is at most MaxFrame bytes, an element of a stream MaxElement, a request MaxRequest; one process has at most MaxConnections connections to another, and a
 // client at most maxCalls calls in flight: more wait for their turn. Nothing here encrypts: the sockets live in a folder only our processes can enter. JSON
 // copies bytes, so a secret that crosses is in memory a few times until the garbage collector reuses it; that is why only the PIN,
 // the hourly context keys and unwrapped transport keys ever cross.
@@ -30,8 +30,12 @@ import (
 	"guardhouse/appliance/policy"
 )
 
-// MaxFrame is the size of the largest message, in bytes: a snapshot of 20,000 hosts fits.
+// MaxFrame is the size of the largest reply, in bytes.
 const MaxFrame = 64 << 20
+
+// MaxElement is the size of the largest element of a stream, in bytes: the largest possible State fits, which a test of policy counts. It
+// may be more than MaxFrame because a Shared element is encoded once for all its receivers, and a receiver decodes it without a copy.
+const MaxElement = 96 << 20
 
 // MaxRequest is the size of the largest request, in bytes: the largest command fits, however its JSON is escaped. Requests come from
 // processes that may have been taken over, replies only from those that were called.
@@ -130,6 +134,8 @@ type reply struct {
 	Body json.RawMessage `json:"body,omitempty"`
 	Err  *Error          `json:"err,omitempty"`
 	More bool            `json:"more,omitempty"` // a stream's element; the last frame has none
+	// shared is a Body that others send too, and that holds no secrets: it is neither copied nor wiped.
+	shared bool
 }
 
 // Method is a call with one reply. Declare them as package variables in methods.go.
@@ -179,23 +185,61 @@ func Handle[Req, Resp any](s *Server, m Method[Req, Resp], fn func(ctx context.C
 
 // HandleStream registers a stream. fn sends elements until it returns or send fails; returning nil ends the stream.
 func HandleStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx context.Context, c Caller, req Req, send func(Elem) error) error, allow ...string) {
-	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
-		var req Req
-		if err := json.Unmarshal(body, &req); err != nil {
-			return ErrRefused.With("%s: request does not parse", m.Name)
-		}
-		err := fn(ctx, c, req, func(e Elem) error {
+	serveStream(s, m, func(ctx context.Context, c Caller, req Req, send func(reply) error) error {
+		return fn(ctx, c, req, func(e Elem) error {
 			b, err := json.Marshal(e)
 			if err != nil {
 				return fmt.Errorf("%s: encode element: %w", m.Name, err)
 			}
 			return send(reply{Body: b, More: true})
 		})
-		if err != nil {
+	}, allow)
+}
+
+func serveStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx context.Context, c Caller, req Req, send func(reply) error) error, allow []string) {
+	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
+		var req Req
+		if err := json.Unmarshal(body, &req); err != nil {
+			return ErrRefused.With("%s: request does not parse", m.Name)
+		}
+		if err := fn(ctx, c, req, send); err != nil {
 			return err
 		}
 		return send(reply{})
 	}}
+}
+
+// Shared is an element that a stream sends to many receivers. It is encoded when the first of them needs it, and once, for as long as
+// somebody holds it. It must not hold secrets: its bytes are not wiped. Safe for concurrent use.
+type Shared[Elem any] struct {
+	elem Elem
+	once sync.Once
+	body []byte
+	err  error
+}
+
+// Share makes an element for HandleSharedStream. Nobody may change what it points to.
+func Share[Elem any](e Elem) *Shared[Elem] { return &Shared[Elem]{elem: e} }
+
+// Elem is what Share was given.
+func (e *Shared[Elem]) Elem() Elem { return e.elem }
+
+func (e *Shared[Elem]) encode() ([]byte, error) {
+	e.once.Do(func() { e.body, e.err = json.Marshal(e.elem) })
+	return e.body, e.err
+}
+
+// HandleSharedStream is HandleStream for elements that are the same for all receivers.
+func HandleSharedStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx context.Context, c Caller, req Req, send func(*Shared[Elem]) error) error, allow ...string) {
+	serveStream(s, m, func(ctx context.Context, c Caller, req Req, send func(reply) error) error {
+		return fn(ctx, c, req, func(e *Shared[Elem]) error {
+			b, err := e.encode()
+			if err != nil {
+				return fmt.Errorf("%s: encode element: %w", m.Name, err)
+			}
+			return send(reply{Body: b, More: true, shared: true})
+		})
+	}, allow)
 }
 
 // Serve accepts connections until ctx ends or l is closed. It closes l and waits for the handlers it started. Any other failure to
@@ -327,7 +371,7 @@ func peer(conn *net.UnixConn) (*unix.Ucred, error) {
 	return cred, cerr
 }
 
-// writeReply is writeFrame for replies. Their bodies are JSON already and may be snapshots of many MB, so they are copied once only.
+// writeReply is writeFrame for replies. Their bodies are JSON already and may be of many MB, so they are copied once only, and shared ones never.
 func writeReply(w io.Writer, rep reply) error {
 	if rep.Err != nil || len(rep.Body) == 0 {
 		return writeFrame(w, rep, MaxFrame)
@@ -337,8 +381,17 @@ func writeReply(w io.Writer, rep reply) error {
 	if rep.More {
 		n += len(more)
 	}
-	if n > MaxFrame {
-		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, MaxFrame)
+	most := MaxFrame
+	if rep.More {
+		most = MaxElement
+	}
+	if n > most {
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
+	}
+	if rep.shared {
+		parts := net.Buffers{append(binary.BigEndian.AppendUint32(nil, uint32(n)), head...), rep.Body, []byte(more + end)}
+		_, err := parts.WriteTo(w)
+		return err
 	}
 	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+n), uint32(n)), head...)
 	frame = append(frame, rep.Body...)
@@ -370,24 +423,33 @@ func writeFrame(w io.Writer, v any, most int) error {
 }
 
 func readFrame(r *bufio.Reader, v any, most uint32) error {
+	b, err := readBytes(r, most)
+	if err != nil {
+		return err
+	}
+	defer clear(b)
+	return json.Unmarshal(b, v)
+}
+
+// readBytes reads a frame's JSON.
+func readBytes(r *bufio.Reader, most uint32) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return err
+		return nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n > most {
-		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
+		return nil, fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
 	}
 	// The length is the peer's word: grow with what really arrives.
 	b, err := io.ReadAll(io.LimitReader(r, int64(n)))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(b) != int(n) {
-		return io.ErrUnexpectedEOF
+		return nil, io.ErrUnexpectedEOF
 	}
-	defer clear(b)
-	return json.Unmarshal(b, v)
+	return b, nil
 }
 
 // Listen makes the socket path, open to every process: the uid check decides. A stale socket of a previous run is removed.

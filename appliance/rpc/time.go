@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,9 @@ func ServeTime(s *Server, fn func(ctx context.Context, c Caller, _ Empty, send f
 type TimeSource struct {
 	value   atomic.Pointer[policy.TrustedTime]
 	changed atomic.Uint64
+
+	mu    sync.Mutex
+	event chan struct{}
 }
 
 // WatchTime follows the clock below dir in the background until ctx ends. The server must have clockUID, as the kernel reports it:
@@ -32,11 +36,36 @@ func WatchTime(ctx context.Context, dir string, clockUID uint32) *TimeSource {
 	src := &TimeSource{}
 	c := NewProvedClient(SocketPath(dir, Clock), clockUID)
 	go clockWatch.Follow(ctx, c, Empty{}, func(t policy.TrustedTime) error {
-		src.value.Store(&t)
-		src.changed.Add(1)
+		src.receive(t)
 		return nil
 	}, nil)
 	return src
+}
+
+func (s *TimeSource) receive(t policy.TrustedTime) {
+	old := s.Get()
+	s.value.Store(&t)
+	s.changed.Add(1)
+	if old.Boot == t.Boot && old.Locks == t.Locks && old.UTC.IsZero() == t.UTC.IsZero() {
+		return // a refinement
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.event != nil {
+		close(s.event)
+		s.event = nil
+	}
+}
+
+// Event is closed at the next event of the time: it became trusted, was moved, or is trusted no more. Whoever decided something by the
+// time before decides again then. Ask for the channel first, then look at the time. That a value expires is no event: At tells.
+func (s *TimeSource) Event() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.event == nil {
+		s.event = make(chan struct{})
+	}
+	return s.event
 }
 
 // Get is the newest value, the zero TrustedTime where there is none yet.

@@ -112,13 +112,31 @@ func TestClosedDoorHangsUp(t *testing.T) {
 
 func TestSaysNoDateWithoutATrustedTime(t *testing.T) {
 	_, addr := testServer(t, fine, nil)
-	resp, err := http.Get("http://" + addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if d := resp.Header.Get("Date"); d != "" {
-		t.Fatalf("Date: %s, from a clock that nobody trusts", d)
+	for name, request := range map[string]string{
+		"a usual answer":     "GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+		"old HTTP":           "GET / HTTP/1.0\r\n\r\n",
+		"the server's own":   "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+		"a broken request":   "GET\r\n\r\n",
+		"an unknown version": "GET / HTTP/3.9\r\nHost: h\r\n\r\n",
+		"without a host":     "GET / HTTP/1.1\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			io.WriteString(c, request)
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if d := resp.Header.Get("Date"); d != "" {
+				t.Fatalf("Date: %s, from a clock that nobody trusts", d)
+			}
+		})
 	}
 }
 

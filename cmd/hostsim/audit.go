@@ -1,7 +1,7 @@
 package main
 
 import (
-	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -16,11 +16,11 @@ func auditVerify(o *options) error {
 		return err
 	}
 	defer f.Close()
-	var want ed25519.PublicKey
+	var want []byte
 	if o.key != "" {
 		b, err := hex.DecodeString(o.key)
-		if err != nil || len(b) != ed25519.PublicKeySize {
-			return fmt.Errorf("%w: --key is the node's audit key, 64 hex digits, from node list", errUsage)
+		if err != nil || len(b) != sha256.Size {
+			return fmt.Errorf("%w: --key is the fingerprint of the node's audit key, 64 hex digits, from audit key", errUsage)
 		}
 		want = b
 	}
@@ -29,7 +29,7 @@ func auditVerify(o *options) error {
 		return err
 	}
 	o.say("node", s.Node, "node        %s", s.Node)
-	o.say("auditKey", hex.EncodeToString(s.Key), "audit key   %x%s", []byte(s.Key), map[bool]string{true: "  (from the file: compare it with the node's)"}[want == nil])
+	o.say("auditKey", s.Key.Fingerprint(), "audit key   SHA-256 %s%s", s.Key.Fingerprint(), map[bool]string{true: "  (from the file: compare it with the node's)"}[want == nil])
 	o.say("records", s.Records, "records     %d (%d to %d), every hash and the checkpoint's signature verified", s.Records, s.First, s.Last)
 	o.say("hash", s.Hash, "last hash   %s", s.Hash)
 	o.facts["kinds"] = s.Kinds

@@ -131,7 +131,7 @@ func (o *options) parse(args []string) error {
 	fs.StringVar(&o.name, "name", "lab", "name")
 	fs.StringVar(&o.kind, "kind", "", "kind")
 	fs.StringVar(&o.health, "health", "", "health certificate file to send instead of the host's own; \"none\" sends an empty one")
-	fs.StringVar(&o.key, "key", "", "hex of the node's Ed25519 audit key; without it the export's own key is shown, to be compared by hand")
+	fs.StringVar(&o.key, "key", "", "fingerprint of the node's audit key, 64 hex digits; without it the export's own key is shown, to be compared by hand")
 	fs.StringVar(&o.ca, "ca", "", "PEM file of the service's HTTPS certificate")
 	fs.StringVar(&o.tpm, "tpm", "", "the host's TPM: swtpm:HOST:PORT (control channel on the next port) or /dev/tpmrm0")
 	fs.StringVar(&o.misbehave, "misbehave", "", "what to do wrong")

@@ -61,8 +61,9 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 	clock := rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock])
 	init := child.Client(rpc.Init)
 	l, err := ledger.Open(ctx, ledger.Config{
-		Dir: data, TPM: device, Policy: seal, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get,
-		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
+		Dir: data, TPM: device, Policy: seal, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get, TimeEvent: clock.Event,
+		Clock: child.Client(rpc.Clock),
+		Rand:  rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)
 			return err

@@ -3,12 +3,18 @@ package verb
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"time"
 
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
 
@@ -52,6 +58,49 @@ func auditVerify(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	p := new(Page).Line("The audit chain holds: entries %d to %d, segments: %d, bytes: %d.", v.First, v.Last, v.Segments, v.Bytes).
 		Field("last hash", "%s", v.Hash)
 	return Output{Text: p, Value: v}, nil
+}
+
+// AuditKeyValue is one audit key in --json. SHA256 is over the key as the records hold it.
+type AuditKeyValue struct {
+	Kind   string       `json:"kind"`
+	SHA256 string       `json:"sha256"`
+	PEM    string       `json:"pem"`
+	Until  policy.Stamp `json:"until,omitzero"` // of a former key
+	Why    string       `json:"why,omitempty"`
+}
+
+func auditKeyValue(key []byte) AuditKeyValue {
+	v := AuditKeyValue{Kind: "ECDSA P-256, in the TPM", SHA256: auditFingerprint(key)}
+	spki := key
+	if len(key) == ed25519.PublicKeySize {
+		v.Kind = "Ed25519, in software"
+		spki, _ = x509.MarshalPKIXPublicKey(ed25519.PublicKey(key))
+	}
+	v.PEM = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}))
+	return v
+}
+
+func auditFingerprint(key []byte) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:])
+}
+
+func auditKey(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	snap, _ := s.Node.Snapshot()
+	n := snap.State.Nodes[snap.NodeID]
+	now, former := auditKeyValue(n.AuditKey), []AuditKeyValue{}
+	p := new(Page).Line("The audit of node %s is signed with", n.Name).Field("  key", "%s", now.Kind).Field("  SHA-256", "%s", now.SHA256)
+	for _, f := range slices.Backward(n.FormerAuditKeys) {
+		v := auditKeyValue(f.Key)
+		v.Until, v.Why = f.Until, f.Why
+		former = append(former, v)
+		p.Blank().Line("until %s, because %s", when(f.Until), f.Why).Field("  key", "%s", v.Kind).Field("  SHA-256", "%s", v.SHA256)
+	}
+	return Output{Text: p, Value: struct {
+		Node   string          `json:"node"`
+		Key    AuditKeyValue   `json:"key"`
+		Former []AuditKeyValue `json:"former"`
+	}{n.Name, now, former}}, nil
 }
 
 func auditExport(_ context.Context, s *Session, a Args, _ []byte) (Output, error) {

@@ -1,8 +1,10 @@
 package verb_test
 
 import (
+	"crypto/sha1"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"strings"
@@ -188,6 +190,31 @@ func TestServiceNetworkAndSigners(t *testing.T) {
 	if text := mustCall(t, s, "signer list", ""); !strings.Contains(text, policy.Thumbprint(cert)) {
 		t.Errorf("signer list said %s", text)
 	}
+	mustCall(t, s, "signer renew", "")
+	now := verbtest.At.Latest/1000 + 1
+	for _, word := range []string{"site2", strings.ToUpper(policy.Thumbprint(cert)), sha1Of(cert)} {
+		text := mustCall(t, s, "signer deny-before now "+word, "")
+		snap, _ = f.Node.Snapshot()
+		if got := snap.State.Signers[policy.Thumbprint(cert)].DenyIssuedBefore; got != now || !strings.Contains(text, sha1Of(cert)) {
+			t.Errorf("deny-before now %s: %d, want %d; it said %s", word, got, now, text)
+		}
+	}
+	own := snap.State.AttestationSigners()[0]
+	mustCall(t, s, "signer deny-before now "+string(own.Ref), "")
+	snap, _ = f.Node.Snapshot()
+	if got := snap.State.Keys[own.Ref].DenyIssuedBefore; got != now || snap.State.Service.DenyIssuedBefore != 0 {
+		t.Errorf("of the own signer: %d, of all: %d, want %d and 0", got, snap.State.Service.DenyIssuedBefore, now)
+	}
+	if text := mustCall(t, s, "signer list", ""); strings.Count(text, "certificates issued before") != 2 {
+		t.Errorf("signer list said %s", text)
+	}
+	if _, err := call(s, "signer deny-before now site9", ""); err == nil || !strings.Contains(err.Error(), "no attestation signer") {
+		t.Errorf("an unknown signer gave %v", err)
+	}
+	mustCall(t, s, "signer trust site2", armor("CERTIFICATE", f.Certificate(t, "third signer")))
+	if _, err := call(s, "signer deny-before now site2", ""); err == nil || !strings.Contains(err.Error(), "2 attestation signers") {
+		t.Errorf("a name that two bear gave %v", err)
+	}
 	mustCall(t, s, "signer distrust site2", "")
 	mustCall(t, s, "signer deny-before now", "")
 	snap, _ = f.Node.Snapshot()
@@ -285,4 +312,9 @@ func TestUnlockTakesOneLine(t *testing.T) {
 	if _, err := call(s, "hsm unlock", "1234"); err == nil {
 		t.Error("a refusal was not told")
 	}
+}
+
+func sha1Of(der []byte) string {
+	sum := sha1.Sum(der)
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
 }

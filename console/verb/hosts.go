@@ -18,7 +18,7 @@ import (
 type HostValue struct {
 	Name    string         `json:"name"`
 	ID      string         `json:"id"`
-	Kind    string         `json:"kind"` // "host key", "TPM v2", "TPM v1, forced"
+	Kind    string         `json:"kind"` // "host key", "TPM v2", "TPM v1, forced", "TPM v2, can't attest"
 	Class   string         `json:"class"`
 	Revoked bool           `json:"revoked"`
 	Note    string         `json:"note,omitempty"`

@@ -3,7 +3,6 @@ package verb
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,14 +19,14 @@ type NodeValue struct {
 	ID          string       `json:"id"`
 	Self        bool         `json:"self"`
 	Fingerprint string       `json:"fingerprint"`
-	AuditKey    string       `json:"auditKey"`  // Ed25519 public key, hex
+	AuditKey    string       `json:"auditKey"`  // SHA-256 of the public key that signs its audit, hex
 	TLSSHA1     string       `json:"tlsSha1"`   // thumbprints of the HTTPS certificate
 	TLSSHA256   string       `json:"tlsSha256"` //
 	Added       policy.Stamp `json:"added"`
 }
 
 func nodeValue(n policy.Node, self string) NodeValue {
-	v := NodeValue{Name: n.Name, ID: n.ID, Self: n.ID == self, AuditKey: hex.EncodeToString(n.AuditKey), Added: n.Added}
+	v := NodeValue{Name: n.Name, ID: n.ID, Self: n.ID == self, AuditKey: auditFingerprint(n.AuditKey), Added: n.Added}
 	v.Fingerprint, _ = policy.KeyFingerprint(strings.TrimSpace(n.SSHHostKey))
 	if len(n.Certificate) > 0 {
 		v.TLSSHA1, v.TLSSHA256 = thumbprints(n.Certificate)

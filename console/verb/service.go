@@ -32,7 +32,8 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 	svc := snap.State.Service
 	p := new(Page).Field("service", "%s", svc.Name).Field("mode", "%s", svc.Mode).
 		Field("http", "%s (port 80)", onOff(svc.HTTP)).Field("https", "%s (port 443)", onOff(svc.HTTPS)).
-		Field("health life", "%s", span(svc.HealthLife))
+		Field("health life", "%s", span(svc.HealthLife)).
+		Field("time limit", "nothing is issued while the time may be wrong by more than %s", span(timeLimit(svc)))
 	if svc.AttestationOnly {
 		p.Field("key protection", "none: this service only attests")
 	}
@@ -55,7 +56,8 @@ func serviceShow(_ context.Context, s *Session, _ Args, _ []byte) (Output, error
 		KeyProtection    bool   `json:"keyProtection"`
 		OtherSigning     bool   `json:"otherSigning"`
 		ForeignForms     bool   `json:"foreignForms"`
-	}{svc.Name, svc.Mode.String(), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly, svc.OtherSigning, svc.ForeignForms}}, nil
+		TimeLimit        string `json:"timeLimit"`
+	}{svc.Name, svc.Mode.String(), svc.HTTP, svc.HTTPS, svc.HealthLife.String(), svc.DenyIssuedBefore, !svc.AttestationOnly, svc.OtherSigning, svc.ForeignForms, timeLimit(svc).String()}}, nil
 }
 
 func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
@@ -76,6 +78,13 @@ func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 			return Output{}, usage("--health-life is not a duration", "write it like 8h or 90m")
 		}
 		b.HealthLife = &d
+	}
+	if a.Has("time-limit") {
+		d, err := time.ParseDuration(a.Get("time-limit"))
+		if err != nil {
+			return Output{}, usage("--time-limit is not a duration", "write it like 60s or 2m")
+		}
+		b.TimeBound = &d
 	}
 	if b == (policy.ServiceSet{}) {
 		return Output{}, usage("nothing to change", "usage: "+mustUsage("service set"))
@@ -260,56 +269,6 @@ func setNode(ctx context.Context, s *Session, b policy.NodeSet) (Output, error) 
 	b.Node = self.ID
 	out, _, err := propose(ctx, s, policy.CmdNodeSet, b)
 	return out, err
-}
-
-func timeSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	servers := strings.FieldsFunc(a.Get("servers"), func(r rune) bool { return r == ' ' || r == ',' })
-	if len(servers) == 0 {
-		return Output{}, usage("no time server given", "usage: "+mustUsage("time set"))
-	}
-	if len(servers) > 16 {
-		return Output{}, usage("more than 16 time servers", "")
-	}
-	for _, server := range servers {
-		if len(server) > 260 || strings.ContainsAny(server, "/\\\"'") || Clean(server) != server {
-			return Output{}, usage(fmt.Sprintf("%q is not HOST or HOST:PORT", clip(server)), "")
-		}
-	}
-	return setNode(ctx, s, policy.NodeSet{TimeServers: servers})
-}
-
-func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
-	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
-	if err != nil {
-		return Output{}, err
-	}
-	p := new(Page)
-	t := st.Trusted
-	value := struct {
-		Trusted  rpc.ClockView     `json:"trusted"`
-		Sources  []rpc.ClockSource `json:"sources"`
-		Problems []policy.Problem  `json:"problems"`
-	}{t, append([]rpc.ClockSource{}, st.Sources...), append([]policy.Problem{}, st.Problems...)}
-	if t.OK {
-		now, bound := middle(t)
-		p.Line("The time is trusted: it is %s, wrong by at most %s.", now, bound)
-		p.Line("These servers agreed: %s.", strings.Join(t.Sources, ", "))
-		p.Line("Without another answer the time stays trusted for %s.", span(t.ExpiresIn))
-	} else {
-		p.Line("The time is NOT trusted: no health certificate is issued or accepted until it is.")
-		p.Line("It becomes trusted when enough time servers answer and agree; change them with time set.")
-	}
-	var rows [][]string
-	for _, c := range st.Sources {
-		rows = append(rows, []string{c.Address, c.State, c.Offset.Round(time.Microsecond).String(), c.Bound.Round(time.Microsecond).String(), span(c.Age), c.Error})
-	}
-	if len(rows) == 0 {
-		p.Line("No time server is configured.")
-	} else {
-		p.Blank().Table([]string{"SERVER", "STATE", "OFFSET", "BOUND", "AGE", "ERROR"}, rows)
-	}
-	problems(p, st.Problems)
-	return Output{Text: p, Value: value}, nil
 }
 
 // middle is the middle of the interval in which UTC lies, and half its width.

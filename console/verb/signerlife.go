@@ -9,7 +9,7 @@ import (
 
 // ownSigner is an attestation signer of this service with its life.
 func ownSigner(state policy.State, k policy.Key, now policy.Stamp) SignerValue {
-	v := signerValue("this service", true, k.Certificate, state.Service.DenyIssuedBefore)
+	v := signerValue("this service", true, k.Certificate, max(k.DenyIssuedBefore, state.Service.DenyIssuedBefore))
 	v.Ref, v.PublishedAt, v.UseFrom, v.RetiredAt = k.Ref, moment(k.PublishedAt), moment(k.UseFrom), moment(k.RetiredAt)
 	if now.Latest != 0 {
 		v.Stage = k.SignerStage(time.UnixMilli(now.Earliest))

@@ -109,6 +109,9 @@ func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	}
 	deny := moment.Unix()
 	snap, _ := s.Node.Snapshot()
+	if a.Has("signer") {
+		return denyOneSigner(ctx, s, snap.State, a.Get("signer"), moment)
+	}
 	out, _, err := propose(ctx, s, policy.CmdServiceSet, policy.ServiceSet{DenyIssuedBefore: &deny})
 	if err != nil {
 		return Output{}, err
@@ -117,6 +120,54 @@ func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 		moment.UTC().Format("2006-01-02 15:04:05 UTC"))
 	if len(snap.State.Signers) > 0 {
 		out.Text.Line("Of certificates from other services the beginning of their validity counts, which may lie before their issue.")
+	}
+	return out, nil
+}
+
+// namedSigner is an attestation signer, own or foreign.
+type namedSigner struct {
+	own         bool
+	certificate []byte // DER
+}
+
+// findSigners are the attestation signers that a word names: a foreign one's name, the label or reference of an own one's key, or a SHA-256 or
+// SHA-1 thumbprint in any case. Several may bear one name.
+func findSigners(state policy.State, word string) (found []namedSigner) {
+	add := func(own bool, der []byte, names ...string) {
+		s1, s256 := thumbprints(der)
+		if slices.Contains(names, word) || strings.EqualFold(word, s1) || strings.EqualFold(word, s256) {
+			found = append(found, namedSigner{own, der})
+		}
+	}
+	for _, k := range state.AttestationSigners() {
+		add(true, k.Certificate, k.Label, string(k.Ref))
+	}
+	for _, t := range state.Signers {
+		add(false, t.Certificate, t.Name)
+	}
+	return found
+}
+
+// denyOneSigner is signer deny-before for the signer that a word names.
+func denyOneSigner(ctx context.Context, s *Session, state policy.State, word string, moment time.Time) (Output, error) {
+	found := findSigners(state, word)
+	switch {
+	case len(found) == 0:
+		return Output{}, failed(fmt.Sprintf("there is no attestation signer %q", clip(word)), "see signer list")
+	case len(found) > 1:
+		return Output{}, failed(fmt.Sprintf("%d attestation signers are named %q", len(found), clip(word)), "name one by its thumbprint: signer list")
+	}
+	signer := found[0]
+	out, _, err := propose(ctx, s, policy.CmdSignerDeny, policy.SignerDeny{Thumbprint: policy.Thumbprint(signer.certificate), Before: moment.Unix()})
+	if err != nil {
+		return Output{}, err
+	}
+	s1, s256 := thumbprints(signer.certificate)
+	out.Text.Field("SHA-1", "%s", s1).Field("SHA-256", "%s", s256)
+	if signer.own {
+		out.Text.Line("Its hosts attest again by themselves when they next need a key.")
+	} else {
+		out.Text.Line("Of its certificates the beginning of their validity counts, which may lie before their issue.")
 	}
 	return out, nil
 }

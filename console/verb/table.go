@@ -28,7 +28,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -260,8 +260,12 @@ func signerVerbs() []Verb {
 		{Name: "signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
 			Help: "stop accepting that signer's health certificates", Example: "signer distrust site2",
 			Replaces: []string{"Remove-HgsKeyProtectionAttestationSignerCertificate"}},
-		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny, Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z")},
+		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny,
+			Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z"),
+				{Name: "signer", Kind: Text, Optional: true, Help: "only this attestation signer's: its name or thumbprint; default: all signers'"}},
 			Help: "refuse older health certificates: all hosts attest anew", Example: "signer deny-before now",
+			More: "Without a signer it is for all hosts: each attests again by itself when it next needs a key. With one it is for the hosts that have its " +
+				"certificates, as after a foreign service was broken into. A date can only move forward: nobody can make old certificates good again.",
 			Replaces: []string{"Set-HgsKeyProtectionAttestationSignerCertificatePolicy"}},
 	}
 }
@@ -276,7 +280,8 @@ func serviceVerbs() []Verb {
 				flag("http", Choice, "port 80", "on", "off"), flag("https", Choice, "port 443", "on", "off"),
 				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
 				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
-				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off")},
+				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off"),
+				flag("time-limit", Duration, "nothing is issued while the time may be wrong by more, 1s to 5m")},
 			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
@@ -291,11 +296,6 @@ func serviceVerbs() []Verb {
 		{Name: "network set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: networkSet,
 			Stdin: "TOML as in [node.network] of the answer file",
 			Help:  "replace this node's network settings", Example: "network set < net.toml"},
-		{Name: "time status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: timeStatus,
-			Help: "whether the time is trusted, why, and for how long", Example: "time status"},
-		{Name: "time set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeSet,
-			Params: []Param{{Name: "servers", Kind: Rest, Help: "HOST or HOST:PORT each"}},
-			Help:   "replace this node's list of time servers", Example: "time set ntp1.example.test ntp2.example.test"},
 		{Name: "hsm status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hsmStatus,
 			Help: "the token and the process that holds it", Example: "hsm status"},
 		{Name: "hsm unlock", Role: operator, Doors: loggedIn, Risk: Changes, Run: hsmUnlock, Dialogue: hsmUnlockDialogue,
@@ -360,6 +360,10 @@ func auditVerbs() []Verb {
 			Replaces: []string{"Get-HgsAttestationReport"}},
 		{Name: "audit verify", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditVerify,
 			Help: "check this node's audit chain", Example: "audit verify"},
+		{Name: "audit key", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: auditKey,
+			Help: "the key that signs this node's audit, and those before it", Example: "audit key --json",
+			More: "The key lies in the TPM. Note its fingerprint now, on paper or elsewhere: it is what an export is proved against, with hostsim audit verify --key. " +
+				"A key that changed although nobody cleared or replaced the TPM means that somebody did."},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
 			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
 			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},

@@ -392,3 +392,22 @@ func TestRefusesWhatIsNoEvidence(t *testing.T) {
 		t.Errorf("ci-policy add said %s", text)
 	}
 }
+
+// TestAKeyThatCanNotAttestIsRefusedAtRegistration, and one that an older version registered is marked.
+func TestAKeyThatCanNotAttestIsRefusedAtRegistration(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	spki, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 4095, 1), E: 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusedCall(t, s, "host add-tpm hv7 --policy-version v1 --force --reason lab", platform(t, spki, nil), "can't attest here", "RSA of 4096 bits", "host add")
+	f.Do(t, policy.CmdHostAddTPM, policy.TPMHostAdd{Name: "hv7", EK: spki, NameAlg: 13, Symmetric: 256, Version: policy.Version1, Force: true, Reason: "lab"})
+	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 1 })
+	if text := flat(t, s, "host list", ""); !strings.Contains(text, "TPM v1, can't attest") {
+		t.Errorf("host list said %s", text)
+	}
+	if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, "RSA of 4096 bits") || !strings.Contains(text, "host add") {
+		t.Errorf("host show said %s", text)
+	}
+}

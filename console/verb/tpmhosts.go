@@ -104,6 +104,26 @@ type TPMHostAdded struct {
 	Why     string   `json:"why,omitempty"` // not trusted
 	Forgave []string `json:"forgave,omitempty"`
 	Dates   []string `json:"dates,omitempty"` // what is odd about the validity of the certificate and its issuers; it refuses nobody
+	// Template is what is odd about the key's template; empty: nothing.
+	Template string `json:"template,omitempty"`
+}
+
+// remedyOtherEK is for endorsement keys with whose TPMs no conversation can be held.
+const remedyOtherEK = "have the firmware make the default endorsement key (RSA 2048), or use host key mode: host add"
+
+// cannotAttest is why a registered TPM can't attest, or nil: older versions registered such keys.
+func cannotAttest(h policy.Host) error {
+	if h.TPM == nil {
+		return nil
+	}
+	ek, err := evidence.ParseEK(h.TPM.EK)
+	if err != nil {
+		return err
+	}
+	if name := evidence.Bank(h.TPM.NameAlg); name.Size() > 0 {
+		ek.NameAlg = name
+	}
+	return ek.CanAttest()
 }
 
 func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
@@ -120,6 +140,9 @@ func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 	spki, err := x509.MarshalPKIXPublicKey(e.ek.Public)
 	if err != nil {
 		return Output{}, failed("the endorsement key can't be used: "+err.Error(), "")
+	}
+	if err := e.ek.CanAttest(); err != nil {
+		return Output{}, failed("a TPM with this endorsement key can't attest here: "+err.Error(), remedyOtherEK)
 	}
 	b := policy.TPMHostAdd{Name: a.Get("name"), EK: spki, NameAlg: uint16(e.ek.NameAlg), Symmetric: e.ek.Symmetric, Version: policy.PolicyVersion(a.Get("policy-version")),
 		Force: a.Has("force"), Reason: a.Get("reason"), Class: a.Get("class"), Note: a.Get("note"), Inventory: a.Get("inventory")}
@@ -138,6 +161,9 @@ func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 		v.Why += ": " + Clean(e.why)
 	}
 	v.Trusted = len(b.Chain) > 0
+	if e.ek.OtherTemplate {
+		v.Template = "the key is of another template than the default one: the TPM can attest only if it keeps the key at its default handle"
+	}
 	out, r, err := propose(ctx, s, policy.CmdHostAddTPM, b)
 	if err != nil {
 		return Output{}, err
@@ -171,6 +197,7 @@ func nonempty(all ...string) (some []string) {
 func (v *TPMHostAdded) page(p *Page) {
 	p.Field("id", "%s", v.ID).Field("key", "%s", v.Key).Field("TPM", "%s", v.TPM).Field("issuer", "%s", v.Issuer).
 		Field("SHA-1", "%s", v.SHA1).Field("SHA-256", "%s", v.SHA256).Field("forgiven", "%s", strings.Join(v.Forgave, ", ")).Field("dates", "%s", datesText(v.Dates))
+	p.Field("template", "%s", v.Template)
 	if v.Trusted {
 		p.Field("trusted", "yes, its certificate leads to a trusted root")
 	} else {
@@ -198,6 +225,8 @@ func kindText(h policy.Host) string {
 	switch {
 	case h.TPM == nil:
 		return "host key"
+	case cannotAttest(h) != nil:
+		return "TPM " + string(h.TPM.Version) + ", can't attest"
 	case h.TPM.Forced != "":
 		return "TPM " + string(h.TPM.Version) + ", forced"
 	}
@@ -259,6 +288,9 @@ func tpmFields(p *Page, h policy.Host, dates []string) {
 			p.Field("  valid until", "%s", c.NotAfter.UTC().Format(time.DateOnly))
 		}
 		p.Field("  dates", "%s", datesText(dates))
+	}
+	if err := cannotAttest(h); err != nil {
+		p.Field("can't attest", "%s; %s", err, remedyOtherEK)
 	}
 	if t.Forced != "" {
 		p.Field("forced", "registered without a trusted certificate: %s", t.Forced)

@@ -4,9 +4,12 @@ package site
 
 import (
 	"bytes"
+	"context"
 	"debug/pe"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -47,8 +50,8 @@ func directly(t *testing.T, s *stage) func(*lab.NodeOptions) {
 	}
 }
 
-// TestMachineWithoutTPMOrCable boots a machine that lacks both: it reaches the console, names the dead link and refuses setup with the
-// reason.
+// TestMachineWithoutTPMOrCable boots a machine that lacks both: it says on its serial line why its disk stays shut, reaches the console and
+// names the dead link.
 func TestMachineWithoutTPMOrCable(t *testing.T) {
 	t.Parallel()
 	s := openStage(t, "test-bare", Attached)
@@ -59,31 +62,40 @@ func TestMachineWithoutTPMOrCable(t *testing.T) {
 	if err := s.Node.SetLink(t.Context(), lab.ServiceNIC, false); err != nil {
 		t.Fatal(err)
 	}
-	s.ready(t, false)
-	st := s.answered(t, "status")
+	said, err := s.Node.Serial.Expect(within(t, 90*time.Second), regexp.MustCompile(`can't be set up yet +\[tpm-unusable\]\s+what: (.*)\s+do: (.*)`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(said[1], "no TPM 2.0") || !strings.Contains(said[2], "enable the TPM") {
+		t.Errorf("%q", said[1:])
+	}
+	s.expect(t, `waiting> $`)
+	status := func() string { return squeeze(s.typed(t, "status", `(?s)status\r\n(.*?)waiting> `)[1]) }
+	st := status()
 	for _, want := range []string{"TPM", "eth0", s.Node.MAC(lab.ServiceNIC), "no link"} {
 		if !strings.Contains(st, want) {
 			t.Errorf("status does not name %q: %s", want, st)
 		}
 	}
-	a := s.answered(t, "setup")
-	if !strings.Contains(a, "TPM") || !strings.Contains(a, "->") || strings.Contains(a, "paste") {
-		t.Errorf("setup without a TPM: %s", a)
+	if a := squeeze(s.typed(t, "setup", `(?s)setup\r\n(.*?)waiting> `)[1]); strings.Contains(a, "paste") {
+		t.Errorf("setup without a disk: %s", a)
 	}
-	t.Logf("setup says: %s", a)
 	if err := s.Node.SetLink(t.Context(), lab.ServiceNIC, true); err != nil {
 		t.Fatal(err)
 	}
-	if st := s.answered(t, "status"); strings.Contains(st, "no link") {
-		t.Errorf("the cable is in: %s", st)
-	}
+	eventually(t, 20*time.Second, func(context.Context) error {
+		if st := status(); strings.Contains(st, "no link") {
+			return fmt.Errorf("the cable is in: %s", st)
+		}
+		return nil
+	})
 }
 
 // TestEmbeddedTokenServes sets up a node whose token lies on its own disk.
 func TestEmbeddedTokenServes(t *testing.T) {
 	t.Parallel()
 	s := openStage(t, "test-embedded", Embedded)
-	if err := s.BootWith(t.Context(), directly(t, s)); err != nil {
+	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.ready(t, false)

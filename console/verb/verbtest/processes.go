@@ -37,6 +37,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
 	on(f, s, rpc.LedgerPropose, f.propose)
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
+	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)
 	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
@@ -249,7 +250,13 @@ func (f *Fake) hsm(s *rpc.Server) {
 
 func (f *Fake) clock(s *rpc.Server) {
 	on(f, s, rpc.ClockStatus, func(rpc.Empty) (rpc.ClockStatusReply, error) {
-		return rpc.ClockStatusReply{
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.clocked != nil {
+			return *f.clocked, nil
+		}
+		return rpc.ClockStatusReply{State: rpc.ClockLocked, Boot: "boot", Limit: time.Minute, StopsAt: time.UnixMilli(At.Earliest).Add(26 * time.Hour),
+			Why:     []string{"The time is trusted.", "One server says so.", "It is asked again in a minute."},
 			Trusted: rpc.ClockView{OK: true, Earliest: time.UnixMilli(At.Earliest), Latest: time.UnixMilli(At.Latest), Sources: []string{"10.0.2.2:11123"}, ExpiresIn: 26 * time.Hour},
 			Sources: []rpc.ClockSource{{Address: "10.0.2.2:11123", State: "selected", Offset: 1200 * time.Microsecond, Bound: 10 * time.Millisecond, Age: 4 * time.Second}},
 		}, nil

@@ -65,6 +65,9 @@ type Fake struct {
 	born     map[policy.KeyRef]born           // pairs in the token that were not made here
 	sick     map[policy.KeyRef]policy.Problem // what tests find
 	sealed   []byte
+	clocked  *rpc.ClockStatusReply
+	asked    []rpc.TimeAskRequest
+	timeKeys []rpc.TimeKeyRequest
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
@@ -130,6 +133,27 @@ func (f *Fake) Pass(d time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.boot += d
+}
+
+// Clocked has the clock answer this.
+func (f *Fake) Clocked(st rpc.ClockStatusReply) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clocked = &st
+}
+
+// Asked is what was decided about the time; the fake never carries it out before it is confirmed.
+func (f *Fake) Asked() []rpc.TimeAskRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
+// TimeKeys are the calls of ledger.TimeKeySet.
+func (f *Fake) TimeKeys() []rpc.TimeKeyRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.timeKeys)
 }
 
 // Fail makes a method fail with err; nil heals it.

@@ -1,0 +1,158 @@
+package ledger
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// The floor of the time: the newest moment that certainly lies in the past, because a majority of time servers put the present behind it.
+// It lies in the records and, for the case that those are lost or restored from a copy, in the audit. Only what was recorded under a
+// trusted time counts: an entry from before that has a boot id and a boot time, and a clock chip that says 2099 reaches neither. A time that
+// administrators approved does not count either: it is their word for a day.
+const (
+	floorStep    = time.Hour      // between two records of it
+	floorAudited = 24 * time.Hour // between two entries
+	floorAtEnd   = time.Second    // at a clean stop
+	floorCheck   = time.Minute
+	floorAction  = "time.floor"
+	floorTail    = maxTail // entries that are looked through
+)
+
+// floor is guarded by Ledger.mu. Unix milliseconds.
+type floor struct {
+	at      int64 // 0 = none
+	from    string
+	audited int64
+}
+
+// openFloor takes the newer one of the records' and the audit's.
+func (l *Ledger) openFloor() {
+	l.floor.from = rpc.FloorLedger
+	records, err := l.audit.Tail(floorTail)
+	if err != nil {
+		return // the audit's own problem tells
+	}
+	newest := int64(0)
+	for _, r := range records {
+		switch e := r.Entry; {
+		case e.Outcome != "ok":
+		case e.Action == floorAction && e.At.Latest != 0 && !e.At.Manual:
+			newest = max(newest, e.At.Earliest)
+		case e.Action == actionFloorLower:
+			if to, err := time.Parse(time.RFC3339Nano, e.Facts[factUTC]); err == nil {
+				newest = min(newest, to.UnixMilli())
+			}
+		}
+	}
+	l.floor.audited = newest
+	if newest > l.floor.at {
+		l.floor.at, l.floor.from = newest, rpc.FloorAudit
+	}
+}
+
+// keepFloor records the floor while the time is trusted and tells the clock what is on record.
+func (l *Ledger) keepFloor(ctx context.Context) {
+	told := int64(-1)
+	for {
+		event := l.timeEvent()
+		if err := l.recordFloor(floorStep); err != nil {
+			l.cfg.Log("time floor: %v", err)
+		}
+		if s, _ := l.Snapshot(); s.Floor != told && l.tellFloor(ctx) == nil {
+			told = s.Floor
+		}
+		pause := floorCheck
+		if told < 0 {
+			pause = time.Second
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-event:
+		case <-time.After(pause):
+		}
+	}
+}
+
+// timeEvent is closed at the next event of the time; nil, which blocks for ever, where there are none.
+func (l *Ledger) timeEvent() <-chan struct{} {
+	if l.cfg.TimeEvent == nil {
+		return nil
+	}
+	return l.cfg.TimeEvent()
+}
+
+func (l *Ledger) tellFloor(ctx context.Context) error {
+	if l.cfg.Clock == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	l.mu.Lock()
+	req := rpc.ClockFloorRequest{From: l.floor.from}
+	if l.floor.at != 0 {
+		req.Floor = time.UnixMilli(l.floor.at).UTC()
+	}
+	l.mu.Unlock()
+	_, err := rpc.ClockFloor.Call(ctx, l.cfg.Clock, req)
+	return err
+}
+
+// recordFloor raises the floor to the earliest that the present may be, if that is at least step later than what is on record.
+func (l *Ledger) recordFloor(step time.Duration) error {
+	t := l.cfg.Time()
+	earliest, _, ok := t.At(l.cfg.BootTime())
+	if !ok || t.Manual || l.store == nil {
+		return nil
+	}
+	at := earliest.UnixMilli()
+	l.mu.Lock()
+	due := at >= l.floor.at+step.Milliseconds()
+	entry := at >= l.floor.audited+floorAudited.Milliseconds()
+	l.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := l.store.setFloor(at); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.floor.at, l.floor.from = at, rpc.FloorLedger
+	l.mu.Unlock()
+	l.publish()
+	if !entry {
+		return nil
+	}
+	// Without the entry the records alone know: no reason to do without the floor.
+	if _, err := l.audit.Append(context.Background(), l.stamped(policy.AuditEntry{Kind: policy.AuditSystem, Action: floorAction, Outcome: "ok",
+		Detail: "no time before this entry's is believed from now on", Facts: sourceFacts(t)})); err == nil {
+		l.mu.Lock()
+		l.floor.audited = at
+		l.mu.Unlock()
+	}
+	return nil
+}
+
+// sourceFacts names who agreed to a time.
+func sourceFacts(t policy.TrustedTime) map[string]string {
+	return map[string]string{"sources": strings.Join(t.Sources, " "), "bound": t.Bound.String()}
+}
+
+// lowerFloor is what administrators approved; the audit knows it already.
+func (l *Ledger) lowerFloor(to time.Time) error {
+	if err := l.ready(); err != nil {
+		return err
+	}
+	if err := l.store.setFloor(to.UnixMilli()); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.floor.at, l.floor.from = to.UnixMilli(), rpc.FloorLedger
+	l.mu.Unlock()
+	l.publish()
+	return nil
+}

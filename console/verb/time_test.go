@@ -1,0 +1,101 @@
+package verb_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+	"guardhouse/console/verb/verbtest"
+)
+
+func TestTimeStatusShowsServersSideBySideWhenSuspect(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	truth := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	f.Clocked(rpc.ClockStatusReply{State: rpc.ClockSuspect, Reason: "three of four servers contradict what was trusted", Why: []string{"One.", "Two.", "Three."},
+		Sources: []rpc.ClockSource{{Address: "10.0.2.2", State: "falseticker", Says: truth, Bound: 4 * time.Millisecond},
+			{Address: "10.0.2.3", State: "selected", Says: truth.Add(time.Hour), Bound: 4 * time.Millisecond}, {Address: "10.0.2.4", State: "unreachable", Error: "timeout"}}})
+	text := mustCall(t, s, "time status", "")
+	for _, want := range []string{"SUSPECT: three of four servers", "2026-11-22 12:00:00", "2026-11-22 13:00:00", "nothing", "IT SAYS"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if text := mustCall(t, s, "time why", ""); text != "One.\nTwo.\nThree.\n" {
+		t.Errorf("%s", text)
+	}
+	if text := mustCall(t, s, "time sources", ""); !strings.Contains(text, "none: anybody on the way can answer for it") {
+		t.Errorf("%s", text)
+	}
+}
+
+func TestTimeStatusTellsTheHourAtWhichIssuingStops(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	now := time.UnixMilli(verbtest.At.Earliest)
+	st := rpc.ClockStatusReply{State: rpc.ClockHoldover, Limit: time.Minute, StopsAt: time.Date(2026, 11, 25, 3, 0, 0, 0, time.UTC),
+		Trusted: rpc.ClockView{OK: true, Earliest: now, Latest: now.Add(2 * time.Second), Sources: []string{"10.0.2.2"}, ExpiresIn: 63 * time.Hour}}
+	f.Clocked(st)
+	if text := flat(t, s, "time status", ""); !strings.Contains(text, "HOLDOVER") || !strings.Contains(text, "Issuing stops at 2026-11-25 03:00 UTC") {
+		t.Errorf("%s", text)
+	}
+	st.State, st.Trusted.Manual, st.Trusted.Sources = rpc.ClockManual, true, []string{"ada", "grace"}
+	f.Clocked(st)
+	if text := flat(t, s, "time status", ""); !strings.Contains(text, "MANUAL, by the word of ada and grace") {
+		t.Errorf("%s", text)
+	}
+}
+
+func TestTimeIsApprovedByTwo(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	mustCall(t, s, "time approve 2026-11-22T15:04:05Z", "")
+	mustCall(t, s, "time release", "")
+	mustCall(t, s, "time floor lower 2026-11-01T00:00:00+01:00", "")
+	asked := f.Asked()
+	if len(asked) != 3 || asked[0].Kind != rpc.ApproveManual || asked[0].Boot != "boot" || asked[0].BootTime != 90*time.Second || asked[0].Actor.Name != "ada" ||
+		asked[1].Kind != rpc.ApproveRelease || asked[2].UTC.Hour() != 23 {
+		t.Errorf("%+v", asked)
+	}
+	if text := flat(t, s, "time status", ""); !strings.Contains(text, "ada asks: it is now 2026-11-22 15:05:05 UTC; another administrator: time confirm 5f3ac91e") {
+		t.Errorf("%s", text)
+	}
+	if text := mustCall(t, s, "time confirm 5f3ac91e", ""); !strings.Contains(text, "done") {
+		t.Errorf("%s", text)
+	}
+	if _, err := call(s, "time approve noon", ""); err == nil {
+		t.Error("noon was taken for a time")
+	}
+}
+
+func TestTimeServersWithKeys(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	text := flat(t, s, "time set ntp1.example.test#7 10.0.2.3:11123", "")
+	if !strings.Contains(text, "must not be a shielded virtual machine of this fabric") {
+		t.Errorf("%s", text)
+	}
+	self, _ := f.Node.Self()
+	if len(self.TimeServers) != 2 || self.TimeKeys["ntp1.example.test"] != 7 || len(self.TimeKeys) != 1 {
+		t.Errorf("%+v", self)
+	}
+	for _, line := range []string{"time set a#0", "time set a#x", "time set a a", "time set a b c d e f g h i", "time key set 0", "time key set 70000"} {
+		if _, err := call(s, line, "x"); err == nil {
+			t.Errorf("%s: taken", line)
+		}
+	}
+	mustCall(t, s, "time key set 7", "sealed")
+	mustCall(t, s, "time key remove 7", "")
+	if k := f.TimeKeys(); len(k) != 2 || k[0].ID != 7 || string(k[0].Sealed) != "sealed" || k[1].Sealed != nil {
+		t.Errorf("%+v", k)
+	}
+	mustCall(t, s, "service set --time-limit 1s", "")
+	if text := mustCall(t, s, "service show", ""); !strings.Contains(text, "wrong by more than 1 s") {
+		t.Errorf("%s", text)
+	}
+	if _, err := call(s, "service set --time-limit 6m", ""); err == nil {
+		t.Error("a limit of six minutes was taken")
+	}
+}
