@@ -25,6 +25,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 	l.registerAudit(s)
 	l.registerUsage(s)
 	l.registerSecrets(s)
+	l.registerBoot(s)
 	l.registerTime(s)
 }
 

@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -23,6 +26,9 @@ func (n *node) serve(ctx context.Context) error {
 	rpc.Handle(s, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) { return n.status(), nil }, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, v policy.Network) (rpc.Empty, error) {
 		return rpc.Empty{}, n.setNetwork(ctx, v)
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
+		return n.bootFacts(bootLogFile), nil
 	}, rpc.Ledger)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, req rpc.LogRequest, send func(rpc.LogLine) error) error {
 		return n.log.Read(ctx, req, send)
@@ -63,6 +69,27 @@ func (n *node) status() rpc.InitStatusReply {
 	r.Disk = n.disk
 	for _, kind := range slices.Sorted(maps.Keys(n.problems)) {
 		r.Problems = append(r.Problems, n.problems[kind])
+	}
+	return r
+}
+
+// bootLogFile is the firmware's event log, which the kernel shows to root alone.
+const bootLogFile = "/sys/kernel/security/tpm0/binary_bios_measurements"
+
+// bootFacts is what the ledger needs to check this boot.
+func (n *node) bootFacts(logFile string) rpc.InitBootReply {
+	n.mu.Lock()
+	r := rpc.InitBootReply{Opened: n.opened}
+	n.mu.Unlock()
+	f, err := os.Open(logFile)
+	if err == nil {
+		defer f.Close()
+		if r.Log, err = io.ReadAll(io.LimitReader(f, quote.MaxLog+1)); err == nil && len(r.Log) > quote.MaxLog {
+			err = fmt.Errorf("it is larger than %d bytes", quote.MaxLog)
+		}
+	}
+	if err != nil {
+		r.Log, r.Problem = nil, err.Error()
 	}
 	return r
 }

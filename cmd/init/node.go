@@ -61,6 +61,7 @@ type node struct {
 	mu       sync.Mutex
 	disk     string                    // one line for people
 	mounted  bool                      //
+	opened   *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
 	problems map[string]policy.Problem // by kind
 	sockets  map[string]*socketSet     // by process
 }
@@ -197,6 +198,7 @@ func (n *node) openDisk(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	n.mounted = true
+	n.opened = openedBy(v.Used)
 	n.disk = fmt.Sprintf("%s, %d MiB, %s", d.Name, d.Size>>20, v.Did)
 	if d.Serial != "" {
 		n.disk += ", serial " + d.Serial
@@ -205,6 +207,17 @@ func (n *node) openDisk(ctx context.Context) error {
 	n.mu.Unlock()
 	n.logf("data disk %s, open %s after init began by policy %q of release %d", line, (rpc.BootTime() - n.started).Round(time.Millisecond), v.Used.Name, v.Used.Release)
 	return nil
+}
+
+func openedBy(p tpm.SignedPolicy) *rpc.OpenedPolicy {
+	if len(p.PCRs) == 0 {
+		return nil
+	}
+	o := &rpc.OpenedPolicy{Policy: p.Name, Release: p.Release, PCRs: map[int]string{}}
+	for pcr, v := range p.PCRs {
+		o.PCRs[int(pcr)] = v
+	}
+	return o
 }
 
 // openVolume has the TPM decide by what lies beside the image.

@@ -5,6 +5,9 @@
 //	mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
 //	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
 //	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
+//	mkimage enroll IDENTITY.json -o NAME [--roots FILE]
+//	mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME
+//	mkimage verify-quote QUOTE.json --nonce HEX [--ak NAME.ak.json] [--image DIR] [--keys DIR] [--dbx FILE] [--events]
 //
 // keys makes a customer's key set, once. build writes guardhouse.efi (the
 // signed image), policy.json (the boots that open the disk, signed),
@@ -12,6 +15,9 @@
 // collects a vendor's PKCS#11 module and what it needs into a file for build.
 // measure reads a finished image file and, for PCR 7, the public half of a key
 // set.
+// enroll makes a challenge from what `node identity` gives, which the node
+// answers with `node activate`, and records the attestation key that the
+// answer proves. verify-quote checks what `node quote` gives, offline.
 // Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
@@ -23,6 +29,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 const usage = `usage:
@@ -30,6 +37,9 @@ const usage = `usage:
   mkimage build -o DIR [--keys DIR] [--hsm attached|embedded|PACK|MODULE] [--cache DIR] [--version V] [--release N] [--epoch N]
   mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
   mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
+  mkimage enroll IDENTITY.json -o NAME [--roots FILE]
+  mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME
+  mkimage verify-quote QUOTE.json --nonce HEX [--ak NAME.ak.json] [--image DIR] [--keys DIR] [--dbx FILE] [--events]
 "mkimage VERB -h" lists all options.
 `
 
@@ -58,6 +68,10 @@ func run(ctx context.Context, args []string) error {
 			return makePack(ctx, args[1:])
 		case "keys":
 			return makeKeys(os.Stdout, args[1:])
+		case "enroll":
+			return enrol(os.Stdout, args[1:], time.Now())
+		case "verify-quote":
+			return verifyQuote(os.Stdout, args[1:])
 		case "measure":
 			return measureImage(os.Stdout, args[1:])
 		case "help", "-h", "--help":
