@@ -59,7 +59,7 @@ func (l *Ledger) Explain(ctx context.Context) (rpc.ExplainReply, error) {
 	if o := boot.Opened; o != nil {
 		opened = &quote.Opened{Policy: o.Policy, Release: o.Release, PCRs: o.PCRs}
 	}
-	report := quote.Explain(boot.Log, pcrs, opened)
+	report := quote.Explain(quote.Logs{Firmware: boot.Log, Kernel: boot.Kernel}, pcrs, opened)
 	r := rpc.ExplainReply{Opened: boot.Opened, Registers: []rpc.BootRegister{}, Events: []rpc.BootEvent{}, Problems: report.Problems}
 	for _, g := range report.Registers {
 		r.Registers = append(r.Registers, rpc.BootRegister{PCR: g.PCR, Value: g.Value, State: g.State, Quirk: g.Quirk, Signed: g.Signed})
@@ -175,8 +175,8 @@ func (l *Ledger) Activate(ctx context.Context, req rpc.ActivateRequest) (rpc.Fil
 	return asFile(quote.Answer{Version: 1, Secret: secret})
 }
 
-// Quote has the TPM quote PCR 0 to 15 over the nonce. The registers are read after it and checked against it: they change only once, when
-// init caps PCR 11, which is before this process starts.
+// Quote has the TPM quote PCR 0 to 15 over the nonce. The registers are read after it. A kernel with IMA may have extended PCR 10 in
+// between: whoever checks the quote sees that they differ, and asks again.
 func (l *Ledger) Quote(ctx context.Context, nonce []byte) (rpc.FileReply, error) {
 	if len(nonce) < quote.MinNonce || len(nonce) > quote.MaxNonce {
 		return rpc.FileReply{}, rpc.ErrRefused.With("a nonce has %d to %d bytes", quote.MinNonce, quote.MaxNonce)
@@ -193,8 +193,30 @@ func (l *Ledger) Quote(ctx context.Context, nonce []byte) (rpc.FileReply, error)
 	if err != nil {
 		return rpc.FileReply{}, err
 	}
-	return asFile(quote.File{Version: 1, Node: l.nodeName(), Image: l.cfg.Image, Nonce: hex.EncodeToString(nonce), AttestationKey: key.Public(),
-		Attest: attest, Signature: signature, PCRs: pcrs, Log: boot.Log})
+	certified, err := l.certifyAuditKey(key, nonce)
+	if err != nil {
+		return rpc.FileReply{}, err
+	}
+	return asFile(quote.File{Version: 1, AuditKey: certified, Node: l.nodeName(), Image: l.cfg.Image, Nonce: hex.EncodeToString(nonce), AttestationKey: key.Public(),
+		Attest: attest, Signature: signature, PCRs: pcrs,
+		Logs: quote.Logs{Firmware: boot.Log, Kernel: boot.Kernel}})
+}
+
+// certifyAuditKey proves that the audit's key lies in the same TPM; nil where there is none there yet.
+func (l *Ledger) certifyAuditKey(ak *tpm.AttestationKey, nonce []byte) (*quote.Certified, error) {
+	if l.secrets == nil {
+		return nil, nil
+	}
+	key, _, err := l.auditKey()
+	if err != nil {
+		return nil, err
+	}
+	k, ok := key.(*tpm.SigningKey)
+	if !ok {
+		return nil, nil
+	}
+	attest, signature, err := ak.Certify(k, nonce)
+	return &quote.Certified{Key: k.Area(), Attest: attest, Signature: signature}, err
 }
 
 func asFile(v any) (rpc.FileReply, error) {

@@ -203,31 +203,38 @@ func contents(b []byte) (*tpm2.TPMTPublic, error) {
 
 // attestationKey checks that a TPM2B_PUBLIC is a key that signs only what its TPM says, and gives its TPM name.
 func attestationKey(b []byte) (name []byte, key *ecdsa.PublicKey, err error) {
+	if name, key, err = keyLike(b, tpm.AttestationTemplate); err != nil {
+		return nil, nil, fmt.Errorf("attestation key: %w", err)
+	}
+	return name, key, nil
+}
+
+// keyLike reads a TPM2B_PUBLIC of a key on P-256 that is as the template but for the key itself, and gives its TPM name.
+func keyLike(b []byte, template tpm2.TPMTPublic) (name []byte, key *ecdsa.PublicKey, err error) {
 	public, err := contents(b)
 	if err != nil {
-		return nil, nil, fmt.Errorf("attestation key: %w", err)
+		return nil, nil, err
 	}
 	bare := *public
 	bare.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
-	template := tpm.AttestationTemplate
 	template.Unique = bare.Unique
 	if public.Type != tpm2.TPMAlgECC || !bytes.Equal(tpm2.Marshal(bare), tpm2.Marshal(template)) {
-		return nil, nil, errors.New("it is no attestation key: it must be a restricted, fixed signing key on P-256")
+		return nil, nil, errors.New("its attributes are others than this node's keys have")
 	}
 	point, err := public.Unique.ECC()
 	if err != nil || len(point.X.Buffer) > 32 || len(point.Y.Buffer) > 32 {
-		return nil, nil, errors.New("attestation key: not a point on P-256")
+		return nil, nil, errors.New("not a point on P-256")
 	}
 	uncompressed := make([]byte, 65)
 	uncompressed[0] = 4
 	new(big.Int).SetBytes(point.X.Buffer).FillBytes(uncompressed[1:33])
 	new(big.Int).SetBytes(point.Y.Buffer).FillBytes(uncompressed[33:])
 	if key, err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), uncompressed); err != nil {
-		return nil, nil, fmt.Errorf("attestation key: %w", err)
+		return nil, nil, err
 	}
 	n, err := tpm2.ObjectName(public)
 	if err != nil {
-		return nil, nil, fmt.Errorf("attestation key: %w", err)
+		return nil, nil, err
 	}
 	return n.Buffer, key, nil
 }

@@ -15,7 +15,6 @@ package quote
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -43,7 +42,7 @@ const (
 const (
 	StateLogged  = "as logged"
 	StateCapped  = "as logged, then capped by the node" // PCR 11
-	StateIMA     = "as the kernel's boot aggregate"     // PCR 10
+	StateKernel  = "as the kernel's own log tells"      // PCR 10, by IMA
 	StateForgive = "as logged, but for a known quirk"   // evidence.Quirk
 	StateDiffers = "not as logged"
 )
@@ -80,10 +79,20 @@ type Opened struct {
 	PCRs    map[int]string
 }
 
-// Explain compares the registers (number -> lower-case hex, 0 to 15) with the log and, where opened is not nil, with the policy.
-func Explain(log []byte, pcrs map[int]string, opened *Opened) Report {
+// Logs are the two logs of a boot: the firmware's (TCG), and the kernel's own of PCR 10 (IMA), empty where the kernel has none.
+type Logs struct {
+	Firmware []byte `json:"firmware"`
+	Kernel   []byte `json:"kernel,omitempty"`
+}
+
+// Explain compares the registers (number -> lower-case hex, 0 to 15) with the logs and, where opened is not nil, with the policy.
+func Explain(logs Logs, pcrs map[int]string, opened *Opened) Report {
 	var r Report
-	l, f := evidence.ParseLog(log)
+	kernel, err := parseKernelLog(logs.Kernel)
+	if err != nil {
+		r.problem(KindLogMismatch, err.Error(), mismatchRemedy)
+	}
+	l, f := evidence.ParseLog(logs.Firmware)
 	var replayed evidence.PCRs
 	if f == nil {
 		replayed, f = l.Replay(evidence.SHA256)
@@ -95,6 +104,9 @@ func Explain(log []byte, pcrs map[int]string, opened *Opened) Report {
 	for i := range l.Events {
 		r.Events = append(r.Events, Event{PCR: int(l.Events[i].PCR), Type: l.Events[i].Type.String(), Digest: digestOf(l, i), What: meaning(l, i)})
 	}
+	for _, e := range kernel {
+		r.Events = append(r.Events, Event{PCR: 10, Type: "IMA", Digest: hex.EncodeToString(e.digest[:]), What: e.what()})
+	}
 	for pcr := range Registers {
 		value, err := hex.DecodeString(pcrs[pcr])
 		if err != nil || len(value) != sha256.Size {
@@ -102,7 +114,7 @@ func Explain(log []byte, pcrs map[int]string, opened *Opened) Report {
 			continue
 		}
 		g := Register{PCR: pcr, Value: pcrs[pcr], Logged: hex.EncodeToString(replayed[pcr])}
-		g.State, g.Quirk = state(l, &replayed, pcr, value)
+		g.State, g.Quirk = state(l, &replayed, kernel, pcr, value)
 		if g.State == StateDiffers {
 			r.problem(KindLogMismatch, fmt.Sprintf("PCR %d holds %.16s.., and the boot log leads to %.16s..: something was measured that the log does not tell, or the log was changed", pcr, g.Value, g.Logged), mismatchRemedy)
 		}
@@ -147,7 +159,7 @@ func (r *Report) compare(opened *Opened) {
 }
 
 // state says how a register came to its value.
-func state(l *evidence.Log, replayed *evidence.PCRs, pcr int, value []byte) (state, quirk string) {
+func state(l *evidence.Log, replayed *evidence.PCRs, kernel []kernelEntry, pcr int, value []byte) (state, quirk string) {
 	q, f := l.LeadsTo(pcr, value, evidence.SHA256)
 	switch {
 	case f == nil && q == "":
@@ -159,28 +171,12 @@ func state(l *evidence.Log, replayed *evidence.PCRs, pcr int, value []byte) (sta
 			return StateCapped, ""
 		}
 	case pcr == 10:
-		if v := bootAggregate(replayed); bytes.Equal(v[:], value) && !slices.ContainsFunc(l.Events, func(e evidence.Event) bool { return e.PCR == 10 }) {
-			return StateIMA, ""
+		unlogged := !slices.ContainsFunc(l.Events, func(e evidence.Event) bool { return e.PCR == 10 && e.Type != evidence.EventNoAction })
+		if v := kernelRegister(kernel); unlogged && bytes.Equal(v[:], value) {
+			return StateKernel, ""
 		}
 	}
 	return StateDiffers, ""
-}
-
-// bootAggregate is PCR 10 after a kernel with IMA has started and measured nothing else: one entry of its template "ima-ng" named
-// boot_aggregate, over PCR 0 to 9 (Linux 5.8 and newer, SHA-256).
-func bootAggregate(pcrs *evidence.PCRs) [32]byte {
-	h := sha256.New()
-	for _, v := range pcrs[:10] {
-		h.Write(v)
-	}
-	field := func(b []byte, data ...[]byte) []byte {
-		all := bytes.Join(data, nil)
-		return append(binary.LittleEndian.AppendUint32(b, uint32(len(all))), all...)
-	}
-	template := field(nil, []byte("sha256:\x00"), h.Sum(nil))
-	template = field(template, []byte("boot_aggregate\x00"))
-	sum := sha256.Sum256(template)
-	return sha256.Sum256(append(make([]byte, 32), sum[:]...))
 }
 
 func digestOf(l *evidence.Log, event int) string {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +97,7 @@ func TestNodeFindsItsBootAsSigned(t *testing.T) {
 	w := boot()
 	before := registers(w)
 	opened := &quote.Opened{Policy: "release 7", Release: 7, PCRs: map[int]string{4: before[4], 7: before[7], 11: before[11], 12: before[12], 13: before[13]}}
-	r := quote.Explain(w.Log(), capped(t, before), opened)
+	r := quote.Explain(quote.Logs{Firmware: w.Log()}, capped(t, before), opened)
 	if len(r.Problems) > 0 || len(r.Registers) != 16 {
 		t.Fatalf("%+v", r.Problems)
 	}
@@ -131,13 +133,42 @@ func TestNamesEachWayInWhichABootIsNotAsLogged(t *testing.T) {
 	} {
 		pcrs, o := capped(t, before), &quote.Opened{Policy: "p", PCRs: maps.Clone(signed)}
 		c.change(pcrs, o)
-		r := quote.Explain(w.Log(), pcrs, o)
+		r := quote.Explain(quote.Logs{Firmware: w.Log()}, pcrs, o)
 		if len(r.Problems) == 0 || r.Problems[0].Kind != c.kind || r.Problems[0].Remedy == "" {
 			t.Errorf("%s: %+v", name, r.Problems)
 		}
 	}
-	if r := quote.Explain([]byte("no log"), before, nil); len(r.Problems) != 1 || r.Problems[0].Kind != quote.KindLogMissing {
+	if r := quote.Explain(quote.Logs{Firmware: []byte("no log")}, before, nil); len(r.Problems) != 1 || r.Problems[0].Kind != quote.KindLogMissing {
 		t.Errorf("%+v", r.Problems)
+	}
+}
+
+// kernelLog is a log of IMA as Linux writes it, and PCR 10 after it.
+func kernelLog(names ...string) (log []byte, pcr string) {
+	field := func(b []byte) []byte { return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...) }
+	var value [32]byte
+	for _, name := range names {
+		data := slices.Concat(field([]byte("sha256:\x00"+strings.Repeat("d", 32))), field([]byte(name+"\x00")), field(nil))
+		log = slices.Concat(log, binary.LittleEndian.AppendUint32(nil, 10), bytes.Repeat([]byte{1}, 20), field([]byte("ima-sig")), field(data))
+		sum := sha256.Sum256(data)
+		value = sha256.Sum256(append(value[:], sum[:]...))
+	}
+	return log, hex.EncodeToString(value[:])
+}
+
+func TestRegisterOfTheKernelIsCheckedAgainstItsOwnLog(t *testing.T) {
+	w := boot()
+	pcrs := registers(w)
+	kernel, value := kernelLog("boot_aggregate", "a module")
+	pcrs[10] = value
+	r := quote.Explain(quote.Logs{Firmware: w.Log(), Kernel: kernel}, pcrs, nil)
+	if len(r.Problems) > 0 || r.Registers[10].State != quote.StateKernel || !strings.Contains(r.Events[len(r.Events)-1].What, "a module") {
+		t.Errorf("%+v %+v", r.Problems, r.Registers[10])
+	}
+	for name, bad := range map[string][]byte{"none": nil, "one entry less": kernel[:len(kernel)/2], "cut": kernel[:len(kernel)-1], "another PCR": append([]byte{11}, kernel[1:]...)} {
+		if r := quote.Explain(quote.Logs{Firmware: w.Log(), Kernel: bad}, pcrs, nil); len(r.Problems) == 0 || r.Problems[0].Kind != quote.KindLogMismatch {
+			t.Errorf("%s: %+v", name, r.Problems)
+		}
 	}
 }
 
@@ -153,7 +184,7 @@ func quoted(t *testing.T, d *tpm.TPM, k *tpm.AttestationKey, nonce []byte) quote
 	if err != nil {
 		t.Fatal(err)
 	}
-	return quote.File{Version: 1, Node: "node1", Nonce: hex.EncodeToString(nonce), AttestationKey: k.Public(), Attest: attest, Signature: signature, PCRs: pcrs, Log: w.Log()}
+	return quote.File{Version: 1, Node: "node1", Nonce: hex.EncodeToString(nonce), AttestationKey: k.Public(), Attest: attest, Signature: signature, PCRs: pcrs, Logs: quote.Logs{Firmware: w.Log()}}
 }
 
 func TestQuoteOfAnEnrolledNodeIsGenuine(t *testing.T) {
@@ -220,22 +251,45 @@ func TestRefusesQuotesThatProveNothing(t *testing.T) {
 	if v := quote.Verify(good, nonce, &e, nil); !v.Genuine() {
 		t.Fatalf("%+v", v.Findings)
 	}
+	audit, err := d.NewSigningKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certified := func(f *quote.File, k *tpm.AttestationKey, nonce []byte) {
+		attest, signature, err := k.Certify(audit, nonce)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.AuditKey = &quote.Certified{Key: audit.Area(), Attest: attest, Signature: signature}
+	}
 	log := boot().Log()
 	for name, c := range map[string]struct {
 		change func(f *quote.File)
 		want   string
 	}{
-		"another nonce":      {func(f *quote.File) { *f = quoted(t, d, k, []byte("another nonce of yours")) }, "it may be an old one"},
-		"another key":        {func(f *quote.File) { *f = quoted(t, d, other, nonce) }, "not the one that was enrolled"},
-		"key exchanged":      {func(f *quote.File) { f.AttestationKey = other.Public() }, "not by the attestation key"},
-		"signature changed":  {func(f *quote.File) { f.Signature[len(f.Signature)-1] ^= 1 }, "not by the attestation key"},
-		"quote changed":      {func(f *quote.File) { f.Attest[len(f.Attest)-1] ^= 1 }, "not by the attestation key"},
-		"a register changed": {func(f *quote.File) { f.PCRs[4] = strings.Repeat("1", 64) }, "not those that were quoted"},
-		"a register more":    {func(f *quote.File) { f.PCRs[16] = strings.Repeat("0", 64) }, "not those that were quoted"},
-		"a register less":    {func(f *quote.File) { delete(f.PCRs, 9) }, "PCR 9 is missing"},
-		"log exchanged":      {func(f *quote.File) { f.Log = log }, "the boot log leads to"},
-		"log cut":            {func(f *quote.File) { f.Log = f.Log[:len(f.Log)-3] }, "log can't be read"},
-		"no key":             {func(f *quote.File) { f.AttestationKey = nil }, "attestation key"},
+		"another nonce":                   {func(f *quote.File) { *f = quoted(t, d, k, []byte("another nonce of yours")) }, "it may be an old one"},
+		"another key":                     {func(f *quote.File) { *f = quoted(t, d, other, nonce) }, "not the one that was enrolled"},
+		"key exchanged":                   {func(f *quote.File) { f.AttestationKey = other.Public() }, "not by the attestation key"},
+		"signature changed":               {func(f *quote.File) { f.Signature[len(f.Signature)-1] ^= 1 }, "not by the attestation key"},
+		"quote changed":                   {func(f *quote.File) { f.Attest[len(f.Attest)-1] ^= 1 }, "not by the attestation key"},
+		"a register changed":              {func(f *quote.File) { f.PCRs[4] = strings.Repeat("1", 64) }, "not those that were quoted"},
+		"a register more":                 {func(f *quote.File) { f.PCRs[16] = strings.Repeat("0", 64) }, "not those that were quoted"},
+		"a register less":                 {func(f *quote.File) { delete(f.PCRs, 9) }, "PCR 9 is missing"},
+		"log exchanged":                   {func(f *quote.File) { f.Logs.Firmware = log }, "the boot log leads to"},
+		"log cut":                         {func(f *quote.File) { f.Logs.Firmware = f.Logs.Firmware[:len(f.Logs.Firmware)-3] }, "log can't be read"},
+		"audit key of another TPM's word": {func(f *quote.File) { certified(f, other, nonce) }, "the audit's key"},
+		"audit key certified long ago":    {func(f *quote.File) { certified(f, k, []byte("an earlier nonce")) }, "does not certify it now"},
+		"audit key exchanged":             {func(f *quote.File) { certified(f, k, nonce); f.AuditKey.Key = newSigningArea(t, d) }, "does not certify it now"},
+		"audit key that anybody may load": {func(f *quote.File) { certified(f, k, nonce); f.AuditKey.Key = k.Public() }, "its attributes"},
+		"quote for a certificate": {func(f *quote.File) {
+			certified(f, k, nonce)
+			f.AuditKey.Attest, f.AuditKey.Signature = f.Attest, f.Signature
+		}, "does not certify it now"},
+		"certificate for a quote": {func(f *quote.File) {
+			certified(f, k, nonce)
+			f.Attest, f.Signature = f.AuditKey.Attest, f.AuditKey.Signature
+		}, "is no quote"},
+		"no key": {func(f *quote.File) { f.AttestationKey = nil }, "attestation key"},
 	} {
 		f := good
 		f.PCRs, f.Attest, f.Signature = maps.Clone(good.PCRs), bytes.Clone(good.Attest), bytes.Clone(good.Signature)
@@ -251,6 +305,15 @@ func TestRefusesQuotesThatProveNothing(t *testing.T) {
 	if v := quote.Verify(short, []byte("1234"), &e, nil); v.Genuine() {
 		t.Error("a nonce of four bytes passes")
 	}
+}
+
+func newSigningArea(t *testing.T, d *tpm.TPM) []byte {
+	t.Helper()
+	k, err := d.NewSigningKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Area()
 }
 
 func TestRefusesAKeyOfAnotherTPM(t *testing.T) {
@@ -292,7 +355,7 @@ func TestRefusesAKeyOfAnotherTPM(t *testing.T) {
 		t.Errorf("a withheld certificate: %v", err)
 	}
 	bare.AttestationKey = bare.Endorsement
-	if _, _, err := quote.Begin(bare, nil, time.Now(), rand.Reader); err == nil || !strings.Contains(err.Error(), "no attestation key") {
+	if _, _, err := quote.Begin(bare, nil, time.Now(), rand.Reader); err == nil || !strings.Contains(err.Error(), "attestation key: its attributes") {
 		t.Errorf("a key that signs nothing: %v", err)
 	}
 	stored, err := ka.Encode()
@@ -305,7 +368,9 @@ func TestRefusesAKeyOfAnotherTPM(t *testing.T) {
 }
 
 func FuzzVerify(f *testing.F) {
-	f.Add([]byte(`{"version":1,"node":"n","nonce":"00","attestationKey":"AA==","attest":"","signature":"","pcrs":{"0":"00"},"log":""}`), boot().Log())
+	kernel, _ := kernelLog("boot_aggregate")
+	f.Add(kernel, boot().Log())
+	f.Add([]byte(`{"version":1,"node":"n","nonce":"00","attestationKey":"AA==","attest":"","signature":"","pcrs":{"0":"00"},"logs":{"firmware":""}}`), boot().Log())
 	f.Fuzz(func(t *testing.T, raw, log []byte) {
 		file, err := quote.Parse[quote.File](raw)
 		if err == nil {
@@ -318,7 +383,7 @@ func FuzzVerify(f *testing.F) {
 		for i := range quote.Registers {
 			pcrs[i] = hex.EncodeToString(make([]byte, sha256.Size))
 		}
-		r := quote.Explain(log, pcrs, nil)
+		r := quote.Explain(quote.Logs{Firmware: log, Kernel: raw}, pcrs, nil)
 		for _, e := range r.Events {
 			if strings.ContainsAny(e.What, "\x00\x1b\n") || len([]rune(e.What)) > 400 {
 				t.Errorf("%q", e.What)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -34,7 +35,15 @@ type File struct {
 	Attest         []byte         `json:"attest"`         // TPMS_ATTEST
 	Signature      []byte         `json:"signature"`      // TPMT_SIGNATURE
 	PCRs           map[int]string `json:"pcrs"`           // 0 to 15, lower-case hex
-	Log            []byte         `json:"log"`            // TCG event log
+	Logs           Logs           `json:"logs"`
+	AuditKey       *Certified     `json:"auditKey,omitempty"`
+}
+
+// Certified is the key that signs the audit's checkpoints, certified by the attestation key under the quote's nonce.
+type Certified struct {
+	Key       []byte `json:"key"`       // TPM2B_PUBLIC
+	Attest    []byte `json:"attest"`    // TPMS_ATTEST
+	Signature []byte `json:"signature"` // TPMT_SIGNATURE
 }
 
 // Prediction is what somebody knows of an image without asking any machine: registers in lower-case hex, as they are before the node
@@ -83,7 +92,10 @@ func Verify(f File, nonce []byte, ak *Enrolment, want *Prediction) Verdict {
 		return v
 	}
 	v.bound(name, ak)
-	attest, err := signed(f, key)
+	attest, err := signed(f.Attest, f.Signature, key)
+	if err == nil && attest.Type != tpm2.TPMSTAttestQuote {
+		err = errors.New("what was signed is no quote")
+	}
 	if err != nil {
 		v.note(false, "%v", err)
 		return v
@@ -98,13 +110,16 @@ func Verify(f File, nonce []byte, ak *Enrolment, want *Prediction) Verdict {
 		v.note(false, "%v", err)
 		return v
 	}
-	v.note(true, "PCR 0 to 15 are what the TPM held; it was reset %d times and restarted %d times since", attest.ClockInfo.ResetCount, attest.ClockInfo.RestartCount)
-	v.Report = Explain(f.Log, f.PCRs, nil)
+	v.note(true, "PCR 0 to 15 are what the TPM held")
+	if f.AuditKey != nil {
+		v.certified(*f.AuditKey, nonce, key)
+	}
+	v.Report = Explain(f.Logs, f.PCRs, nil)
 	for _, p := range v.Report.Problems {
 		v.note(false, "%s", p.What)
 	}
 	if len(v.Report.Problems) == 0 {
-		v.note(true, "the log of %d events leads to these registers", len(v.Report.Events))
+		v.note(true, "the logs of %d events lead to these registers", len(v.Report.Events))
 	}
 	if want != nil {
 		v.predicted(f.PCRs, *want)
@@ -127,8 +142,8 @@ func (v *Verdict) bound(name []byte, ak *Enrolment) {
 }
 
 // signed checks the signature, and that the TPM itself made what was signed.
-func signed(f File, key *ecdsa.PublicKey) (*tpm2.TPMSAttest, error) {
-	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](f.Signature)
+func signed(message, raw []byte, key *ecdsa.PublicKey) (*tpm2.TPMSAttest, error) {
+	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](raw)
 	if err != nil || signature.SigAlg != tpm2.TPMAlgECDSA {
 		return nil, errors.New("the signature does not parse")
 	}
@@ -136,16 +151,16 @@ func signed(f File, key *ecdsa.PublicKey) (*tpm2.TPMSAttest, error) {
 	if err != nil || ec.Hash != tpm2.TPMAlgSHA256 {
 		return nil, errors.New("the signature is not ECDSA with SHA-256")
 	}
-	sum := sha256.Sum256(f.Attest)
+	sum := sha256.Sum256(message)
 	if !ecdsa.Verify(key, sum[:], new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)) {
 		return nil, errors.New("the signature is not by the attestation key")
 	}
-	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](f.Attest)
+	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](message)
 	if err != nil {
 		return nil, fmt.Errorf("what was signed does not parse: %w", err)
 	}
-	if attest.Magic != tpm2.TPMGeneratedValue || attest.Type != tpm2.TPMSTAttestQuote {
-		return nil, errors.New("what was signed is no quote")
+	if attest.Magic != tpm2.TPMGeneratedValue {
+		return nil, errors.New("what was signed was not made by a TPM")
 	}
 	return attest, nil
 }
@@ -192,4 +207,29 @@ func (v *Verdict) predicted(pcrs map[int]string, want Prediction) {
 			v.note(false, "PCR %d is %.16s.., and from %s it would be %.16s..%s", pcr, pcrs[pcr], want.Name, value, how)
 		}
 	}
+}
+
+// certified checks that the audit's key is one that the same TPM made and never gives out, and names it as `audit key` does.
+func (v *Verdict) certified(c Certified, nonce []byte, ak *ecdsa.PublicKey) {
+	name, key, err := keyLike(c.Key, tpm.SigningTemplate)
+	if err != nil {
+		v.note(false, "the audit's key: %v", err)
+		return
+	}
+	attest, err := signed(c.Attest, c.Signature, ak)
+	if err != nil {
+		v.note(false, "the audit's key: %v", err)
+		return
+	}
+	info, err := attest.Attested.Certify()
+	if err != nil || attest.Type != tpm2.TPMSTAttestCertify || !bytes.Equal(info.Name.Buffer, name) || !bytes.Equal(attest.ExtraData.Buffer, nonce) {
+		v.note(false, "the audit's key: what was signed does not certify it now")
+		return
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		v.note(false, "the audit's key: %v", err)
+		return
+	}
+	v.note(true, "the audit's checkpoints are signed by a key in the same TPM: %x", sha256.Sum256(spki))
 }

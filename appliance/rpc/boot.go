@@ -15,10 +15,11 @@ var (
 	LedgerQuote    = Method[QuoteRequest, FileReply]{"ledger.Quote"}     // [console] quote.File
 )
 
-// InitBootReply is the firmware's event log as the kernel keeps it (empty where there is none, then Problem says why), and the signed
-// policy under which the data volume opened; nil where the recovery secret opened it.
+// InitBootReply is the firmware's event log as the kernel keeps it (empty where there is none, then Problem says why), the kernel's own
+// log of PCR 10 (IMA; empty where it has none), and the signed policy under which the data volume opened; nil where the recovery secret opened it.
 type InitBootReply struct {
 	Log     []byte        `json:"log"`
+	Kernel  []byte        `json:"kernel,omitempty"`
 	Problem string        `json:"problem,omitempty"`
 	Opened  *OpenedPolicy `json:"opened,omitempty"`
 }

@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -13,112 +12,33 @@ import (
 // AttestationKey is the node's own key for quotes: ECDSA P-256, made in this TPM, restricted to what the TPM itself says (it signs no
 // digest that a program brings). It lies under the storage root key and needs no owner: whoever has Encode's bytes and this TPM can
 // use it, so they are kept on the sealed volume, where no other system gets them. Safe for concurrent use.
-type AttestationKey struct {
-	t    *TPM
-	blob keyBlob
-}
-
-// keyBlob is a key as it may be kept: usable by this TPM alone.
-type keyBlob struct {
-	Version int    `json:"version"` // 1
-	Root    []byte `json:"root"`    // name of the storage root key: which TPM this is
-	Public  []byte `json:"public"`  // TPM2B_PUBLIC
-	Private []byte `json:"private"` // TPM2B_PRIVATE
-}
+type AttestationKey struct{ child }
 
 // MaxAttestationKey bounds an encoded AttestationKey, in bytes.
-const MaxAttestationKey = 4 << 10
+const MaxAttestationKey = maxChild
 
 // AttestationTemplate is what the public area of an attestation key must be, but for the key itself.
 var AttestationTemplate = tpm2.TPMTPublic{Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 	ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true},
-	Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256,
-		Scheme: tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})}})}
+	Parameters:       ecdsaParameters}
 
 // NewAttestationKey has the TPM make a key. The caller keeps what Encode gives; nothing stays in the TPM.
 func (t *TPM) NewAttestationKey() (*AttestationKey, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	srk, done, err := t.parent()
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	r, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
-		InPublic: tpm2.New2B(AttestationTemplate)}.Execute(t.t)
-	if err != nil {
-		return nil, fmt.Errorf("make attestation key: %w", err)
-	}
-	return &AttestationKey{t, keyBlob{Version: 1, Root: srk.name.Buffer, Public: tpm2.Marshal(r.OutPublic), Private: tpm2.Marshal(r.OutPrivate)}}, nil
+	c, err := t.newChild(attestationKeyName, AttestationTemplate)
+	return &AttestationKey{c}, err
 }
+
+const attestationKeyName = "attestation key"
 
 // LoadAttestationKey takes what Encode gave and proves that this TPM can use it. Errors of type *Error: KindOtherTPM where another TPM
 // made it or this one was cleared since, KindDamaged.
 func (t *TPM) LoadAttestationKey(b []byte) (*AttestationKey, error) {
-	k := &AttestationKey{t: t}
-	if len(b) > MaxAttestationKey || json.Unmarshal(b, &k.blob) != nil || k.blob.Version != 1 {
-		return nil, badKey("it does not parse")
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return k, k.use(func(tpm2.NamedHandle) error { return nil })
+	c, err := t.loadChild(attestationKeyName, b)
+	return &AttestationKey{c}, err
 }
-
-// Encode is the key for a file. It helps nobody without this TPM.
-func (k *AttestationKey) Encode() ([]byte, error) { return json.Marshal(k.blob) }
 
 // Public is the key's TPM2B_PUBLIC.
 func (k *AttestationKey) Public() []byte { return bytes.Clone(k.blob.Public) }
-
-func badKey(format string, args ...any) error {
-	return &Error{KindDamaged, "the node's attestation key can't be read: " + fmt.Sprintf(format, args...), "a new one must be made, and enrolled with mkimage enroll"}
-}
-
-// parent is the storage root key: the persistent one, or where there is none (no sealed volume) one made for this moment.
-func (t *TPM) parent() (*root, func(), error) {
-	if r, err := t.storageRoot(); err == nil {
-		return r, func() {}, nil
-	}
-	srk, err := storageRoot(t.t)
-	if err != nil {
-		return nil, nil, err
-	}
-	pub, err := srk.OutPublic.Contents()
-	if err != nil {
-		flush(t.t, srk.ObjectHandle)
-		return nil, nil, err
-	}
-	return &root{srk.ObjectHandle, srk.Name, *pub}, func() { flush(t.t, srk.ObjectHandle) }, nil
-}
-
-// use loads the key for one command; k.t.mu is held.
-func (k *AttestationKey) use(fn func(tpm2.NamedHandle) error) error {
-	srk, done, err := k.t.parent()
-	if err != nil {
-		return err
-	}
-	defer done()
-	if !bytes.Equal(srk.name.Buffer, k.blob.Root) {
-		return &Error{KindOtherTPM, "the node's attestation key belongs to another TPM, or this TPM was cleared", "a new one must be made, and enrolled with mkimage enroll"}
-	}
-	pub, err := tpm2.Unmarshal[tpm2.TPM2BPublic](k.blob.Public)
-	if err != nil {
-		return badKey("its public half does not parse")
-	}
-	priv, err := tpm2.Unmarshal[tpm2.TPM2BPrivate](k.blob.Private)
-	if err != nil {
-		return badKey("its private half does not parse")
-	}
-	r, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)}, InPrivate: *priv, InPublic: *pub}.Execute(k.t.t)
-	if errors.Is(err, tpm2.TPMRCIntegrity) || errors.Is(err, tpm2.TPMRCSize) || errors.Is(err, tpm2.TPMRCBinding) {
-		return badKey("the TPM does not take it (%v)", err)
-	}
-	if err != nil {
-		return fmt.Errorf("load attestation key: %w", err)
-	}
-	defer flush(k.t.t, r.ObjectHandle)
-	return fn(tpm2.NamedHandle{Handle: r.ObjectHandle, Name: r.Name})
-}
 
 // QuotePCRs is how many registers a quote covers: 0 to 15.
 const QuotePCRs = 16
@@ -145,6 +65,28 @@ func (k *AttestationKey) Quote(nonce []byte) (attest, signature []byte, err erro
 		}
 		attest, signature = r.Quoted.Bytes(), tpm2.Marshal(r.Signature)
 		return nil
+	})
+	return attest, signature, err
+}
+
+// Certify has the TPM say that it holds the other key, with these attributes, under data. It gives TPMS_ATTEST and TPMT_SIGNATURE.
+func (k *AttestationKey) Certify(other *SigningKey, data []byte) (attest, signature []byte, err error) {
+	if other.t != k.t {
+		return nil, nil, errors.New("certify: the keys are of two TPMs")
+	}
+	k.t.mu.Lock()
+	defer k.t.mu.Unlock()
+	err = k.use(func(ak tpm2.NamedHandle) error {
+		return other.use(func(h tpm2.NamedHandle) error {
+			r, err := tpm2.Certify{ObjectHandle: tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)},
+				SignHandle:     tpm2.AuthHandle{Handle: ak.Handle, Name: ak.Name, Auth: tpm2.PasswordAuth(nil)},
+				QualifyingData: tpm2.TPM2BData{Buffer: data}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}}.Execute(k.t.t)
+			if err != nil {
+				return fmt.Errorf("certify: %w", err)
+			}
+			attest, signature = r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
+			return nil
+		})
 	})
 	return attest, signature, err
 }

@@ -28,7 +28,7 @@ func (n *node) serve(ctx context.Context) error {
 		return rpc.Empty{}, n.setNetwork(ctx, v)
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
-		return n.bootFacts(bootLogFile), nil
+		return n.bootFacts(bootLogFile, kernelLogFile), nil
 	}, rpc.Ledger)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, req rpc.LogRequest, send func(rpc.LogLine) error) error {
 		return n.log.Read(ctx, req, send)
@@ -73,25 +73,38 @@ func (n *node) status() rpc.InitStatusReply {
 	return r
 }
 
-// bootLogFile is the firmware's event log, which the kernel shows to root alone.
-const bootLogFile = "/sys/kernel/security/tpm0/binary_bios_measurements"
+// The logs of the boot, which the kernel shows to root alone: the firmware's, and its own of PCR 10.
+const (
+	bootLogFile   = "/sys/kernel/security/tpm0/binary_bios_measurements"
+	kernelLogFile = "/sys/kernel/security/ima/binary_runtime_measurements"
+)
 
 // bootFacts is what the ledger needs to check this boot.
-func (n *node) bootFacts(logFile string) rpc.InitBootReply {
+func (n *node) bootFacts(logFile, kernelFile string) rpc.InitBootReply {
 	n.mu.Lock()
 	r := rpc.InitBootReply{Opened: n.opened}
 	n.mu.Unlock()
-	f, err := os.Open(logFile)
-	if err == nil {
-		defer f.Close()
-		if r.Log, err = io.ReadAll(io.LimitReader(f, quote.MaxLog+1)); err == nil && len(r.Log) > quote.MaxLog {
-			err = fmt.Errorf("it is larger than %d bytes", quote.MaxLog)
-		}
-	}
-	if err != nil {
+	var err error
+	if r.Log, err = readBounded(logFile, quote.MaxLog); err != nil {
 		r.Log, r.Problem = nil, err.Error()
 	}
+	if r.Kernel, err = readBounded(kernelFile, quote.MaxKernelLog); err != nil {
+		r.Kernel = nil // many kernels have none; without it PCR 10 must be untouched
+	}
 	return r
+}
+
+func readBounded(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+	}
+	return b, err
 }
 
 // setNetwork checks, stores and applies. ctx lives as long as init: leases are renewed in it.
