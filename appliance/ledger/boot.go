@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -47,7 +48,7 @@ func (l *Ledger) checkBoot(ctx context.Context) {
 
 // Explain is the boot in plain words, against the registers as they are now.
 func (l *Ledger) Explain(ctx context.Context) (rpc.ExplainReply, error) {
-	boot, pcrs, err := l.bootLog(ctx)
+	boot, pcrs, err := l.bootLog(ctx, nil)
 	if err != nil {
 		return rpc.ExplainReply{}, err
 	}
@@ -70,20 +71,31 @@ func (l *Ledger) Explain(ctx context.Context) (rpc.ExplainReply, error) {
 	return r, nil
 }
 
-// bootLog asks init for the log and the TPM for the registers.
-func (l *Ledger) bootLog(ctx context.Context) (rpc.InitBootReply, map[int]string, error) {
-	if l.tpm == nil {
-		return rpc.InitBootReply{}, nil, rpc.ErrUnavailable.With("%s", l.whySealed().What)
-	}
+// bootLog asks init for the logs and the TPM for the registers, and runs during in between, which may be nil. A kernel with IMA extends
+// PCR 10 while drivers are loaded: what is given belongs together, because the registers were the same before and after.
+func (l *Ledger) bootLog(ctx context.Context, during func() error) (rpc.InitBootReply, map[int]string, error) {
 	boot := rpc.InitBootReply{Problem: "these programs run outside an image"}
-	if l.cfg.BootLog != nil {
-		var err error
-		if boot, err = l.cfg.BootLog(ctx); err != nil {
+	if l.tpm == nil {
+		return boot, nil, rpc.ErrUnavailable.With("%s", l.whySealed().What)
+	}
+	const tries = 5
+	for range tries {
+		before, err := l.tpm.Measurements()
+		if err == nil && during != nil {
+			err = during()
+		}
+		if err == nil && l.cfg.BootLog != nil {
+			boot, err = l.cfg.BootLog(ctx)
+		}
+		if err != nil {
 			return boot, nil, err
 		}
+		after, err := l.tpm.Measurements()
+		if err != nil || maps.Equal(before, after) {
+			return boot, after, err
+		}
 	}
-	pcrs, err := l.tpm.Measurements()
-	return boot, pcrs, err
+	return boot, nil, rpc.ErrUnavailable.With("the TPM's registers change all the time")
 }
 
 // attestationKey loads the node's attestation key, and makes one where there is none that this TPM can use: then the node has to be
@@ -175,8 +187,7 @@ func (l *Ledger) Activate(ctx context.Context, req rpc.ActivateRequest) (rpc.Fil
 	return asFile(quote.Answer{Version: 1, Secret: secret})
 }
 
-// Quote has the TPM quote PCR 0 to 15 over the nonce. The registers are read after it. A kernel with IMA may have extended PCR 10 in
-// between: whoever checks the quote sees that they differ, and asks again.
+// Quote has the TPM quote PCR 0 to 15 over the nonce.
 func (l *Ledger) Quote(ctx context.Context, nonce []byte) (rpc.FileReply, error) {
 	if len(nonce) < quote.MinNonce || len(nonce) > quote.MaxNonce {
 		return rpc.FileReply{}, rpc.ErrRefused.With("a nonce has %d to %d bytes", quote.MinNonce, quote.MaxNonce)
@@ -185,11 +196,11 @@ func (l *Ledger) Quote(ctx context.Context, nonce []byte) (rpc.FileReply, error)
 	if err != nil {
 		return rpc.FileReply{}, err
 	}
-	attest, signature, err := key.Quote(nonce)
-	if err != nil {
-		return rpc.FileReply{}, err
-	}
-	boot, pcrs, err := l.bootLog(ctx)
+	var attest, signature []byte
+	boot, pcrs, err := l.bootLog(ctx, func() (err error) {
+		attest, signature, err = key.Quote(nonce)
+		return err
+	})
 	if err != nil {
 		return rpc.FileReply{}, err
 	}

@@ -102,7 +102,12 @@ func Explain(logs Logs, pcrs map[int]string, opened *Opened) Report {
 		return r
 	}
 	for i := range l.Events {
-		r.Events = append(r.Events, Event{PCR: int(l.Events[i].PCR), Type: l.Events[i].Type.String(), Digest: digestOf(l, i), What: meaning(l, i)})
+		e := Event{PCR: int(l.Events[i].PCR), Type: l.Events[i].Type.String(), Digest: digestOf(l, i), What: meaning(l, i)}
+		if !fits(l, i) {
+			r.problem(KindLogMismatch, fmt.Sprintf("event %d of the boot log, in PCR %d, does not say what was measured", i, e.PCR), mismatchRemedy)
+			e.What = "not what was measured: " + e.What
+		}
+		r.Events = append(r.Events, e)
 	}
 	for _, e := range kernel {
 		r.Events = append(r.Events, Event{PCR: 10, Type: "IMA", Digest: hex.EncodeToString(e.digest[:]), What: e.what()})
@@ -177,6 +182,19 @@ func state(l *evidence.Log, replayed *evidence.PCRs, kernel []kernelEntry, pcr i
 		}
 	}
 	return StateDiffers, ""
+}
+
+// fits reports whether the event's text is what its digest is of, where that is known: of variables in PCR 7 and actions. Of
+// most others the digest is of something that is not in the log.
+func fits(l *evidence.Log, event int) bool {
+	e := &l.Events[event]
+	switch e.Type {
+	case evidence.EventEFIAction, evidence.EventAction:
+		return e.PCR != 4 && e.PCR != 5 || l.HashesTo(event, evidence.SHA256)
+	case evidence.EventVariable, evidence.EventVariableAuthz:
+		return e.PCR != 7 || l.HashesTo(event, evidence.SHA256)
+	}
+	return true
 }
 
 func digestOf(l *evidence.Log, event int) string {

@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -140,6 +142,39 @@ func TestNamesEachWayInWhichABootIsNotAsLogged(t *testing.T) {
 	}
 	if r := quote.Explain(quote.Logs{Firmware: []byte("no log")}, before, nil); len(r.Problems) != 1 || r.Problems[0].Kind != quote.KindLogMissing {
 		t.Errorf("%+v", r.Problems)
+	}
+}
+
+func TestTextThatWasNotMeasuredIsNamed(t *testing.T) {
+	w := boot()
+	log := w.Log()
+	at := bytes.Index(log, evidence.UEFIVariable("SecureBoot", []byte{1})) + len(evidence.UEFIVariable("SecureBoot", []byte{1})) - 1
+	log[at] = 0 // the digest still says that it is on
+	r := quote.Explain(quote.Logs{Firmware: log}, registers(w), nil)
+	if len(r.Problems) != 1 || r.Problems[0].Kind != quote.KindLogMismatch || !slices.ContainsFunc(r.Events, func(e quote.Event) bool {
+		return e.What == "not what was measured: Secure Boot is off"
+	}) {
+		t.Errorf("%+v", r.Problems)
+	}
+}
+
+func TestLogsOfRealFirmwareSayWhatWasMeasured(t *testing.T) {
+	for _, name := range []string{"crypto_agile_eventlog", "sb_cert_eventlog", "glinux-alex.bin"} {
+		b, err := os.ReadFile(filepath.Join("..", "evidence", "testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, f := evidence.Replay(b, evidence.SHA256)
+		if f != nil {
+			t.Fatalf("%s: %v", name, f)
+		}
+		pcrs := map[int]string{}
+		for i := range quote.Registers {
+			pcrs[i] = hex.EncodeToString(all[i])
+		}
+		if r := quote.Explain(quote.Logs{Firmware: b}, pcrs, nil); len(r.Problems) > 0 || len(r.Events) < 10 {
+			t.Errorf("%s: %d events, %+v", name, len(r.Events), r.Problems)
+		}
 	}
 }
 
