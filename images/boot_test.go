@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"guardhouse/board/kernel"
 	"guardhouse/board/lab"
 	"guardhouse/images/esp"
 	"guardhouse/images/keys"
@@ -31,34 +33,7 @@ func TestARealBootMeasuresWhatWasPredicted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &build{Options: Options{Source: "..", Out: t.TempDir(), Cache: testCache(t), Release: initramfs.Release{Version: "test", Epoch: 1795000000, Number: 1}, Keys: set, Logf: t.Logf}}
-	if err := os.MkdirAll(b.Cache, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	unlock, err := lock(b.Cache)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	if err := b.fetchKernel(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	pid1 := filepath.Join(b.Out, "init")
-	c := exec.Command("go", "build", "-ldflags", ldflags, "-o", pid1, "./testdata/readpcr")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	b.programs = map[string]string{"init": pid1}
-	if err := b.list.AddSkeleton(b.Release); err != nil {
-		t.Fatal(err)
-	}
-	for _, step := range []func(context.Context) error{func(context.Context) error { return b.addProgram("init", pid1) }, b.pack, b.assemble} {
-		if err := step(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	unlock() // others may build while we boot
+	b := throwAway(t, "readpcr", Options{Keys: set})
 	l, err := lab.New(t.Context(), lab.Options{Dir: t.TempDir(), Cache: testCache(t), Logf: t.Logf})
 	if err != nil {
 		t.Fatal(err)
@@ -82,6 +57,52 @@ func TestARealBootMeasuresWhatWasPredicted(t *testing.T) {
 		})
 	}
 	t.Run("refused", func(t *testing.T) { refusesToBoot(t, l, set, image) })
+}
+
+// throwAway builds an image whose PID 1 is a program of testdata, with more in it.
+func throwAway(t *testing.T, program string, o Options, more ...initramfs.Entry) *build {
+	t.Helper()
+	o.Source, o.Out, o.Cache, o.Logf = "..", t.TempDir(), testCache(t), t.Logf
+	o.Release = initramfs.Release{Version: "test", Epoch: 1795000000, Number: 1}
+	b := &build{Options: o}
+	if err := os.MkdirAll(b.Cache, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lock(b.Cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock() // others may build while we boot
+	if err := b.fetchKernel(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid1 := filepath.Join(b.Out, "init")
+	c := exec.Command("go", "build", "-ldflags", ldflags, "-o", pid1, "./testdata/"+program)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b.programs = map[string]string{"init": pid1}
+	if err := b.list.AddSkeleton(b.Release); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range more {
+		if err := b.list.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(more) > 0 { // what the updates of firmware variables go through
+		modules, err := b.tree.Resolve([]kernel.Module{{Name: "efivarfs", Reason: "test"}})
+		if err := errors.Join(err, b.list.AddModules(modules)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []func(context.Context) error{func(context.Context) error { return b.addProgram("init", pid1) }, b.pack, b.assemble} {
+		if err := step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
 }
 
 // bootAndCompare boots and compares each register that was predicted.

@@ -15,6 +15,7 @@ package images
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -67,8 +68,10 @@ type Options struct {
 	Cache    string            // cache folder, made if missing
 	Release  initramfs.Release // version and build time
 	Commands []string          // programs to include; empty means all of Programs
+	Commit   string            // of the source, for people; "" when it is not known
 	HSM      HSM               // which HSM pack is inside
 	Keys     *keys.Set         // signs the image and its boots
+	Also     []*keys.Set       // sets that machines still trust while Keys follows them: they sign as well
 	DBX      [][]byte          // each content of dbx that machines may have; an empty one is always among them
 	Logf     func(format string, args ...any)
 }
@@ -92,6 +95,9 @@ func Build(ctx context.Context, opt Options) (*Result, error) {
 	}
 	if opt.Keys == nil {
 		return nil, errors.New("no key set; make one with mkimage keys")
+	}
+	if err := keys.Unmixed(opt.Keys, opt.Also...); err != nil {
+		return nil, err
 	}
 	opt.Release.Evaluation = opt.Keys.Evaluation
 	for _, dir := range []string{opt.Out, opt.Cache} {
@@ -279,12 +285,14 @@ func (b *build) assemble(context.Context) error {
 	if err != nil {
 		return err
 	}
-	signer, err := b.Keys.Signer(keys.DB)
-	if err != nil {
-		return err
-	}
-	if img, err = uki.Sign(img, b.Keys.Certs[keys.DB], signer); err != nil {
-		return err
+	for _, set := range b.signers() {
+		signer, err := set.Signer(keys.DB)
+		if err != nil {
+			return err
+		}
+		if img, err = uki.Sign(img, set.Certs[keys.DB], signer); err != nil {
+			return err
+		}
 	}
 	b.result.UKISize = int64(len(img))
 	if err := replace(filepath.Join(b.Out, UKIFile), img); err != nil {
@@ -303,17 +311,50 @@ func (b *build) assemble(context.Context) error {
 	return esp.Write(filepath.Join(b.Out, DiskFile), []esp.File{{Path: esp.BootPath, Data: img}, {Path: PolicyPath, Data: policies}})
 }
 
-// policies signs the boots of the image on machines with our keys and each of the given contents of dbx.
-func (b *build) policies(img []byte) ([]byte, error) {
-	boots := []measure.Boot{{Name: b.Keys.Name + ", dbx empty", Firmware: measure.FirmwareOf(b.Keys, nil)}}
-	for _, dbx := range b.DBX {
-		boots = append(boots, measure.Boot{Name: fmt.Sprintf("%s, dbx %.8x", b.Keys.Name, sha256.Sum256(dbx)), Firmware: measure.FirmwareOf(b.Keys, dbx)})
+// signers are the key sets in the order in which they sign.
+func (b *build) signers() []*keys.Set { return append([]*keys.Set{b.Keys}, b.Also...) }
+
+// Boots are the machines on which an image that set and then also have signed opens the disk: those that hold set alone, those on their way
+// from one of also to set, each with an empty dbx and with each of the given contents. A dbx under which no machine would start the image
+// is an error.
+func Boots(set *keys.Set, also []*keys.Set, dbx [][]byte) (boots []measure.Boot, err error) {
+	trusts := []keys.Trust{keys.Alone(set)}
+	for _, old := range also {
+		states := keys.Rollover(old, set)
+		trusts = append(trusts, states[:len(states)-1]...) // the last is set alone
 	}
-	signer, err := b.Keys.Signer(keys.Policy)
+	signers := append([]*keys.Set{set}, also...)
+	for _, content := range append([][]byte{nil}, dbx...) {
+		name := "dbx empty"
+		if len(content) > 0 {
+			name = fmt.Sprintf("dbx %.8x", sha256.Sum256(content))
+		}
+		for _, t := range trusts {
+			firmware := measure.FirmwareIn(t, content, signers...)
+			if firmware == nil {
+				return nil, fmt.Errorf("firmware with %s has a certificate in dbx that signs this image, and would not start it; leave that key set out of the build", name)
+			}
+			boots = append(boots, measure.Boot{Name: t.Name + ", " + name, Firmware: firmware})
+		}
+	}
+	return boots, nil
+}
+
+// policies signs the boots of the image with the policy key of each set.
+func (b *build) policies(img []byte) ([]byte, error) {
+	boots, err := Boots(b.Keys, b.Also, b.DBX)
 	if err != nil {
 		return nil, err
 	}
-	f, err := measure.SignPolicies(img, b.Release.Number, boots, signer)
+	var signers []crypto.Signer
+	for _, set := range b.signers() {
+		signer, err := set.Signer(keys.Policy)
+		if err != nil {
+			return nil, err
+		}
+		signers = append(signers, signer)
+	}
+	f, err := measure.SignPolicies(img, b.Release.Number, boots, signers...)
 	if err != nil {
 		return nil, err
 	}

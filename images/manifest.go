@@ -23,6 +23,7 @@ type Manifest struct {
 	Version    string           `json:"version"`
 	BuildEpoch int64            `json:"build_epoch"`
 	Release    uint64           `json:"release"`
+	Commit     string           `json:"source_commit,omitempty"`
 	KeySet     string           `json:"key_set"`  // its name; "EVALUATION ONLY" is never for production
 	Complete   bool             `json:"complete"` // false when programs were left out
 	HSM        HSMRecord        `json:"hsm"`
@@ -66,7 +67,7 @@ func (b *build) manifest(ctx context.Context) error {
 		return err
 	}
 	m := Manifest{
-		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Release: b.Release.Number, KeySet: b.Keys.Name, Complete: len(b.programs) == len(Programs),
+		Name: "guardhouse", Version: b.Release.Version, BuildEpoch: b.Release.Epoch, Release: b.Release.Number, Commit: b.Commit, KeySet: b.Keys.Name, Complete: len(b.programs) == len(Programs),
 		HSM: HSMRecord{Manifest: b.hsm.Manifest}, Kernel: b.tree.Version, Go: string(version[:max(0, len(version)-1)]),
 		GoModules: b.goModules, Debian: b.pkgs,
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // Programs are the commands of a complete image; init is also PID 1.
-var Programs = []string{"clock", "console", "hgs", "hsm", "init", "ledger"}
+var Programs = []string{"clock", "console", "forward", "hgs", "hsm", "init", "ledger"}
 
 // cgoProgram is the only program that may load foreign code.
 const cgoProgram = "hsm"

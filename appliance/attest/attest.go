@@ -17,6 +17,9 @@
 // the server's (cmd/hgs). Genuine Windows hosts can't attest in TPM mode yet:
 // the framing of their contexts is not public (evidence.PrivateCodec is ours).
 //
+// There is one mode at a time for all hosts, not one for each host class (C04): a Windows host asks getinfo, without saying who it is, and then
+// attests in the mode that is advertised, so one of a class with another mode would never ask in it.
+//
 // The functional levels of getinfo are fixed: 2, and 1 and 2 supported. A level names what the server itself can do (2: policy version v2),
 // which no setting can change, and which versions a host is judged by is in its record; so there is no policy field for them (hgsa.md 13.13).
 //

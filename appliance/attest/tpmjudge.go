@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +34,7 @@ func (q *request) appraise(host policy.Host, ek *evidence.EK, c claim, reading *
 		q.failed(e, hgsa.PolicyEvaluationError(reasons(&e.verdict)...))
 		return
 	}
-	o := order{session: c.session, begun: reading.Started, facts: map[string]string{"log": e.log, "baseline": e.verdict.Matched.Baseline,
+	o := order{session: c.session, begun: reading.Started, facts: map[string]string{policy.FactWindowsEvent: eventTPMPassed, "log": e.log, "baseline": e.verdict.Matched.Baseline,
 		"ciPolicy": e.verdict.Matched.CIPolicy, "device": fmt.Sprintf("version %d interface %d bank %s", reading.Device.Version, reading.Device.Interface, reading.Bank)}}
 	for _, t := range c.requested {
 		key, err := e.identityKey(t)
@@ -99,6 +101,9 @@ const maxFindingsNoted = 12
 // new ways to fail; what is more is summed.
 const toldPerMinute = 10
 
+// eventTPMPassed is the id of a host that passed in TPM mode.
+const eventTPMPassed = "1523"
+
 // failed refuses a host that proved itself and does not pass: the reply says
 // what the protocol has words for, the audit and the console get everything. A
 // set of findings gets an entry of its own once a minute, before the reply.
@@ -111,6 +116,9 @@ func (q *request) failed(e proved, reply hgsa.Reply) {
 	entry := q.entry(policy.AuditRefusal, e.host.ID, outcome)
 	entry.Detail, entry.Remedy = findings[0].What, findings[0].Remedy
 	entry.Facts = map[string]string{"host": e.host.Name, "log": e.log, "reply": reply.Type()}
+	if events := windowsEvents(findings); events != "" {
+		entry.Facts[policy.FactWindowsEvent] = events
+	}
 	told := e.host.ID
 	for i := range findings {
 		line := line(&findings[i])
@@ -134,6 +142,18 @@ func (q *request) failed(e proved, reply hgsa.Reply) {
 		q.d.Log("attestation: refusal %s of host %s not noted: %v", outcome, e.host.Name, err)
 	}
 	q.reply(http.StatusOK, reply)
+}
+
+// windowsEvents are the ids of Microsoft's event log that the findings have, each once, in their order, so that rules of a collector
+// which know those ids keep working (row F18). Empty where none has one.
+func windowsEvents(findings []appraise.Finding) string {
+	var ids []string
+	for i := range findings {
+		if id := strconv.Itoa(findings[i].EventID); findings[i].EventID != 0 && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return strings.Join(ids, ",")
 }
 
 // line is a finding in one line, for the audit.

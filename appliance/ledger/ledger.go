@@ -90,6 +90,8 @@ type Ledger struct {
 	sealKey   *age.X25519Identity // opens what administrators encrypt to this node, of this start only
 	logins    *logins
 	refusals  refusalTable
+	forward   *forward
+	shares    shares
 	proposals proposals
 	floor     floor
 	started   sync.WaitGroup
@@ -130,6 +132,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if l.audit, err = audit.Open(filepath.Join(cfg.Dir, "audit"), audit.Options{Quota: quota, Stamp: l.stamp}); err != nil {
 		return nil, err
 	}
+	l.forward = openForward(filepath.Join(cfg.Dir, "forward.json"), l.audit, cfg.BootTime)
 	l.openSecrets()
 	l.openRecords(ctx, records)
 	l.openFloor()
@@ -338,6 +341,13 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 	if a.Problem != nil {
 		r.Problems = append(r.Problems, *a.Problem)
 	}
+	if l.state.SetUp() && l.state.Service.Syslog != nil {
+		s, problem := l.forward.status(*l.state.Service.Syslog, a)
+		r.Syslog = &s
+		if problem != nil {
+			r.Problems = append(r.Problems, *problem)
+		}
+	}
 	return r
 }
 
@@ -412,7 +422,7 @@ func (l *Ledger) Close() error {
 	if l.store != nil {
 		err = errors.Join(l.recordFloor(floorAtEnd), l.forgetDelivered(), guard(l.store.db.Close))
 	}
-	err = errors.Join(err, l.used.flush(), l.observed.close(), l.audit.Close())
+	err = errors.Join(err, l.forward.close(), l.used.flush(), l.observed.close(), l.audit.Close())
 	if l.secrets != nil {
 		err = errors.Join(err, l.secrets.Close())
 	}

@@ -23,6 +23,9 @@ func (l *Ledger) Register(s *rpc.Server) {
 	l.registerChanges(s)
 	l.registerEvidence(s)
 	l.registerAudit(s)
+	rpc.Handle(s, rpc.LedgerForward, func(ctx context.Context, _ rpc.Caller, req rpc.ForwardRequest) (rpc.ForwardReply, error) {
+		return l.Forward(ctx, req)
+	}, rpc.Forward)
 	l.registerUsage(s)
 	l.registerSecrets(s)
 	l.registerBoot(s)
@@ -123,6 +126,9 @@ func (l *Ledger) registerAudit(s *rpc.Server) {
 		}
 		if slices.Contains(ownActions, e.Action) {
 			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s is recorded by the ledger only", e.Action)
+		}
+		if err := l.checkShare(e); err != nil {
+			return policy.AuditReceipt{}, err
 		}
 		r, err := l.audit.Append(ctx, l.stamped(e))
 		return r, auditError(err)

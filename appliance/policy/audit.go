@@ -31,6 +31,9 @@ type AuditEntry struct {
 	Facts    map[string]string `json:"facts,omitempty"` // certificate serials, key refs, hashes; at most MaxAuditFacts
 }
 
+// FactWindowsEvent is the fact that holds the event ids of Microsoft's event log which an entry corresponds to: decimal, with commas.
+const FactWindowsEvent = "windowsEvent"
+
 const (
 	MaxAuditField = 512
 	MaxAuditFacts = 16

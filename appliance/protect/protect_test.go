@@ -40,6 +40,9 @@ func TestHostGetsItsKeyAndTheNextProtector(t *testing.T) {
 			e.Facts["egress"] != sum(got.Egress.Bytes()) || e.Facts["host"] != "host1" || e.Source != "192.0.2.1" || len(e.Facts) > policy.MaxAuditFacts {
 			t.Errorf("audit entry %+v", e)
 		}
+		if e.At.Earliest == 0 || e.At.Latest < e.At.Earliest || e.BootTime == 0 || e.Facts["owner"] == "" || e.Facts["encryptionKey"] == "" || e.Facts["signingKey"] == "" || e.Facts["certificate"] == "" {
+			t.Errorf("the audit entry lacks the time with its bound, the owner or the keys used: %+v", e)
+		}
 		protector, tk = got.Egress.Bytes(), got.EgressKey
 	}
 	if len(n.entries) != 3 || len(n.seen) != 3 {

@@ -184,14 +184,14 @@ func state(l *evidence.Log, replayed *evidence.PCRs, kernel []kernelEntry, pcr i
 	return StateDiffers, ""
 }
 
-// fits reports whether the event's text is what its digest is of, where that is known: of variables in PCR 7 and actions. Of
+// fits reports whether the event's text is what its digest is of, where that is known: of settings in PCR 7 and actions (authorities that a shim logs are not what it measured). Of
 // most others the digest is of something that is not in the log.
 func fits(l *evidence.Log, event int) bool {
 	e := &l.Events[event]
 	switch e.Type {
 	case evidence.EventEFIAction, evidence.EventAction:
 		return e.PCR != 4 && e.PCR != 5 || l.HashesTo(event, evidence.SHA256)
-	case evidence.EventVariable, evidence.EventVariableAuthz:
+	case evidence.EventVariable:
 		return e.PCR != 7 || l.HashesTo(event, evidence.SHA256)
 	}
 	return true

@@ -19,7 +19,7 @@ const (
 // ClockSource is one time server as the clock sees it.
 type ClockSource struct {
 	Address       string        `json:"address"`
-	State         string        `json:"state"`  // selected, falseticker, outvoted (right or wrong, it is not authenticated), unreachable, waiting
+	State         string        `json:"state"`  // selected, falseticker, undecided (no majority), unreachable, waiting
 	Offset        time.Duration `json:"offset"` // of the server's clock from this node's system clock
 	Bound         time.Duration `json:"bound"`  // root distance
 	Age           time.Duration `json:"age"`

@@ -14,6 +14,7 @@ const (
 	HGS     = "hgs"
 	Clock   = "clock"
 	Console = "console"
+	Forward = "forward"
 )
 
 // SocketDir is where each process has a folder of its own (owned by its uid, mode 0755) with its socket.
@@ -89,6 +90,58 @@ var (
 	InitLog     = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
 	InitPower   = Method[PowerRequest, Empty]{"init.Power"}     // [console]
 )
+
+// Methods of the audit's way to a collector.
+var (
+	LedgerForward = Method[ForwardRequest, ForwardReply]{"ledger.Forward"} // [forward] the next records, and what became of the earlier ones
+	ForwardTest   = Method[Empty, ForwardTestReply]{"forward.Test"}        // [console] sends one message on a connection of its own
+)
+
+// ForwardRequest asks for records after number After, at most 256 and about 256 KiB, and waits at most Wait (10 s) for the first, or for
+// another collector than Target. With Start or Idle no records come: Start asks at once where to begin, Idle only reports and waits.
+// Acked, Connected and Error report on Target; zero values of another target are not kept.
+type ForwardRequest struct {
+	Start     bool          `json:"start,omitempty"`
+	Idle      bool          `json:"idle,omitempty"`
+	After     uint64        `json:"after"`
+	Acked     uint64        `json:"acked"`
+	Target    string        `json:"target,omitempty"`
+	Connected bool          `json:"connected"`
+	Error     string        `json:"error,omitempty"`
+	Wait      time.Duration `json:"wait"`
+}
+
+// ForwardReply is the collector to send to (nil = none), a name for it that changes whenever it does, and the records. Position is the
+// last record that a collector is known to have; Behind the last of the chain. Skipped records could not be read, or were trimmed.
+type ForwardReply struct {
+	Syslog   *policy.Syslog `json:"syslog,omitempty"`
+	Target   string         `json:"target"`
+	Host     string         `json:"host"` // HOSTNAME of the messages
+	Node     string         `json:"node"`
+	Position uint64         `json:"position"`
+	Records  []AuditRecord  `json:"records,omitempty"`
+	Skipped  uint64         `json:"skipped,omitempty"`
+}
+
+// ForwardTestReply tells who took the test message. SHA1 and SHA256 are thumbprints of the collector's certificate.
+type ForwardTestReply struct {
+	Address string        `json:"address"`
+	Subject string        `json:"subject"`
+	SHA1    string        `json:"sha1"`
+	SHA256  string        `json:"sha256"`
+	TLS     string        `json:"tls"`
+	Took    time.Duration `json:"took"`
+}
+
+// SyslogStatus is how far the audit has got to its collector.
+type SyslogStatus struct {
+	Address   string `json:"address"`
+	Connected bool   `json:"connected"`
+	Position  uint64 `json:"position"` // last record that the collector is known to have
+	Behind    uint64 `json:"behind"`   // records after it
+	Skipped   uint64 `json:"skipped"`  // records that no collector got: trimmed before, or damaged
+	LastError string `json:"lastError,omitempty"`
+}
 
 // MakeKeysRequest has the HSM make one RSA key for each role, with a self-signed certificate. Bits is 2048, 3072 or 4096.
 type MakeKeysRequest struct {
@@ -267,6 +320,7 @@ type LedgerStatusReply struct {
 	AuditSeq   uint64           `json:"auditSeq"`
 	AuditBytes int64            `json:"auditBytes"`
 	AuditLimit int64            `json:"auditLimit"`
+	Syslog     *SyslogStatus    `json:"syslog,omitempty"` // nil where no collector is set
 	Problems   []policy.Problem `json:"problems,omitempty"`
 }
 

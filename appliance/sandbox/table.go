@@ -102,6 +102,7 @@ var Table = []Process{
 	{
 		Name: rpc.Clock, UID: 904, GID: 904, Program: "/bin/clock",
 		Paths:        []Path{{Path: "/data/clock", Mode: 0o700, OnDisk: true}},
+		Devices:      []Device{{Path: "/dev/rtc0", Mode: 0o600}},
 		Capabilities: []Capability{CapSysTime},
 		Limits:       Limits{Files: 128, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 		OOMScore:     -500, Watchdog: 30 * time.Second,
@@ -118,6 +119,12 @@ var Table = []Process{
 		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
 		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,
+	},
+	{
+		// A process of its own: nothing else of a node opens a connection to a machine that an administrator names and reads its answers.
+		Name: rpc.Forward, UID: 908, GID: 908, Program: "/bin/forward",
+		Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 24 * mib},
+		OOMScore: 500, Watchdog: 30 * time.Second,
 	},
 }
 

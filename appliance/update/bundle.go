@@ -86,7 +86,7 @@ func Open(r io.Reader, keys ...*rsa.PublicKey) (*Bundle, error) {
 	return b, nil
 }
 
-// SBOM copies the bill of materials to w: SPDX 2.3 as JSON. It can be left out: UKI then skips and checks it.
+// SBOM copies the bill of materials to w: CycloneDX 1.6 as JSON. It can be left out: UKI then skips and checks it.
 func (b *Bundle) SBOM(w io.Writer) error {
 	if b.next != 0 {
 		return ErrOrder

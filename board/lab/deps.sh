@@ -48,6 +48,7 @@ sbsigntool|tests let it verify our Secure Boot signatures
 mtools|tests look into the image'"'"'s ESP with it
 opensc|pkcs11-tool, which looks into the token from outside
 openssh-client|the door of a node
+openssl|tests let it verify our updates of firmware variables
 ca-certificates|Go modules are fetched over TLS'
 
 missing=()

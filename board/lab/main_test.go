@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func testLab(t *testing.T) *Lab {
+func testLab(t testing.TB) *Lab {
 	t.Helper()
 	l, err := New(t.Context(), Options{Dir: t.TempDir(), Cache: cacheDir(t), Accel: "tcg", Logf: t.Logf})
 	if err != nil {

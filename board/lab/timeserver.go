@@ -27,6 +27,7 @@ type TimeServer struct {
 
 	proc *process
 	log  string
+	keys string
 }
 
 // GuestAddr is the server's address as a guest writes it.
@@ -85,25 +86,53 @@ func (l *Lab) timeServerOn(ctx context.Context, port int) (*TimeServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.startChrony(ctx, root, "", 0, port)
+	return l.startChrony(ctx, root, "", &TimeServer{Port: port})
+}
+
+// Restart kills the server and starts it again on the same port with another offset, which must not lie between 0 and 2 s.
+func (l *Lab) Restart(ctx context.Context, s *TimeServer, offset time.Duration) error {
+	s.Kill()
+	root, fake, err := l.chrony(ctx, offset)
+	if err != nil {
+		return fmt.Errorf("lab: time server: %w", err)
+	}
+	var last error
+	for range 5 { // the killed one's port may take a moment
+		n, err := l.startChrony(ctx, root, fake, &TimeServer{Port: s.Port, Offset: offset, keys: s.keys})
+		if err == nil {
+			*s = *n
+			return nil
+		}
+		if last = err; ctx.Err() != nil {
+			break
+		}
+	}
+	return fmt.Errorf("lab: time server: %w", last)
+}
+
+// chrony unpacks what a server with the offset needs.
+func (l *Lab) chrony(ctx context.Context, offset time.Duration) (root, fake string, err error) {
+	if offset != 0 && offset.Abs() < 2*time.Second {
+		// chronyd takes the kernel's true receive times when they are near the faked clock.
+		return "", "", fmt.Errorf("offset %v is under 2 s, where libfaketime does not work: use a Liar", offset)
+	}
+	if root, err = l.unpack(ctx, "chrony"); err == nil && offset != 0 {
+		fake, err = l.unpack(ctx, "libfaketime")
+	}
+	return root, fake, err
 }
 
 // TimeServer starts one server whose clock is ahead by offset (libfaketime is loaded into it when that is not zero;
 // offsets under 2 s need a [Liar]) and returns when it has answered. chrony is fetched and unpacked into the cache at the first use, not installed.
 func (l *Lab) TimeServer(ctx context.Context, offset time.Duration) (*TimeServer, error) {
-	if offset != 0 && offset.Abs() < 2*time.Second {
-		// chronyd takes the kernel's true receive times when they are near the faked clock.
-		return nil, fmt.Errorf("lab: time server: offset %v is under 2 s, where libfaketime does not work: use a Liar", offset)
-	}
-	root, err := l.unpack(ctx, "chrony")
+	return l.TimeServerWithKeys(ctx, offset, "")
+}
+
+// TimeServerWithKeys is TimeServer with symmetric keys, as lines of chrony's key file: "7 SHA256 HEX:...".
+func (l *Lab) TimeServerWithKeys(ctx context.Context, offset time.Duration, keys string) (*TimeServer, error) {
+	root, fake, err := l.chrony(ctx, offset)
 	if err != nil {
 		return nil, fmt.Errorf("lab: time server: %w", err)
-	}
-	fake := ""
-	if offset != 0 {
-		if fake, err = l.unpack(ctx, "libfaketime"); err != nil {
-			return nil, fmt.Errorf("lab: time server: %w", err)
-		}
 	}
 	var last error
 	for range 5 { // the free port may be gone before chronyd takes it
@@ -111,7 +140,7 @@ func (l *Lab) TimeServer(ctx context.Context, offset time.Duration) (*TimeServer
 		if err != nil {
 			return nil, fmt.Errorf("lab: time server: %w", err)
 		}
-		s, err := l.startChrony(ctx, root, fake, offset, port)
+		s, err := l.startChrony(ctx, root, fake, &TimeServer{Port: port, Offset: offset, keys: keys})
 		if err == nil {
 			l.logf("time server on %s, offset %v", s.Addr(), offset)
 			return s, nil
@@ -123,18 +152,18 @@ func (l *Lab) TimeServer(ctx context.Context, offset time.Duration) (*TimeServer
 	return nil, fmt.Errorf("lab: time server: %w", last)
 }
 
-func (l *Lab) startChrony(ctx context.Context, root, fake string, offset time.Duration, port int) (*TimeServer, error) {
-	dir := filepath.Join(l.Dir, "time", strconv.Itoa(port))
+func (l *Lab) startChrony(ctx context.Context, root, fake string, s *TimeServer) (*TimeServer, error) {
+	dir := filepath.Join(l.Dir, "time", strconv.Itoa(s.Port))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	s := &TimeServer{Port: port, Offset: offset, log: filepath.Join(dir, "log")}
+	s.log = filepath.Join(dir, "log")
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	cmd, release, err := chronyCommand(dir, root, fake, offset, port)
+	cmd, release, err := chronyCommand(dir, root, fake, s)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +183,7 @@ func (l *Lab) startChrony(ctx context.Context, root, fake string, offset time.Du
 // folder and libfaketime are handed over as descriptors 3, 4 and 5, since nobody cannot reach a cache below root's home; for the same reason the
 // configuration is on the command line. The user is set here and not by chronyd: a change of user inside the child
 // would clear its death signal.
-func chronyCommand(dir, root, fake string, offset time.Duration, port int) (*exec.Cmd, func(), error) {
+func chronyCommand(dir, root, fake string, s *TimeServer) (*exec.Cmd, func(), error) {
 	var files []*os.File
 	release := func() {
 		for _, f := range files {
@@ -178,9 +207,19 @@ func chronyCommand(dir, root, fake string, offset time.Duration, port int) (*exe
 		release()
 		return nil, nil, err
 	}
+	if s.keys != "" {
+		if err := os.WriteFile(filepath.Join(dir, "keys"), []byte(s.keys), 0o600); err != nil {
+			release()
+			return nil, nil, err
+		}
+	}
 	name, attr := who.Username, &syscall.SysProcAttr{}
 	if os.Geteuid() == 0 {
-		if err := os.Chown(dir, 65534, 65534); err != nil {
+		err := os.Chown(dir, 65534, 65534)
+		if err == nil && s.keys != "" {
+			err = os.Chown(filepath.Join(dir, "keys"), 65534, 65534)
+		}
+		if err != nil {
 			release()
 			return nil, nil, err
 		}
@@ -188,12 +227,15 @@ func chronyCommand(dir, root, fake string, offset time.Duration, port int) (*exe
 	}
 	// "local" serves without a source of its own; -x: no clock is ever disciplined.
 	cmd := exec.Command("/proc/self/fd/3", "-4", "-x", "-U", "-d", "-u", name,
-		fmt.Sprintf("port %d", port), "bindaddress 127.0.0.1", "allow 127.0.0.1", "cmdport 0", "bindcmdaddress /",
+		fmt.Sprintf("port %d", s.Port), "bindaddress 127.0.0.1", "allow 127.0.0.1", "cmdport 0", "bindcmdaddress /",
 		"pidfile /proc/self/fd/4/pid", "local stratum 1", "manual")
+	if s.keys != "" {
+		cmd.Args = append(cmd.Args, "keyfile /proc/self/fd/4/keys")
+	}
 	cmd.ExtraFiles, cmd.SysProcAttr, cmd.Dir = files, attr, "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	if fake != "" {
-		cmd.Env = append(cmd.Env, "LD_PRELOAD=/proc/self/fd/5", fmt.Sprintf("FAKETIME=%+f", offset.Seconds()))
+		cmd.Env = append(cmd.Env, "LD_PRELOAD=/proc/self/fd/5", fmt.Sprintf("FAKETIME=%+f", s.Offset.Seconds()))
 	}
 	return cmd, release, nil
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // cacheDir is shared by the tests of this package, so that Debian packages are fetched once.
-func cacheDir(t *testing.T) string {
+func cacheDir(t testing.TB) string {
 	t.Helper()
 	if d := os.Getenv("GUARDHOUSE_CACHE"); d != "" {
 		return d

@@ -1,15 +1,21 @@
 // Clock asks time servers and is the only source of trusted time on a node: it makes policy.TrustedTime and streams it to the other
-// processes. It alone has CAP_SYS_TIME. When it dies the others keep the last value until that expires.
+// processes. It alone has CAP_SYS_TIME, and disciplines the system clock. When it dies the others keep the last value until that expires.
+// It needs nobody to start: servers, keys, floor and drift lie in its own folder on the data disk (see appliance/clock).
 //
-// Flags: --run-dir, --uids (see appliance/supervise), --build-epoch (unix seconds; times before it are refused; default from
-// /etc/os-release's BUILD_EPOCH).
+// Flags: --run-dir, --uids (see appliance/supervise), --data (its folder; default /data/clock; read as soon as it exists), --rtc (the
+// hardware clock, written but never read; default /dev/rtc0, empty for none), --build-epoch (unix seconds; times before it are refused;
+// default from /etc/os-release's BUILD_EPOCH).
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"guardhouse/appliance/clock"
@@ -22,75 +28,165 @@ import (
 func main() {
 	child := supervise.Flags(flag.CommandLine, rpc.Clock, sandbox.UIDs())
 	epoch := flag.Int64("build-epoch", sandbox.Release().BuildEpoch, "unix seconds; no time before it is believed")
+	data := flag.String("data", "/data/clock", "folder of the clock's files")
+	rtc := flag.String("rtc", "/dev/rtc0", "hardware clock to write; empty = none")
 	flag.Parse()
-	if err := run(child, time.Unix(*epoch, 0)); err != nil {
+	if err := run(child, time.Unix(*epoch, 0), *data, *rtc); err != nil {
 		fmt.Fprintln(os.Stderr, "clock:", err)
 		os.Exit(1)
 	}
 }
 
-func run(child *supervise.Child, floor time.Time) error {
+func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	ctx, cancel := supervise.Context()
 	defer cancel()
 	boot, err := clock.BootID()
 	if err != nil {
 		return err
 	}
+	kernel, err := clock.OpenKernel()
+	if err != nil {
+		return err
+	}
+	ring := &keyring{dir: data}
 	k := clock.New()
-	k.Query, k.BootTime, k.Boot, k.Floor = clock.QueryNTP(rpc.BootTime), rpc.BootTime, boot, floor
-	k.Step, k.Log = clock.StepRealtime, child.Logf
+	k.Clock, k.Query = kernel, clock.QueryNTP(kernel, ring.find)
+	k.Boot, k.Build, k.Log = boot, build, child.Logf
+	if _, err := os.Stat(rtc); err == nil {
+		k.SetRTC = clock.SetRTC(rtc)
+	}
+	ledger := child.Client(rpc.Ledger)
+	tell := newTeller(k, ledger)
+	k.Event = tell.event
 
-	s := rpc.NewServer(child.UIDs)
-	rpc.ServeTime(s, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.TrustedTime) error) error {
-		for {
-			t, changed := k.Current()
-			if err := send(t); err != nil {
-				return err
+	var never neverSetUp
+	var work sync.WaitGroup
+	work.Go(func() { k.Persist(ctx, data) })
+	work.Go(func() { k.Run(ctx) })
+	work.Go(func() { tell.run(ctx) })
+	work.Go(func() { ring.renew(ctx, k, ledger, child.Logf) })
+	work.Go(func() {
+		rpc.LedgerWatch.Follow(ctx, ledger, rpc.Empty{}, func(snap policy.Snapshot) error {
+			never.saw(snap)
+			if configure(k, snap) {
+				ring.fetch(ctx, ledger, child.Logf)
 			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-changed:
-			}
-		}
-	}, rpc.HGS, rpc.Ledger, rpc.HSM, rpc.Console)
-	rpc.Handle(s, rpc.ClockStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.ClockStatusReply, error) {
-		return status(k), nil
-	}, rpc.Console)
-
-	go k.Run(ctx)
-	go rpc.LedgerWatch.Follow(ctx, child.Client(rpc.Ledger), rpc.Empty{}, func(snap policy.Snapshot) error {
-		k.SetServers(snap.State.Nodes[snap.NodeID].TimeServers)
-		return nil
-	}, nil)
-	go supervise.Ready(ctx, "asking time servers", func() error { return nil })
-	return child.Serve(ctx, s)
+			return nil
+		}, nil)
+	})
+	go supervise.Ready(ctx, "asking time servers", k.Check)
+	err = child.Serve(ctx, server(child.UIDs, k, &never))
+	cancel()
+	work.Wait()
+	return err
 }
 
-func status(k *clock.Keeper) rpc.ClockStatusReply {
-	t, sources, problem := k.Status()
-	now := rpc.BootTime()
-	var r rpc.ClockStatusReply
-	r.Trusted.Earliest, r.Trusted.Latest, r.Trusted.OK = t.At(now)
-	if r.Trusted.OK {
-		r.Trusted.Sources, r.Trusted.ExpiresIn = t.Sources, t.Expires-now
+// configure takes the settings of this node; false before setup.
+func configure(k *clock.Keeper, snap policy.Snapshot) bool {
+	if snap.State.Service == nil {
+		return false
 	}
-	for _, s := range sources {
-		cs := rpc.ClockSource{Address: s.Address, State: s.State}
-		if s.Sample != nil {
-			cs.Offset, cs.Bound, cs.Age = s.Sample.Offset, s.Sample.Distance, now-s.Sample.Boot
+	node := snap.State.Nodes[snap.NodeID]
+	var servers []clock.Server
+	for _, a := range node.TimeServers {
+		servers = append(servers, clock.Server{Address: a, Key: node.TimeKeys[a]})
+	}
+	k.Configure(servers, snap.State.Service.TimeBound)
+	return true
+}
+
+// neverSetUp knows whether the records say that this node was never set up. Without records nobody says so.
+type neverSetUp struct {
+	mu    sync.Mutex
+	known bool
+	setUp bool
+}
+
+func (n *neverSetUp) saw(snap policy.Snapshot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.known, n.setUp = true, n.setUp || snap.State.Service != nil
+}
+
+func (n *neverSetUp) is() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.known && !n.setUp
+}
+
+// keyring holds the symmetric keys: as kept on the disk, until the ledger has sent newer ones.
+type keyring struct {
+	dir  string
+	mu   sync.Mutex
+	keys map[uint16]clock.Key
+}
+
+func (r *keyring) set(keys []clock.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range r.keys {
+		clear(k.Secret)
+	}
+	r.keys = map[uint16]clock.Key{}
+	for _, k := range keys {
+		r.keys[k.ID] = k
+	}
+}
+
+// find returns a copy; without keys it looks on the disk, which may have come since.
+func (r *keyring) find(id uint16) (clock.Key, bool) {
+	r.mu.Lock()
+	empty := r.keys == nil
+	r.mu.Unlock()
+	if empty {
+		if keys, err := clock.ReadKeys(r.dir); err == nil && len(keys) > 0 {
+			r.set(keys)
 		}
-		if s.Err != nil {
-			cs.Error = s.Err.Error()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k, ok := r.keys[id]
+	k.Secret = append([]byte(nil), k.Secret...)
+	return k, ok
+}
+
+// renew fetches the keys again while a server that has one does not prove itself: a key may have been changed, which no record shows.
+func (r *keyring) renew(ctx context.Context, k *clock.Keeper, ledger *rpc.Client, logf func(string, ...any)) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
-		r.Sources = append(r.Sources, cs)
+		if slices.ContainsFunc(k.Status().Sources, func(s clock.Source) bool { return s.Key != 0 && s.Err != nil }) {
+			r.fetch(ctx, ledger, logf)
+		}
 	}
-	if !r.Trusted.OK {
-		r.Problems = append(r.Problems, policy.Problem{Kind: "time-untrusted", What: "the time is not trusted: " + problem,
-			Remedy: "check the time servers and the network (time status, network show); nothing is signed until then"})
-	} else if len(sources) < 3 {
-		r.Problems = append(r.Problems, policy.Problem{Kind: "time-few-sources", What: fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", len(sources)),
-			Remedy: "configure at least three (time set)"})
+}
+
+// fetch asks the ledger for the keys and keeps them. It is called at each change of the records.
+func (r *keyring) fetch(ctx context.Context, ledger *rpc.Client, logf func(string, ...any)) {
+	sent, err := rpc.LedgerTimeKeys.Call(ctx, ledger, rpc.Empty{})
+	if err != nil {
+		if !errors.Is(err, rpc.ErrUnavailable) && !errors.Is(err, rpc.ErrUnknownMethod) && ctx.Err() == nil {
+			logf("time keys not fetched: %v", err)
+		}
+		return
 	}
-	return r
+	var keys []clock.Key
+	for _, k := range sent {
+		keys = append(keys, clock.Key{ID: k.ID, Algorithm: k.Algorithm, Secret: k.Secret})
+	}
+	old, _ := clock.ReadKeys(r.dir)
+	if !clock.SameKeys(old, keys) {
+		if err := clock.WriteKeys(r.dir, keys); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			logf("time keys not kept: %v", err)
+		}
+	}
+	for _, k := range old {
+		clear(k.Secret)
+	}
+	r.set(keys)
 }

@@ -49,7 +49,7 @@ func run(child *supervise.Child, tty, address string) error {
 		return errors.New("there is no door: give --tty, --ssh-listen or a socket named ssh")
 	}
 	node := &verb.Node{
-		Ledger: child.Client(rpc.Ledger), HSM: child.Client(rpc.HSM), Clock: child.Client(rpc.Clock), Init: child.Client(rpc.Init),
+		Ledger: child.Client(rpc.Ledger), HSM: child.Client(rpc.HSM), Clock: child.Client(rpc.Clock), Init: child.Client(rpc.Init), Forward: child.Client(rpc.Forward),
 		Stamp: rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock]).Stamp, Boottime: rpc.BootTime, Random: rand.Reader,
 		Evaluation: sandbox.Release().Evaluation,
 	}

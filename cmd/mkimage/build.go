@@ -27,7 +27,8 @@ func buildImage(ctx context.Context, args []string) error {
 	commands := fs.String("commands", "", "comma separated `programs` to include, or \"existing\" (default: all; a release needs all)")
 	number := fs.Uint64("release", 0, "release `number`, which must rise with each release (default: the number of commits)")
 	keySet := fs.String("keys", "", "`folder` of the key set that signs (default: an evaluation set in the cache folder, made when missing)")
-	var dbx list
+	var dbx, also list
+	fs.Var(&also, "also-sign", "`folder` of the key set that machines still trust while --keys follows it; may be repeated")
 	fs.Var(&dbx, "dbx", "`file` with a content of dbx that machines may have, as the firmware keeps it; may be repeated")
 	source := fs.String("source", ".", "`folder` with go.mod")
 	var config list
@@ -47,9 +48,10 @@ func buildImage(ctx context.Context, args []string) error {
 	if opt.Source, err = filepath.Abs(*source); err != nil {
 		return err
 	}
-	if opt.Release, err = release(ctx, opt.Source, *version, *epoch, *number); err != nil {
+	if opt.Release, err = releaseOf(ctx, opt.Source, *version, *epoch, *number); err != nil {
 		return err
 	}
+	opt.Commit = commit(ctx, opt.Source)
 	if opt.Cache, err = cacheFolder(*cache); err != nil {
 		return err
 	}
@@ -63,12 +65,11 @@ func buildImage(ctx context.Context, args []string) error {
 	if opt.Keys, err = keySetFor(*keySet, opt.Cache); err != nil {
 		return err
 	}
-	for _, name := range dbx {
-		content, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		opt.DBX = append(opt.DBX, content)
+	if opt.Also, err = loadSets(also); err != nil {
+		return err
+	}
+	if opt.DBX, err = readFiles(dbx); err != nil {
+		return err
 	}
 	// The FAT library takes its time from this variable and no other way.
 	if err := os.Setenv(esp.EpochVariable, strconv.FormatInt(opt.Release.Epoch, 10)); err != nil {
@@ -104,9 +105,9 @@ func cacheFolder(given string) (string, error) {
 	return filepath.Join(dir, "guardhouse"), nil
 }
 
-// release fills in version, build time and number from git when they are not given,
+// releaseOf fills in version, build time and number from git when they are not given,
 // so that the same commit gives the same image.
-func release(ctx context.Context, source, version string, epoch int64, number uint64) (initramfs.Release, error) {
+func releaseOf(ctx context.Context, source, version string, epoch int64, number uint64) (initramfs.Release, error) {
 	if epoch == 0 {
 		if v := os.Getenv(esp.EpochVariable); v != "" {
 			n, err := strconv.ParseInt(v, 10, 64)
@@ -143,6 +144,18 @@ func release(ctx context.Context, source, version string, epoch int64, number ui
 	}
 	r := initramfs.Release{Version: version, Epoch: epoch, Number: number}
 	return r, r.Validate()
+}
+
+// commit names the source: "" outside git, with a mark when files differ from it.
+func commit(ctx context.Context, source string) string {
+	id, err := git(ctx, source, "rev-parse", "HEAD")
+	if err != nil {
+		return ""
+	}
+	if changed, err := git(ctx, source, "status", "--porcelain"); err != nil || changed != "" {
+		id += "-dirty"
+	}
+	return id
 }
 
 func git(ctx context.Context, dir string, args ...string) (string, error) {

@@ -41,19 +41,19 @@ func TestMeasureSaysWhatIsWrongWithTheFile(t *testing.T) {
 
 func TestBuildTimeComesFromTheCallerFirst(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "1795000001")
-	r, err := release(t.Context(), t.TempDir(), "1.0", 1795000002, 1)
+	r, err := releaseOf(t.Context(), t.TempDir(), "1.0", 1795000002, 1)
 	if err != nil || r.Epoch != 1795000002 || r.Version != "1.0" {
 		t.Errorf("%+v %v", r, err)
 	}
-	if r, err = release(t.Context(), t.TempDir(), "1.0", 0, 1); err != nil || r.Epoch != 1795000001 {
+	if r, err = releaseOf(t.Context(), t.TempDir(), "1.0", 0, 1); err != nil || r.Epoch != 1795000001 {
 		t.Errorf("%+v %v", r, err)
 	}
 	t.Setenv("SOURCE_DATE_EPOCH", "yesterday")
-	if _, err = release(t.Context(), t.TempDir(), "1.0", 0, 1); err == nil {
+	if _, err = releaseOf(t.Context(), t.TempDir(), "1.0", 0, 1); err == nil {
 		t.Error("accepted a time that is none")
 	}
 	t.Setenv("SOURCE_DATE_EPOCH", "")
-	if _, err = release(t.Context(), t.TempDir(), "1.0", 0, 1); err == nil || !strings.Contains(err.Error(), "--epoch") {
+	if _, err = releaseOf(t.Context(), t.TempDir(), "1.0", 0, 1); err == nil || !strings.Contains(err.Error(), "--epoch") {
 		t.Errorf("outside git: %v", err)
 	}
 }

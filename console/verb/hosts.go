@@ -24,6 +24,7 @@ type HostValue struct {
 	Note    string         `json:"note,omitempty"`
 	Added   policy.Stamp   `json:"added"`
 	Seen    *ObservedValue `json:"seen,omitempty"`
+	Overdue bool           `json:"overdue,omitempty"` // it should have attested here again; only where this is the only node
 	// Only in host show: SubjectPublicKeyInfo DER, or what is known of the TPM; and the machine's other record.
 	HostKey []byte              `json:"hostKey,omitempty"`
 	TPM     *policy.TPMIdentity `json:"tpm,omitempty"`
@@ -102,10 +103,11 @@ func sortedHosts(state policy.State) []policy.Host {
 	return hosts
 }
 
-func hostValue(h policy.Host, seen map[string]policy.Observation) HostValue {
+func (s *Session) hostValue(st policy.State, h policy.Host, seen map[string]policy.Observation) HostValue {
 	v := HostValue{Name: h.Name, ID: h.ID, Kind: kindText(h), Class: h.Class, Revoked: h.Revoked, Note: h.Note, Added: h.Added}
 	if o, ok := seen[h.ID]; ok {
 		v.Seen = &ObservedValue{o.First, o.Last, o.Count, o.Facts}
+		v.Overdue = overdue(st, h, o.Last, s.Node.Stamp())
 	}
 	return v
 }
@@ -114,7 +116,11 @@ func (v HostValue) seen() string {
 	if v.Seen == nil {
 		return "never"
 	}
-	return strings.TrimSpace(when(v.Seen.Last) + " " + v.Seen.Facts["verdict"])
+	text := strings.TrimSpace(when(v.Seen.Last) + " " + v.Seen.Facts["verdict"])
+	if v.Overdue {
+		text += ", overdue"
+	}
+	return text
 }
 
 func (v HostValue) state() string {
@@ -135,7 +141,7 @@ func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	p := new(Page)
 	var rows [][]string
 	for _, h := range sortedHosts(snap.State) {
-		v := hostValue(h, seen)
+		v := s.hostValue(snap.State, h, seen)
 		value.Hosts = append(value.Hosts, v)
 		rows = append(rows, []string{v.Name, v.state(), v.Kind, v.Class, v.ID[:min(8, len(v.ID))], v.seen()})
 	}
@@ -168,7 +174,7 @@ func hostShow(ctx context.Context, s *Session, a Args, _ []byte) (Output, error)
 	p := new(Page)
 	var values []HostValue
 	for _, h := range hosts {
-		v := hostValue(h, seen)
+		v := s.hostValue(snap.State, h, seen)
 		v.HostKey, v.TPM = h.HostKey, h.TPM
 		if h.TPM != nil && len(h.TPM.EKCert) > 0 {
 			if c, err := evidence.ParseCertificate(h.TPM.EKCert); err == nil {

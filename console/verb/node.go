@@ -17,6 +17,7 @@ import (
 // time. Make it with its exported fields, then run Watch. It is safe for concurrent use.
 type Node struct {
 	Ledger, HSM, Clock, Init *rpc.Client
+	Forward                  *rpc.Client
 	Stamp                    func() policy.Stamp  // trusted time now, as rpc.TimeSource gives it
 	Boottime                 func() time.Duration // CLOCK_BOOTTIME
 	Random                   io.Reader            // request ids, challenges

@@ -67,6 +67,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 			if h := oldTLSHint(list); h != nil {
 				v.Hints = append(v.Hints, *h)
 			}
+			if h := overdueHint(ctx, n); h != nil {
+				v.Hints = append(v.Hints, *h)
+			}
 		})
 	} else if known {
 		wg.Go(func() { v.SetupKey, silent[4] = ask(ctx, rpc.Ledger, rpc.LedgerSetupKey, n.Ledger) })
@@ -228,6 +231,9 @@ func (v StatusValue) Page() *Page {
 		}
 		p.Field("records", "index %d; secrets %s", v.Ledger.Index, sealing)
 		p.Field("audit", "%d entries, %d of %d KiB", v.Ledger.AuditSeq, v.Ledger.AuditBytes>>10, v.Ledger.AuditLimit>>10)
+		if st := v.Ledger.Syslog; st != nil {
+			p.Field("audit syslog", "%s: %s", st.Address, syslogState(*st))
+		}
 	}
 	if v.Init != nil {
 		states := make([]string, len(v.Init.Services))

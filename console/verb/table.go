@@ -378,6 +378,18 @@ func auditVerbs() []Verb {
 			Help: "the key that signs this node's audit, and those before it", Example: "audit key --json",
 			More: "The key lies in the TPM. Note its fingerprint now, on paper or elsewhere: it is what an export is proved against, with hostsim audit verify --key. " +
 				"A key that changed although nobody cleared or replaced the TPM means that somebody did."},
+		{Name: "audit syslog set", Role: owner, Doors: onlySSH, Risk: Changes, Run: syslogSet,
+			Params: []Param{place("address", Text, "HOST:PORT; 6514 is the usual port"), flag("name", Text, "the name in the collector's certificate, where it is not HOST")},
+			Stdin:  "the PEM certificates of the CAs that the collector's certificate may come from",
+			Help:   "send every node's audit to a syslog collector, over TLS only", Example: "audit syslog set siem.example.com:6514 < ca.pem",
+			More: "RFC 5424 messages over TLS (RFC 5425). Each record is sent at least once, from the oldest one that the node keeps; hosts never wait for the collector. " +
+				"Records have numbers and hashes, so the collector can tell repeated and missing ones. Trust nothing but the CAs given here."},
+		{Name: "audit syslog show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: syslogShow,
+			Help: "where the audit is sent, and how far it has got", Example: "audit syslog show"},
+		{Name: "audit syslog test", Role: operator, Doors: loggedIn, Risk: Reads, Run: syslogTest,
+			Help: "send one test message to the collector, from this node", Example: "audit syslog test"},
+		{Name: "audit syslog off", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: syslogOff,
+			Help: "send the audit nowhere any more", Example: "audit syslog off"},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,
 			Params: []Param{flag("from", Number, "first entry"), flag("to", Number, "last entry")},
 			Help:   "the audit chain as a file on standard output", Example: "audit export > audit.export"},

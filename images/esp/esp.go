@@ -1,15 +1,17 @@
 // Package esp writes a disk image that UEFI firmware boots from: a GPT with
-// one EFI system partition (FAT32) that holds the given files.
+// two FAT32 partitions of the same size, disk.SlotNames, that hold the same
+// files. Firmware starts the first; the second is what the node updates, and
+// what it falls back to when the first is damaged.
 //
-// Promise: the same files give the same bytes. Disk and partition identifiers
-// are derived from the content, and file times are SOURCE_DATE_EPOCH, the
-// environment variable by which reproducible-builds.org hands build tools
-// their time. Without it Write refuses to work, because the FAT library would
-// then take the clock. The finished image replaces the old one in a
-// single rename, so a half written disk never lies under the final name.
+// Promise: the same files and time give the same bytes. Disk and partition
+// identifiers are derived from the content, and file times are
+// SOURCE_DATE_EPOCH, the environment variable by which
+// reproducible-builds.org hands build tools their time; without it Write
+// refuses to work. The finished image replaces the old one in a single
+// rename, so a half written disk never lies under the final name.
 //
-// Limits: sectors of 512 bytes; one partition; names must fit FAT's rules.
-// The file is sparse where it is empty.
+// Limits: sectors of 512 bytes; names must fit disk.FATFile. The file is
+// sparse where it is empty.
 package esp
 
 import (
@@ -17,15 +19,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/diskfs/go-diskfs/backend/file"
-	"github.com/diskfs/go-diskfs/filesystem/fat32"
 	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"guardhouse/appliance/disk"
 )
 
 // BootPath is where firmware looks on a disk that has no boot entry: UEFI
@@ -40,40 +42,41 @@ type File struct {
 
 const (
 	sector    = 512
-	firstLBA  = 2048             // 1 MiB, the usual alignment
-	tailBytes = 1 << 20          // for the second GPT, and to end on a whole MiB
-	slack     = 8 << 20          // FAT tables and growth
-	minSize   = int64(128) << 20 // comfortably above FAT32's least number of clusters, and room for a second image
-	maxSize   = int64(2) << 30
+	firstLBA  = 2048      // 1 MiB, the usual alignment
+	tailBytes = 1 << 20   // for the second GPT, and to end on a whole MiB
+	slack     = 8 << 20   // FAT tables and the small files
+	minSlot   = 64 << 20  // comfortably above FAT32's least number of clusters
+	maxSlot   = 512 << 20 //
 )
 
 // EpochVariable names the environment variable with the time of all files,
 // in unix seconds.
 const EpochVariable = "SOURCE_DATE_EPOCH"
 
-// ErrTooLarge is returned when the files need more than 2 GiB.
+// ErrTooLarge is returned when the files need more than 512 MiB.
 var ErrTooLarge = errors.New("files do not fit the system partition")
 
-// Size returns the size in bytes of the disk image for these files: at least
-// 128 MiB, with room for a second copy of everything, since an update keeps
-// the old image beside the new one.
-func Size(files []File) (int64, error) {
+// SlotSize returns the size in bytes of each of the two partitions for these
+// files: at least 64 MiB, with room for files twice their size, since
+// releases grow and slots don't.
+func SlotSize(files []File) (int64, error) {
 	var n int64
 	for _, f := range files {
 		n += int64(len(f.Data))
 	}
-	if n > maxSize/2-slack {
-		return 0, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, maxSize/2-slack)
+	if n > (maxSlot-slack)/2 {
+		return 0, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, (maxSlot-slack)/2)
 	}
-	return max(minSize, (2*n+slack+firstLBA*sector+tailBytes+(1<<20)-1)>>20<<20), nil
+	return max(minSlot, (2*n+slack+(1<<20)-1)>>20<<20), nil
 }
 
 // Write creates the disk image at name.
 func Write(name string, files []File) error {
-	if _, err := strconv.ParseInt(os.Getenv(EpochVariable), 10, 64); err != nil {
+	epoch, err := strconv.ParseInt(os.Getenv(EpochVariable), 10, 64)
+	if err != nil {
 		return fmt.Errorf("disk image: set %s to the build time in unix seconds: %w", EpochVariable, err)
 	}
-	size, err := Size(files)
+	size, err := SlotSize(files)
 	if err != nil {
 		return err
 	}
@@ -85,7 +88,7 @@ func Write(name string, files []File) error {
 	}
 	defer os.RemoveAll(dir)
 	tmp := filepath.Join(dir, "disk")
-	if err := write(tmp, size, files); err != nil {
+	if err := write(tmp, size, files, epoch); err != nil {
 		return fmt.Errorf("disk image: %w", err)
 	}
 	if err := os.Chmod(tmp, 0o644); err != nil {
@@ -94,55 +97,52 @@ func Write(name string, files []File) error {
 	return os.Rename(tmp, name)
 }
 
-func write(tmp string, size int64, files []File) (err error) {
-	disk, err := file.CreateFromPath(tmp, size)
+func write(tmp string, slot int64, files []File, epoch int64) (err error) {
+	size := firstLBA*sector + 2*slot + tailBytes
+	image, err := file.CreateFromPath(tmp, size)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, disk.Close()) }()
-	w, err := disk.Writable()
+	defer func() { err = errors.Join(err, image.Close()) }()
+	w, err := image.Writable()
 	if err != nil {
 		return err
 	}
-	bytes := size - firstLBA*sector - tailBytes
-	table := &gpt.Table{
-		LogicalSectorSize: sector, PhysicalSectorSize: sector, ProtectiveMBR: true, GUID: guid("disk", files),
-		Partitions: []*gpt.Partition{{
-			Index: 1, Start: firstLBA, End: firstLBA + uint64(bytes)/sector - 1, Size: uint64(bytes),
-			Type: gpt.EFISystemPartition, Name: "guardhouse", GUID: guid("partition", files),
-		}},
+	table := &gpt.Table{LogicalSectorSize: sector, PhysicalSectorSize: sector, ProtectiveMBR: true, GUID: guid("disk", files)}
+	for i, name := range disk.SlotNames {
+		start := firstLBA + uint64(i)*uint64(slot)/sector
+		table.Partitions = append(table.Partitions, &gpt.Partition{Index: i + 1, Start: start, End: start + uint64(slot)/sector - 1, Size: uint64(slot),
+			Type: gpt.EFISystemPartition, Name: name, GUID: guid(name, files)})
 	}
 	if err := table.Write(w, size); err != nil {
 		return fmt.Errorf("partition table: %w", err)
 	}
-	fs, err := fat32.Create(disk, bytes, firstLBA*sector, sector, "GUARDHOUSE", true)
-	if err != nil {
-		return fmt.Errorf("file system: %w", err)
-	}
+	var plan []disk.FATFile
+	var contents [][]byte
 	for _, f := range files {
-		if err := put(fs, f); err != nil {
-			return fmt.Errorf("%s: %w", f.Path, err)
+		plan, contents = append(plan, disk.FATFile{Path: f.Path, Size: int64(len(f.Data)), SHA256: sha256.Sum256(f.Data)}), append(contents, f.Data)
+	}
+	fs, err := disk.PlanFAT(slot, plan, epoch)
+	if err != nil {
+		return err
+	}
+	for i := range disk.SlotNames {
+		if err := fs.Write(offset{w, firstLBA*sector + int64(i)*slot}, contents); err != nil {
+			return fmt.Errorf("file system: %w", err)
 		}
 	}
 	return nil
 }
 
-func put(fs *fat32.FileSystem, f File) error {
-	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" {
-		return errors.New("path must be absolute and clean")
+// offset writes from a place in the image on.
+type offset struct {
+	w interface {
+		WriteAt(p []byte, off int64) (int, error)
 	}
-	if dir := path.Dir(f.Path); dir != "/" {
-		if err := fs.Mkdir(strings.TrimPrefix(dir, "/")); err != nil {
-			return err
-		}
-	}
-	out, err := fs.OpenFile(strings.TrimPrefix(f.Path, "/"), os.O_CREATE|os.O_RDWR)
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(f.Data)
-	return errors.Join(err, out.Close())
+	at int64
 }
+
+func (o offset) WriteAt(p []byte, off int64) (int, error) { return o.w.WriteAt(p, o.at+off) }
 
 // guid derives a version 8 UUID (RFC 9562, custom) from the content.
 func guid(what string, files []File) string {

@@ -76,14 +76,24 @@ func TestFilesReadBack(t *testing.T) {
 	if err := table.Verify(disk, uint64(info.Size())); err != nil {
 		t.Fatal(err)
 	}
-	p := table.Partitions[0]
-	fs, err := fat32.Read(disk, p.GetSize(), p.GetStart(), sector)
-	if err != nil {
-		t.Fatal(err)
+	if len(table.Partitions) < 2 {
+		t.Fatal("no two partitions")
 	}
-	got, err := fs.ReadFile("EFI/BOOT/BOOTX64.EFI")
-	if err != nil || !bytes.Equal(got, want) {
-		t.Fatalf("read back %d bytes, %v", len(got), err)
+	for i, p := range table.Partitions[:2] {
+		if p.Name != []string{"guardhouse-a", "guardhouse-b"}[i] || p.Type != gpt.EFISystemPartition {
+			t.Errorf("partition %d is %q of type %s", i+1, p.Name, p.Type)
+		}
+		fs, err := fat32.Read(disk, p.GetSize(), p.GetStart(), sector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := fs.ReadFile("EFI/BOOT/BOOTX64.EFI")
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("read back %d bytes, %v", len(got), err)
+		}
+	}
+	if table.Partitions[0].GUID == table.Partitions[1].GUID {
+		t.Error("both partitions have the same identifier")
 	}
 }
 
@@ -114,9 +124,7 @@ func TestTimesComeFromTheBuildAndNotTheClock(t *testing.T) {
 		if got := raw[at+22 : at+26]; !bytes.Equal(got, want) {
 			t.Errorf("%q: modified %x want %x", entry, got, want)
 		}
-		// The root directory has no entry of its own, hence no creation time
-		// that its child's ".." could repeat: the library writes a constant.
-		if got := raw[at+14 : at+18]; !bytes.Equal(got, want) && entry != "..         " {
+		if got := raw[at+14 : at+18]; !bytes.Equal(got, want) {
 			t.Errorf("%q: created %x want %x", entry, got, want)
 		}
 	}
@@ -124,7 +132,7 @@ func TestTimesComeFromTheBuildAndNotTheClock(t *testing.T) {
 
 func TestRefusesWhatDoesNotFit(t *testing.T) {
 	t.Setenv(EpochVariable, "1795000000")
-	if _, err := Size([]File{{"/a", make([]byte, 1)}}); err != nil {
+	if _, err := SlotSize([]File{{"/a", make([]byte, 1)}}); err != nil {
 		t.Fatal(err)
 	}
 	var many []File

@@ -3,7 +3,8 @@
 //
 // Promise: a set is made once and never overwritten; private keys are written with mode 0600 and never printed; every other program
 // reaches them through crypto.Signer, so that a key may as well be in a token behind a command (Signer). What each key is for, where to
-// keep it and what losing or leaking it means stands in the set's README.txt.
+// keep it and what losing or leaking it means stands in the set's README.txt. While one set follows another no machine is locked out:
+// Rollover names the states of its firmware, RolloverSteps signs what leads from one to the next.
 //
 // Limits: RSA-2048 throughout, because every UEFI firmware and every TPM 2.0 can verify it. Certificates are self-signed: firmware
 // looks at the key, not at a chain.

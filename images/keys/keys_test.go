@@ -175,3 +175,24 @@ func TestSignatureListIsTheSpecifications(t *testing.T) {
 		t.Errorf("%x\n%x", got, want)
 	}
 }
+
+// Whoever holds a set finds out what each key is for and how to leave the set.
+func TestReadmeTellsOfEveryKeyAndOfTheChange(t *testing.T) {
+	s := made(t, "Contoso", false)
+	text, err := os.ReadFile(filepath.Join(s.Dir, "README.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range Roles {
+		_, about, found := strings.Cut(string(text), "\n"+role+".key ")
+		about, _, _ = strings.Cut(about, ".key ")
+		if !found || !strings.Contains(about, "Lost:") || !strings.Contains(about, "Leaked:") {
+			t.Errorf("%s: %q", role, about)
+		}
+	}
+	for _, verb := range []string{"--also-sign OLD", "firmware-update --keys OLD --to NEW", "--forbid-keys OLD", "mkimage release"} {
+		if !strings.Contains(string(text), verb) {
+			t.Errorf("not told: %s", verb)
+		}
+	}
+}

@@ -23,12 +23,7 @@ var (
 )
 
 // Variables are PK, KEK, db and dbx as a machine holds them that trusts this set alone. dbx is a list of signature lists, nil for none.
-func (s *Set) Variables(dbx []byte) []Variable {
-	return []Variable{
-		{"PK", GlobalVariable, s.list(PK)}, {"KEK", GlobalVariable, s.list(KEK)},
-		{"db", SecurityDatabase, s.list(DB)}, {"dbx", SecurityDatabase, dbx},
-	}
-}
+func (s *Set) Variables(dbx []byte) []Variable { return Alone(s).Variables(dbx) }
 
 // Authority is the EFI_SIGNATURE_DATA of the db certificate, which firmware measures when it starts an image that it signed.
 func (s *Set) Authority() []byte { return signatureData(s.Owner, s.Certs[DB].Raw) }

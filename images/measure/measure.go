@@ -11,7 +11,8 @@
 // Limits: systemd-stub 252, the image booted directly by UEFI firmware as a
 // file on the EFI system partition, with no failed boot attempt before it
 // (each adds events to PCR 4). PCR 7 is predicted for machines that hold our keys alone
-// and measure as OVMF does. A stub that finds
+// (of one set, or of two while one follows the other) and measure as OVMF
+// does. A stub that finds
 // credentials or system extensions beside the image extends PCR 12 and 13;
 // a policy should therefore hold PCR 12 at zero. Without Secure Boot the
 // stub lets the boot entry replace the command line; it then measures the

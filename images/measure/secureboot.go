@@ -3,6 +3,7 @@ package measure
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"guardhouse/images/keys"
 )
@@ -22,6 +23,24 @@ func FirmwareOf(set *keys.Set, dbx []byte) *Firmware {
 	return &Firmware{Variables: set.Variables(dbx), Authority: set.Authority()}
 }
 
+// FirmwareIn is a machine that trusts as t says, with this content of dbx, and an image that signers have signed in this order: firmware
+// measures the db entry of the first signature that it accepts. nil means that it does not start the image.
+func FirmwareIn(t keys.Trust, dbx []byte, signers ...*keys.Set) *Firmware {
+	var first *keys.Set
+	for _, s := range signers {
+		if keys.Forbids(dbx, s) {
+			return nil
+		}
+		if first == nil && slices.ContainsFunc(t.DB, func(d *keys.Set) bool { return d.Fingerprint(keys.DB) == s.Fingerprint(keys.DB) }) {
+			first = s
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return &Firmware{Variables: t.Variables(dbx), Authority: first.Authority()}
+}
+
 // secureBoot adds the events of PCR 7: TCG PC Client Platform Firmware Profile 3.3.4.8. The authority comes after the separator because
 // firmware verifies the image once it has left its own code.
 func (p *Prediction) secureBoot(f *Firmware) {
@@ -31,6 +50,13 @@ func (p *Prediction) secureBoot(f *Firmware) {
 	}
 	p.add(SecureBootPCR, "EV_SEPARATOR 00000000", sha256.Sum256(make([]byte, 4)))
 	p.add(SecureBootPCR, "EV_EFI_VARIABLE_AUTHORITY db", variableDigest(keys.Variable{Name: "db", GUID: keys.SecurityDatabase, Data: f.Authority}))
+}
+
+// PCR7 is what a machine measures of its Secure Boot, whatever the image.
+func PCR7(f *Firmware) [32]byte {
+	var p Prediction
+	p.secureBoot(f)
+	return Replay(p.Events, SecureBootPCR)
 }
 
 // variableDigest hashes a UEFI_VARIABLE_DATA (same profile, 10.2.6).

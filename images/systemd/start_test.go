@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // TestProgramsStartUnderBareSystemdProtocol starts the real programs with nothing but NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS.
 func TestProgramsStartUnderBareSystemdProtocol(t *testing.T) {
-	for program, sockets := range map[string][]string{rpc.Clock: nil, rpc.HGS: {"http", "https"}} {
+	for program, sockets := range map[string][]string{rpc.Clock: nil, rpc.HGS: {"http", "https"}, rpc.Forward: nil} {
 		t.Run(program, func(t *testing.T) {
 			dir, err := os.MkdirTemp("", "gh") // short: a socket's path has at most 107 bytes
 			if err != nil {

@@ -32,7 +32,8 @@ var (
 )
 
 // Sign returns the image with an Authenticode signature for Secure Boot: RSA, SHA-256, the certificate inside, no time. The same key
-// gives the same bytes, so a signed image is as reproducible as an unsigned one. An image that is signed already is refused.
+// gives the same bytes, so a signed image is as reproducible as an unsigned one. An image that others have signed gets one signature more,
+// behind theirs; firmware tries them in order. One that this certificate signed already is refused.
 // The signer may be a file's key or anything else that signs digests (a PKCS #11 token behind a command).
 func Sign(file []byte, cert *x509.Certificate, signer crypto.Signer) ([]byte, error) {
 	im, err := read(file)
@@ -40,7 +41,9 @@ func Sign(file []byte, cert *x509.Certificate, signer crypto.Signer) ([]byte, er
 		return nil, err
 	}
 	if im.certSize != 0 {
-		return nil, fmt.Errorf("%w: the image is signed already", ErrSignature)
+		if err := Verify(file, cert); err == nil {
+			return nil, fmt.Errorf("%w: the image is signed by it already", ErrSignature)
+		}
 	}
 	if im.certDir == 0 {
 		return nil, fmt.Errorf("%w: its header has no room for a signature", ErrNotPE)
@@ -49,7 +52,17 @@ func Sign(file []byte, cert *x509.Certificate, signer crypto.Signer) ([]byte, er
 	if !ok || !pub.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%w: the key is not the certificate's RSA key", ErrSignature)
 	}
-	out := pad(bytes.Clone(file), 8) // the padding is hashed: it is part of the file from now on
+	others, err := Certificates(file)
+	if err != nil {
+		return nil, err
+	}
+	if len(others)%8 != 0 || (len(others) == 0) != (im.certSize == 0) {
+		return nil, fmt.Errorf("%w: the table of signatures does not end on 8 bytes", ErrSignature)
+	}
+	out := bytes.Clone(file)
+	if len(others) == 0 {
+		out = pad(out, 8) // the padding is hashed: it is part of the file from now on
+	}
 	sum, err := AuthenticodeSHA256(out)
 	if err != nil {
 		return nil, err
@@ -64,8 +77,8 @@ func Sign(file []byte, cert *x509.Certificate, signer crypto.Signer) ([]byte, er
 	table = append(table, p7...)
 	binary.LittleEndian.PutUint32(table, uint32(len(table)))
 	table = pad(table, 8)
-	binary.LittleEndian.PutUint32(out[im.certDir:], uint32(len(out)))
-	binary.LittleEndian.PutUint32(out[im.certDir+4:], uint32(len(table)))
+	binary.LittleEndian.PutUint32(out[im.certDir:], uint32(len(out)-len(others)))
+	binary.LittleEndian.PutUint32(out[im.certDir+4:], uint32(len(others)+len(table)))
 	return append(out, table...), nil
 }
 

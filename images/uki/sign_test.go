@@ -48,34 +48,32 @@ func TestOthersVerifyOurSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	verify := func(c *x509.Certificate, file []byte) error {
-		name := filepath.Join(dir, "c.pem")
-		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		img := filepath.Join(dir, "i.efi")
-		if err := os.WriteFile(img, file, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command("sbverify", "--cert", name, img).CombinedOutput()
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			t.Fatalf("sbverify (Debian package sbsigntool): %v: %s", err, out)
-		}
-		return err
-	}
-	if err := verify(cert, signed); err != nil {
+	if err := sbverify(t, cert, signed); err != nil {
 		t.Error("sbverify refuses our signature")
 	}
-	if verify(other, signed) == nil {
+	if sbverify(t, other, signed) == nil {
 		t.Error("sbverify takes another certificate")
 	}
 	broken := bytes.Clone(signed)
 	broken[len(image)-600] ^= 1
-	if verify(cert, broken) == nil {
+	if sbverify(t, cert, broken) == nil {
 		t.Error("sbverify takes a changed image")
 	}
+}
+
+func sbverify(t *testing.T, c *x509.Certificate, file []byte) error {
+	t.Helper()
+	dir := t.TempDir()
+	name, img := filepath.Join(dir, "c.pem"), filepath.Join(dir, "i.efi")
+	if err := errors.Join(os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), 0o600), os.WriteFile(img, file, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("sbverify", "--cert", name, img).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("sbverify (Debian package sbsigntool): %v: %s", err, out)
+	}
+	return err
 }
 
 func TestSignsTheSameBytesTwiceAndChangesOnlyWhatHashesSkip(t *testing.T) {
@@ -100,6 +98,43 @@ func TestSignsTheSameBytesTwiceAndChangesOnlyWhatHashesSkip(t *testing.T) {
 	}
 	if _, err := Sign(a, cert, key); !errors.Is(err, ErrSignature) {
 		t.Errorf("signed twice: %v", err)
+	}
+}
+
+// While db changes, one image starts on machines that trust either certificate; what firmware measures of it stays the same.
+func TestTwoSignersBothCount(t *testing.T) {
+	first, key := keyPair(t, "new")
+	second, secondKey := keyPair(t, "old")
+	third, _ := keyPair(t, "other")
+	image, err := Build(tinyPE(700), sections())
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := Sign(image, first, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both, err := Sign(one, second, secondKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(Verify(both, first), Verify(both, second)); err != nil {
+		t.Error(err)
+	}
+	if Verify(both, third) == nil {
+		t.Error("a third certificate counts too")
+	}
+	before, _ := AuthenticodeSHA256(one)
+	if after, err := AuthenticodeSHA256(both); err != nil || after != before {
+		t.Errorf("the image hash changed: %v", err)
+	}
+	for _, cert := range []*x509.Certificate{first, second} {
+		if err := sbverify(t, cert, both); err != nil {
+			t.Errorf("sbverify finds no signature by %s", cert.Subject.CommonName)
+		}
+	}
+	if _, err := Sign(both, second, secondKey); !errors.Is(err, ErrSignature) {
+		t.Errorf("signed twice by one: %v", err)
 	}
 }
 

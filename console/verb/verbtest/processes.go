@@ -121,8 +121,20 @@ func (f *Fake) ledger(s *rpc.Server) {
 		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
 	})
 	on(f, s, rpc.LedgerStatus, func(rpc.Empty) (rpc.LedgerStatusReply, error) {
-		return rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "on the sealed volume", AuditSeq: 9,
-			AuditBytes: 4096, AuditLimit: 64 << 20}, nil
+		r := rpc.LedgerStatusReply{Index: 7, SetUp: true, NodeID: "0123456789abcdef", Sealing: "on the sealed volume", AuditSeq: 9,
+			AuditBytes: 4096, AuditLimit: 64 << 20}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.state.Service != nil && f.state.Service.Syslog != nil {
+			r.Syslog = &rpc.SyslogStatus{Address: f.state.Service.Syslog.Address, Connected: true, Position: 7, Behind: 2}
+		}
+		return r, nil
+	})
+}
+
+func (f *Fake) forward(s *rpc.Server) {
+	on(f, s, rpc.ForwardTest, func(rpc.Empty) (rpc.ForwardTestReply, error) {
+		return rpc.ForwardTestReply{Address: "siem.example.test:6514", Subject: "CN=siem.example.test", SHA1: strings.Repeat("ab", 20), SHA256: strings.Repeat("ab", 32), TLS: "TLS 1.3"}, nil
 	})
 }
 

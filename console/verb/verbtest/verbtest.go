@@ -109,7 +109,7 @@ func Start(t testing.TB, setUp bool) *Fake {
 		return rpc.NewProvedClient(path, uint32(os.Getuid()))
 	}
 	f.Node = &verb.Node{Ledger: client(rpc.Ledger, f.ledger), HSM: client(rpc.HSM, f.hsm), Clock: client(rpc.Clock, f.clock),
-		Init: client(rpc.Init, f.init), Stamp: func() policy.Stamp { return At }, Boottime: f.boottime, Random: rand.Reader}
+		Init: client(rpc.Init, f.init), Forward: client(rpc.Forward, f.forward), Stamp: func() policy.Stamp { return At }, Boottime: f.boottime, Random: rand.Reader}
 	wg.Go(func() { f.Node.Watch(ctx) })
 	for limit := time.Now().Add(5 * time.Second); ; {
 		if _, known := f.Node.Snapshot(); known {

@@ -1,0 +1,603 @@
+package clock
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"guardhouse/appliance/policy"
+)
+
+// State of the clock; the words are those of the rpc contract (rpc.ClockWaiting and so on).
+type State string
+
+// States.
+const (
+	Waiting  State = "waiting"
+	Locked   State = "locked"
+	Holdover State = "holdover"
+	Suspect  State = "suspect"
+	Manual   State = "manual"
+	Stopped  State = "stopped"
+)
+
+// Poll intervals: hurried until the first majority and in the first minute of trouble, then slower, so that nobody's server is flooded.
+const (
+	pollHurry   = 2 * time.Second
+	pollTrouble = 4 * time.Second
+	pollPatient = 16 * time.Second
+	pollSlow    = 64 * time.Second
+	hurry       = time.Minute
+	poison      = 1024 * time.Second // longest pause a kiss of death gets
+	settle      = 4                  // good votes in a row before the interval is doubled
+)
+
+// known is what the clock foretells of UTC, in the scale Raw: at Raw it lay within UTC +- Bound. It does not expire.
+type known struct {
+	Raw   time.Duration `json:"raw"`
+	UTC   time.Time     `json:"utc"`
+	Bound time.Duration `json:"bound"`
+	Rate  float64       `json:"rate"`
+	Drift float64       `json:"drift"`
+}
+
+func (k known) at(raw time.Duration) (middle time.Time, bound time.Duration) {
+	passed := raw - k.Raw
+	return k.UTC.Add(passed + ppm(passed, k.Rate)), k.Bound + ppm(passed, k.Drift)
+}
+
+// leap is the time, in Raw, in which an announced leap second happens: not before from, not after until. from 0 = none is announced.
+type leap struct {
+	From  time.Duration `json:"from,omitempty"`
+	Until time.Duration `json:"until,omitempty"`
+}
+
+// Keeper asks the servers, keeps the newest trusted time and disciplines the clock. Make it with New, set the exported fields, then Run
+// it once; the methods are safe from any goroutine.
+type Keeper struct {
+	Clock Clock
+	Query func(ctx context.Context, s Server) (Sample, error) // one question to one server
+	Boot  string                                              // boot id
+	Build time.Time                                           // build date of the image, the lowest floor there is
+	Log   func(format string, args ...any)
+	// Event is told what an administrator should find in the audit: lock, suspect, release, manual, floor. It must not block; nil = nobody.
+	Event func(action, detail string)
+	// SetRTC writes the hardware clock, after the first majority and then daily; nil = there is none.
+	SetRTC func(utc time.Time) error
+
+	mu       sync.Mutex
+	sources  []Source
+	limit    time.Duration
+	told     bool // Configure was called
+	state    State
+	reason   string // why the state is not locked
+	trusted  policy.TrustedTime
+	own      *known // what a majority said, carried on; nil before the first
+	vote     bool   // the newest answers have a majority
+	dis      discipline
+	floor    floors
+	steady   int // good votes in a row
+	poll     time.Duration
+	worse    time.Duration // Raw since when there is trouble
+	inside   []string      // addresses in the last vote
+	outside  []string
+	second   leap
+	agreed   int           // answers in a row that take a suspicion back
+	agreeing time.Duration // Raw of the first of them
+	suspect  string        // floor or jump
+	started  time.Duration
+	locked   time.Duration // how long the first majority took
+	locks    uint64
+	stuck    error         // why the wall clock can't be disciplined
+	rtcDue   time.Duration // Raw of the next write of the RTC, 0 = at the next vote
+	changed  chan struct{} // closed and replaced at each change of trusted
+	wake     chan struct{}
+	beat     time.Time
+	dirty    bool // the store should be written soon
+}
+
+// New makes a keeper.
+func New() *Keeper {
+	k := &Keeper{changed: make(chan struct{}), wake: make(chan struct{}, 1), state: Waiting, limit: policy.DefaultTimeBound, poll: pollHurry}
+	k.dis.reset()
+	return k
+}
+
+// Configure replaces the configured servers (those over MaxSources are ignored, peers not counted) and the bound at which issuing stops
+// (0 = policy.DefaultTimeBound). What servers that stay have said is kept.
+func (k *Keeper) Configure(servers []Server, limit time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if limit == 0 {
+		limit = policy.DefaultTimeBound
+	}
+	limit = min(max(limit, policy.MinTimeBound), policy.MaxTimeBound)
+	old := k.sources
+	k.sources, k.told = nil, true
+	n := 0
+	for _, s := range servers {
+		if !s.Peer {
+			if n++; n > MaxSources {
+				continue
+			}
+		}
+		if slices.ContainsFunc(k.sources, func(o Source) bool { return o.Address == s.Address }) {
+			continue // asked twice it would have two voices
+		}
+		src := Source{Server: s, State: "waiting"}
+		if i := slices.IndexFunc(old, func(o Source) bool { return o.Server == s }); i >= 0 {
+			src = old[i]
+		}
+		k.sources = append(k.sources, src)
+	}
+	if k.limit != limit {
+		k.limit = limit
+		if k.state == Locked || k.state == Holdover {
+			now := k.Clock.Read()
+			k.publish(now)
+			k.expire(now)
+		}
+	}
+	k.dirty = true
+	k.nudge()
+}
+
+func (k *Keeper) nudge() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Current is the newest value, which may have expired or be withheld (zero UTC), and a channel that is closed when there is another.
+func (k *Keeper) Current() (policy.TrustedTime, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.trusted.UTC.IsZero() {
+		return policy.TrustedTime{Boot: k.Boot}, k.changed
+	}
+	return k.trusted, k.changed
+}
+
+// due marks the sources to ask now and tells when to look again.
+func (k *Keeper) due(now Reading) (ask []Server, next time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.started == 0 {
+		k.started = now.Raw
+	}
+	k.expire(now)
+	next = now.Raw + 5*time.Second
+	for i := range k.sources {
+		s := &k.sources[i]
+		if s.asked {
+			continue
+		}
+		if s.due <= now.Raw {
+			s.asked = true
+			ask = append(ask, s.Server)
+			continue
+		}
+		next = min(next, s.due)
+	}
+	return ask, next
+}
+
+// answer takes what came of a question, votes and steers.
+func (k *Keeper) answer(now Reading, server Server, sample Sample, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := slices.IndexFunc(k.sources, func(s Source) bool { return s.Server == server })
+	if i < 0 {
+		return // not configured any more
+	}
+	s := &k.sources[i]
+	s.asked, s.Err = false, err
+	if err == nil {
+		if s.Sample != nil {
+			k.residual(s, sample)
+		}
+		s.Sample, s.failed, s.answered, s.backoff = &sample, 0, true, 0
+	} else {
+		if s.failed++; s.failed >= lost {
+			s.Sample = nil
+		}
+		if kissed(err) {
+			s.backoff = min(max(2*s.backoff, pollSlow), poison)
+		}
+	}
+	k.decide(now)
+	s.Poll = max(k.poll, s.backoff)
+	s.due = now.Raw + s.Poll
+}
+
+// residual keeps the jitter of a server: the mean difference between what it says and what it was expected to say.
+func (k *Keeper) residual(s *Source, n Sample) {
+	lo, hi := s.Sample.at(n.Raw, k.dis.rate, 0)
+	diff := n.UTC.Sub(lo.Add(hi.Sub(lo) / 2)).Abs()
+	s.Jitter += (diff - s.Jitter) / 4
+}
+
+// elect votes: by more than half, and certain enough to be used.
+func (k *Keeper) elect(now Reading) (Vote, error) {
+	k.forget(now)
+	v, err := Select(k.sources, now.Raw, k.dis.rate, FreshPPM+math.Abs(k.dis.rate))
+	if err != nil {
+		return Vote{}, err
+	}
+	half := v.Latest.Sub(v.Earliest) / 2
+	if len(k.servers()) < 3 { // nobody could contradict
+		v.Earliest, v.Latest, half = v.Earliest.Add(-half), v.Latest.Add(half), 2*half
+	}
+	if bound := max(half, minDistance); bound >= k.limit {
+		return Vote{}, fmt.Errorf("the time servers agree only within %s; %s is the limit", short(bound), short(k.limit))
+	}
+	return v, nil
+}
+
+// decide votes and draws the consequences. k.mu is held.
+func (k *Keeper) decide(now Reading) {
+	v, err := k.elect(now)
+	k.mark(v, err)
+	if err != nil {
+		k.vote = false
+		k.without(now, err)
+		return
+	}
+	k.vote = true
+	if why, what := k.contradiction(now, v); why != "" {
+		k.suspicion(now, why, what)
+		return
+	}
+	if k.state == Suspect {
+		if k.own == nil {
+			return // it is from an earlier start of the node: nothing is left that the servers could come back to
+		}
+		if k.agreed++; k.agreed == 1 {
+			k.agreeing = now.Raw
+		}
+		if k.agreed < settle*len(k.sources) || now.Raw-k.agreeing < hurry {
+			return
+		}
+		k.event("release", "the time servers have come back to what this clock said all along")
+	}
+	k.follow(now, v)
+}
+
+// servers are the sources that are no peers.
+func (k *Keeper) servers() (out []Source) {
+	for _, s := range k.sources {
+		if !s.Peer {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// mark gives each source its state. A server that joins or leaves the liars ends what was measured with the others.
+func (k *Keeper) mark(v Vote, err error) {
+	var inside, outside []string
+	for i := range k.sources {
+		s := &k.sources[i]
+		switch {
+		case s.Sample == nil && (s.Err != nil || s.answered):
+			s.State = "unreachable"
+		case s.Sample == nil:
+			s.State = "waiting"
+		case err == nil && slices.Contains(v.Inside, i):
+			s.State = "selected"
+			inside = append(inside, s.Address)
+		case err == nil:
+			s.State = "falseticker"
+			outside = append(outside, s.Address)
+		default:
+			s.State = "undecided"
+		}
+	}
+	if err != nil {
+		return
+	}
+	was := func(list []string) func(string) bool { return func(a string) bool { return slices.Contains(list, a) } }
+	if slices.ContainsFunc(inside, was(k.outside)) || slices.ContainsFunc(outside, was(k.inside)) {
+		k.dis.reset()
+		k.trouble()
+	}
+	k.inside, k.outside = inside, outside
+}
+
+// contradiction is "" if the vote fits the floor and what this clock foretold.
+func (k *Keeper) contradiction(now Reading, v Vote) (kind, reason string) {
+	// A floor that this clock put there itself says no more than what it foretold.
+	if floor, from := k.floor.get(k.Build); v.Latest.Before(floor) && (k.own == nil || from != fromClock) {
+		return "floor", fmt.Sprintf("the time servers say %s, before the floor of %s (%s)", day(v.Middle()), day(floor), from)
+	}
+	if k.own == nil {
+		return "", ""
+	}
+	mid, bound := k.own.at(now.Raw)
+	grown := bound - k.own.Bound
+	if k.second.From != 0 && now.Raw >= k.second.From {
+		bound, grown = bound+time.Second, grown+time.Second
+	}
+	off := v.Middle().Sub(mid)
+	gap := max(v.Earliest.Sub(mid.Add(bound)), mid.Add(-bound).Sub(v.Latest))
+	if gap <= jumpSlack && off.Abs() <= MaxOffset+grown {
+		return "", ""
+	}
+	who := "the majority of the time servers jumped"
+	if len(v.Inside) == len(k.sources) {
+		who = "all time servers jumped together"
+	}
+	return "jump", fmt.Sprintf("%s: they differ from this clock by %s, which is certain to %s", who, short(off), short(bound))
+}
+
+// suspicion withholds the time.
+func (k *Keeper) suspicion(now Reading, kind, reason string) {
+	k.agreed = 0
+	k.reason = reason
+	if k.state == Suspect {
+		k.suspect = kind
+		k.slower(now)
+		return
+	}
+	k.state, k.suspect = Suspect, kind
+	k.dis.reset()
+	k.steer(now, 0)
+	k.worse = now.Raw
+	k.trouble()
+	k.withhold()
+	k.event("suspect", reason)
+}
+
+// without goes on when there is no majority.
+func (k *Keeper) without(now Reading, err error) {
+	k.agreed = 0
+	if k.poll > pollPatient {
+		k.trouble()
+	}
+	if k.worse == 0 {
+		k.worse = now.Raw
+	}
+	k.slower(now)
+	switch k.state {
+	case Suspect:
+		return
+	case Locked:
+		k.state = Holdover
+		k.steer(now, 0)
+		k.dirty = true
+		k.publish(now)
+	}
+	k.reason = err.Error()
+	k.expire(now)
+}
+
+// expire leaves a state whose value has grown too uncertain or too old.
+func (k *Keeper) expire(now Reading) {
+	if k.state != Locked && k.state != Holdover && k.state != Manual {
+		return
+	}
+	if _, _, ok := k.trusted.At(now.Boot); ok {
+		return
+	}
+	was := k.state
+	k.state = Stopped
+	k.withhold()
+	k.event("stopped", fmt.Sprintf("the %s time has grown too uncertain: %s", was, k.reason))
+}
+
+// follow believes the vote.
+func (k *Keeper) follow(now Reading, v Vote) {
+	if k.state != Locked {
+		now = k.lock(now, v)
+	}
+	k.reason, k.agreed, k.suspect = "", 0, ""
+	if k.second.From != 0 && now.Raw >= k.second.From {
+		k.second = leap{} // it happened or not: every answer is from after it
+		if mid, _ := k.own.at(now.Raw); v.Middle().Sub(mid).Abs() > time.Second/2 {
+			k.dis.reset()
+		}
+	}
+	k.foresee(now, v)
+	if k.settled(now) {
+		best := k.dis.add(k.combine(now, v))
+		k.steer(now, best.Sub(now.Wall))
+		k.repair(now, best)
+	}
+	half := v.Latest.Sub(v.Earliest) / 2
+	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
+	k.faster(len(k.outside) == 0)
+	k.publish(now)
+}
+
+// lock enters the state Locked. The wall clock is stepped if there was no majority before, or administrators want it so.
+func (k *Keeper) lock(now Reading, v Vote) Reading {
+	if k.state != Holdover {
+		k.locks++
+		k.event("lock", fmt.Sprintf("%d of %d time servers agree: %s +- %s", len(v.Inside), len(k.sources), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
+	}
+	if k.own == nil {
+		if k.locked == 0 {
+			k.locked = max(now.Raw-k.started, 1)
+		}
+		k.rtcDue = 0
+		k.stuck = k.Clock.Step(v.Middle().Add(k.Clock.Read().Raw - now.Raw))
+		now = k.Clock.Read()
+		k.dis.reset()
+	}
+	k.state, k.worse, k.dirty = Locked, 0, true
+	return now
+}
+
+// settled reports whether it is time for the next estimate: no question is out, and the last one was a poll interval ago.
+func (k *Keeper) settled(now Reading) bool {
+	if slices.ContainsFunc(k.sources, func(s Source) bool { return s.asked }) {
+		return false
+	}
+	n := len(k.dis.line)
+	return n == 0 || now.Raw-k.dis.line[n-1].raw >= k.poll*3/4
+}
+
+// combine is the best guess of UTC: the mean of those inside, the near ones counting most.
+func (k *Keeper) combine(now Reading, v Vote) estimate {
+	var sum, weights float64
+	mid := v.Middle()
+	for _, i := range v.Inside {
+		s := &k.sources[i]
+		if s.Peer {
+			continue
+		}
+		lo, hi := s.Sample.at(now.Raw, k.dis.rate, 0)
+		d := (max(s.Sample.Distance, minDistance) + s.Jitter + ppm(now.Raw-s.Sample.Raw, WanderPPM)).Seconds()
+		w := 1 / (d * d)
+		sum, weights = sum+w*lo.Add(hi.Sub(lo)/2).Sub(mid).Seconds(), weights+w
+	}
+	return estimate{now.Raw, mid.Add(time.Duration(sum / weights * 1e9)), weights}
+}
+
+// steer sets the rate of the wall clock, which is behind by err.
+func (k *Keeper) steer(now Reading, err time.Duration) {
+	rate := k.dis.steer(err, k.poll)
+	if e := k.Clock.Rate(rate); e != nil {
+		k.stuck = e
+	}
+}
+
+// publish makes the trusted time of what is known. k.own is not nil.
+func (k *Keeper) publish(now Reading) {
+	mid, bound := k.own.at(now.Raw)
+	t := policy.TrustedTime{Boot: k.Boot, BootTime: now.Boot, UTC: mid.UTC().Round(0), Bound: bound, DriftPPM: k.own.Drift, Locks: k.locks}
+	applied := k.Clock.Applied()
+	t.RatePPM = ((1+k.own.Rate/1e6)/(1+applied/1e6) - 1) * 1e6
+	t.Expires = now.Boot + k.life(bound, t.DriftPPM)
+	if k.second.From != 0 {
+		t.LeapAt = max(now.Boot+time.Duration(float64(k.second.From-now.Raw)*(1+applied/1e6)), 1)
+		if t.Expires > t.LeapAt {
+			t.Expires = max(t.LeapAt, now.Boot+k.life(bound+time.Second, t.DriftPPM))
+		}
+	}
+	t.Sources = slices.Clone(k.inside)
+	k.set(t)
+	if early, _, ok := t.At(now.Boot); ok && k.floor.saw(early) {
+		k.dirty = true
+	}
+}
+
+// life is how long a bound may grow.
+func (k *Keeper) life(bound time.Duration, drift float64) time.Duration {
+	if bound >= k.limit {
+		return 0
+	}
+	return time.Duration(float64(k.limit-bound) / drift * 1e6)
+}
+
+func (k *Keeper) set(t policy.TrustedTime) {
+	k.trusted = t
+	close(k.changed)
+	k.changed = make(chan struct{})
+}
+
+// withhold takes the value back.
+func (k *Keeper) withhold() {
+	k.dirty = true
+	k.set(policy.TrustedTime{Boot: k.Boot})
+}
+
+// foresee notes when an announced leap second will be. What is a day off needs no exactness: each vote until then is more exact.
+func (k *Keeper) foresee(now Reading, v Vote) {
+	k.second = leap{}
+	if v.Leap == 0 {
+		return
+	}
+	mid := v.Middle().UTC()
+	until := time.Date(mid.Year(), mid.Month()+1, 1, 0, 0, 0, 0, time.UTC).Sub(mid)
+	if until > 25*time.Hour {
+		return
+	}
+	unsure := ppm(until, k.dis.drift+math.Abs(k.dis.rate)) + v.Latest.Sub(v.Earliest)/2 + leapMargin
+	k.second = leap{max(now.Raw+until-unsure, 1), now.Raw + until + unsure}
+}
+
+// forget drops what was said before a leap second and around it.
+func (k *Keeper) forget(now Reading) {
+	if k.second.From == 0 || now.Raw < k.second.From {
+		return
+	}
+	for i := range k.sources {
+		if s := &k.sources[i]; s.Sample != nil && s.Sample.Raw < k.second.Until {
+			s.Sample = nil
+		}
+	}
+}
+
+// repair writes the hardware clock, once a day.
+func (k *Keeper) repair(now Reading, utc time.Time) {
+	if k.SetRTC == nil || k.rtcDue != 0 && now.Raw < k.rtcDue {
+		return
+	}
+	k.rtcDue = now.Raw + 24*time.Hour
+	if err := k.SetRTC(utc); err != nil {
+		k.Log("hardware clock not set: %v", err)
+	}
+}
+
+// trouble asks often for a while; slower and faster are its ends.
+func (k *Keeper) trouble() {
+	k.steady = 0
+	if k.poll > pollTrouble {
+		k.poll = pollTrouble
+		for i := range k.sources {
+			s := &k.sources[i]
+			if s.backoff == 0 {
+				s.due = min(s.due, s.due-s.Poll+pollTrouble)
+			}
+		}
+		k.nudge()
+	}
+}
+
+func (k *Keeper) slower(now Reading) {
+	k.steady = 0
+	if now.Raw-k.worse > hurry {
+		k.poll = pollPatient
+	}
+}
+
+func (k *Keeper) faster(all bool) {
+	if k.steady++; k.steady < settle*len(k.sources) {
+		return
+	}
+	k.steady = 0
+	if most := pollSlow; all || k.poll < pollPatient {
+		k.poll = min(2*k.poll, most)
+	}
+}
+
+func (k *Keeper) event(action, detail string) {
+	k.Log("%s: %s", action, detail)
+	if k.Event != nil {
+		k.Event(action, detail)
+	}
+}
+
+// day is a moment for people.
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// short is a duration for people, to about three digits.
+func short(d time.Duration) string {
+	switch a := d.Abs(); {
+	case a >= time.Hour:
+		return d.Round(time.Minute).String()
+	case a >= 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case a >= 10*time.Millisecond:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(10 * time.Microsecond).String()
+}
+
+func names(list []string) string { return strings.Join(list, ", ") }

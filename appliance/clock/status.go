@@ -1,0 +1,154 @@
+package clock
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"guardhouse/appliance/policy"
+)
+
+// Status is a copy of what the keeper knows, for people.
+type Status struct {
+	Now       Reading
+	Trusted   policy.TrustedTime
+	State     State
+	Reason    string
+	Sources   []Source
+	Limit     time.Duration
+	Rate      float64       // ppm by which the oscillator was measured to be slow
+	Drift     float64       // ppm by which that may be wrong
+	Slew      float64       // ppm on top of Rate
+	Error     time.Duration // by which the wall clock is behind
+	Stuck     error         // why the wall clock can't be disciplined
+	Floor     time.Time
+	FloorFrom string
+	Boot      string
+	SinceLock time.Duration
+	Told      bool // the servers are known
+}
+
+// Status looks at everything at once.
+func (k *Keeper) Status() Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.Clock.Read()
+	k.expire(now)
+	s := Status{Now: now, Trusted: k.trusted, State: k.state, Reason: k.reason, Sources: slices.Clone(k.sources), Limit: k.limit, Rate: k.dis.rate,
+		Drift: k.dis.drift, Slew: k.dis.slew, Error: k.dis.err, Stuck: k.stuck, Boot: k.Boot, SinceLock: k.locked, Told: k.told}
+	s.Floor, s.FloorFrom = k.floor.get(k.Build)
+	if k.state == Waiting && s.Reason == "" {
+		s.Reason = "no time server has answered yet"
+	}
+	if len(k.sources) == 0 && (k.state == Waiting || k.state == Holdover || k.state == Stopped) {
+		s.Reason = "no time server is configured"
+		if !k.told {
+			s.Reason = "the records that name the time servers have not come yet"
+		}
+	}
+	return s
+}
+
+// StopsAt is when issuing will stop if no server answers until then; zero if it has stopped.
+func (s Status) StopsAt() time.Time {
+	early, late, ok := s.Trusted.At(s.Now.Boot)
+	if !ok {
+		return time.Time{}
+	}
+	return early.Add(late.Sub(early) / 2).Add(s.Trusted.Expires - s.Now.Boot)
+}
+
+// Bound is half the width of the trusted interval now, 0 where there is none.
+func (s Status) Bound() time.Duration {
+	early, late, ok := s.Trusted.At(s.Now.Boot)
+	if !ok {
+		return 0
+	}
+	return late.Sub(early) / 2
+}
+
+// Why says in three sentences what the clock believes, why, and what comes next.
+func (s Status) Why() []string {
+	in := func(state string) (list []string) {
+		for _, src := range s.Sources {
+			if src.State == state {
+				list = append(list, src.Address)
+			}
+		}
+		return list
+	}
+	agree, lie, silent := in("selected"), in("falseticker"), in("unreachable")
+	bound, stops := short(s.Bound()), day(s.StopsAt())
+	switch s.State {
+	case Locked:
+		second := fmt.Sprintf("%d of %d time servers agree: %s.", len(agree), len(s.Sources), names(agree))
+		if n := len(s.Sources); n < 3 {
+			second = fmt.Sprintf("There is a single source (%s), which nobody could contradict, so the bound is doubled.", names(agree))
+			if n == 2 {
+				second = fmt.Sprintf("Only two servers are configured (%s), so neither can outvote the other and the bound is doubled.", names(agree))
+			}
+		}
+		if len(lie) > 0 {
+			second = strings.TrimSuffix(second, ".") + ", and " + names(lie) + " does not."
+		} else if len(silent) > 0 {
+			second = strings.TrimSuffix(second, ".") + ", and " + names(silent) + " does not answer."
+		}
+		return []string{fmt.Sprintf("The time is trusted to within %s.", bound), second,
+			fmt.Sprintf("If no server answered any more, issuing would stop at %s, when the bound has grown to %s.", stops, short(s.Limit))}
+	case Holdover:
+		return []string{fmt.Sprintf("The time is still trusted, to within %s, but no majority confirms it.", bound), sentence(s.Reason),
+			fmt.Sprintf("Issuing stops at %s, when the bound has grown to %s, unless a majority answers before.", stops, short(s.Limit))}
+	case Suspect:
+		return []string{"The time is suspect and nothing is issued, while what needs no clock goes on.", sentence(s.Reason),
+			"Compare the servers with a clock you trust (time sources); two administrators release it (time approve), or it ends when the servers come back to what this clock said."}
+	case Manual:
+		return []string{fmt.Sprintf("The time was said by administrators and is used with a bound of %s.", bound), sentence(s.Reason),
+			fmt.Sprintf("It ends at %s, or with the first majority of the time servers.", stops)}
+	case Stopped:
+		return []string{"The time is not trusted any more and nothing is issued.", sentence(s.Reason),
+			"It becomes trusted as soon as a majority of the time servers answers and agrees; check the network and the servers (time sources), or approve a time by hand (time approve)."}
+	}
+	return []string{"The time is not trusted yet and nothing is issued.", sentence(s.Reason),
+		"It becomes trusted as soon as a majority of the time servers answers and agrees; if none can be reached, administrators may approve a time by hand (time approve)."}
+}
+
+// sentence makes one of an error's words.
+func sentence(s string) string {
+	if s == "" {
+		return "Nothing is known against it."
+	}
+	return strings.ToUpper(s[:1]) + s[1:] + "."
+}
+
+// Problems are what an administrator should do something about.
+func (s Status) Problems() (list []policy.Problem) {
+	add := func(kind, what, remedy string) {
+		list = append(list, policy.Problem{Kind: kind, What: what, Remedy: remedy})
+	}
+	switch s.State {
+	case Suspect:
+		add("time-suspect", "the time is suspect: "+s.Reason, "compare the servers (time sources), then decide (time approve); nothing is issued until then")
+	case Waiting, Stopped:
+		add("time-untrusted", "the time is not trusted: "+s.Reason, "check the time servers and the network (time status, network show); nothing is signed until then")
+	case Manual:
+		add("time-manual", "the time was approved by hand: "+s.Reason, "bring the time servers back; the first majority replaces it")
+	case Holdover:
+		if s.Bound() >= time.Second {
+			add("time-holdover", fmt.Sprintf("no majority of the time servers answers (%s); issuing will stop at %s", s.Reason, day(s.StopsAt())),
+				"check the time servers and the network (time sources, network show)")
+		}
+	}
+	for _, src := range s.Sources {
+		if src.State == "falseticker" {
+			add("time-falseticker", src.Address+" says another time than the majority", "have that server looked at, or use another (time set)")
+		}
+	}
+	if n := len(s.Sources); n > 0 && n < 3 {
+		add("time-few-sources", fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", n), "configure at least three (time set)")
+	}
+	if s.Stuck != nil {
+		add("time-undisciplined", "the system clock can't be set: "+s.Stuck.Error(), "what is issued does not use it; log times may be wrong")
+	}
+	return list
+}

@@ -1,0 +1,246 @@
+// Package forward sends the node's audit to a syslog collector: RFC 5424 messages, RFC 5425 over TLS.
+//
+// Promise. Nothing waits for the collector: the durable chain is the queue, and this package holds one page of it. Every record is sent at
+// least once and in order; a connection that breaks, a restart, a dead or slow collector only delay it, and what may have been lost on the
+// way is sent again. The collector must prove the name on record with a certificate of one of the CAs on record; nothing else is trusted,
+// and there is no way to send without TLS. What is wrong is told in one line, which the ledger shows with a remedy.
+//
+// How far a collector has got. Syslog has no acknowledgement. A record counts as delivered once the collector's TCP has confirmed the last
+// byte of it and the connection has stayed whole for Settle after that. A collector that confirms and then loses what it had not read for
+// longer than Settle has a gap, visible in the records' numbers; audit export is the record.
+//
+// Limits. No client certificate is shown. One collector. Clock and dialler are passed in; Run and Test may be used at the same time.
+package forward
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"guardhouse/appliance/audit"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// Deps is what a Forwarder needs; zero durations take the defaults.
+type Deps struct {
+	Fetch func(context.Context, rpc.ForwardRequest) (rpc.ForwardReply, error) // the ledger
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	Now   func() time.Time // for the collector's certificate
+	Log   func(format string, args ...any)
+
+	Settle  time.Duration // how long a connection must stay whole after the last byte was confirmed; 2 s
+	Timeout time.Duration // for connecting, and for the collector to take one page; 30 s
+	Pause   time.Duration // before the second try; doubled up to 32 times as long; 1 s
+}
+
+// Forwarder sends. Make it with New.
+type Forwarder struct {
+	d Deps
+
+	mu     sync.Mutex
+	target rpc.ForwardReply // the newest collector, without records
+}
+
+// New fills in the defaults.
+func New(d Deps) *Forwarder {
+	for _, v := range []struct {
+		at  *time.Duration
+		def time.Duration
+	}{{&d.Settle, 2 * time.Second}, {&d.Timeout, 30 * time.Second}, {&d.Pause, time.Second}} {
+		if *v.at == 0 {
+			*v.at = v.def
+		}
+	}
+	return &Forwarder{d: d}
+}
+
+// idleWait is how long the ledger is asked to wait where nothing can be reported meanwhile.
+const idleWait = 10 * time.Second
+
+// Run sends until ctx ends.
+func (f *Forwarder) Run(ctx context.Context) {
+	pause, told := f.d.Pause, ""
+	for ctx.Err() == nil {
+		start, err := f.fetch(ctx, rpc.ForwardRequest{Start: true})
+		if err != nil { // the ledger starts, or is away
+			sleep(ctx, f.d.Pause)
+			continue
+		}
+		if start.Syslog == nil {
+			pause = f.d.Pause
+			if _, err := f.fetch(ctx, rpc.ForwardRequest{Idle: true, Wait: idleWait}); err != nil {
+				sleep(ctx, f.d.Pause)
+			}
+			continue
+		}
+		sent, err := f.session(ctx, start)
+		if err == nil { // another collector, or the end
+			continue
+		}
+		if sent {
+			pause = f.d.Pause
+		}
+		if why := err.Error(); why != told && ctx.Err() == nil {
+			f.d.Log("syslog: %s: %s", start.Syslog.Address, why)
+			told = why
+		}
+		until := time.Now().Add(pause)
+		pause = min(2*pause, 32*f.d.Pause)
+		for wait := time.Until(until); wait > 0 && ctx.Err() == nil; wait = time.Until(until) {
+			r, ferr := f.fetch(ctx, rpc.ForwardRequest{Idle: true, Target: start.Target, Error: err.Error(), Wait: wait})
+			if ferr != nil {
+				sleep(ctx, f.d.Pause)
+			} else if r.Target != start.Target {
+				break
+			}
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+func (f *Forwarder) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.ForwardReply, error) {
+	r, err := f.d.Fetch(ctx, req)
+	if err == nil {
+		f.mu.Lock()
+		f.target = rpc.ForwardReply{Syslog: r.Syslog, Target: r.Target, Host: r.Host, Node: r.Node}
+		f.mu.Unlock()
+	}
+	return r, err
+}
+
+// session sends on one connection until it breaks, ctx ends or another collector is set. sent tells whether anything left at all.
+func (f *Forwarder) session(ctx context.Context, start rpc.ForwardReply) (sent bool, err error) {
+	c, err := f.connect(ctx, *start.Syslog)
+	if err != nil {
+		return false, err
+	}
+	defer c.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go c.watch(cancel)
+	w := window{last: start.Position, settle: f.d.Settle}
+	after := start.Position
+	for {
+		now := time.Now()
+		w.confirmed(c.confirmed(), now)
+		if w.stuck(now, f.d.Timeout) {
+			return sent, fmt.Errorf("the collector's machine confirmed nothing for %s", f.d.Timeout)
+		}
+		req := rpc.ForwardRequest{After: after, Acked: w.settled(now), Target: start.Target, Connected: true, Wait: idleWait}
+		if w.waits() {
+			req.Wait = max(f.d.Settle/4, 10*time.Millisecond)
+		}
+		r, err := f.fetch(ctx, req)
+		if ctx.Err() != nil {
+			return sent, context.Cause(ctx)
+		}
+		if err != nil {
+			return sent, err
+		}
+		if r.Target != start.Target {
+			return sent, nil
+		}
+		if len(r.Records) == 0 {
+			continue
+		}
+		if err := c.send(f.d.Timeout, r); err != nil {
+			return sent, err
+		}
+		sent, after = true, r.Records[len(r.Records)-1].Seq
+		w.add(after, c.written())
+	}
+}
+
+// send writes one page.
+func (c *conn) send(limit time.Duration, r rpc.ForwardReply) error {
+	c.SetWriteDeadline(time.Now().Add(limit))
+	var buf []byte
+	for _, rec := range r.Records {
+		buf = append(buf, audit.Frame(audit.Syslog(audit.Record{Seq: rec.Seq, Prev: rec.Prev, Hash: rec.Hash, Entry: rec.Entry}, r.Host, r.Node))...)
+	}
+	_, err := c.Write(buf)
+	var ne net.Error
+	if errors.As(err, &ne) && ne.Timeout() {
+		return fmt.Errorf("the collector took nothing for %s", limit)
+	}
+	return plain(err)
+}
+
+// connect proves the collector.
+func (f *Forwarder) connect(ctx context.Context, s policy.Syslog) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.d.Timeout)
+	defer cancel()
+	pool := x509.NewCertPool()
+	for _, der := range s.CAs {
+		ca, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("a CA certificate on record does not parse: %w", err)
+		}
+		pool.AddCert(ca)
+	}
+	nc, err := f.d.Dial(ctx, "tcp", s.Address)
+	if err != nil {
+		return nil, plain(err)
+	}
+	raw := &counted{Conn: nc}
+	t := tls.Client(raw, &tls.Config{ServerName: s.Name, RootCAs: pool, MinVersion: tls.VersionTLS12, Time: f.d.Now})
+	if err := t.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("the collector does not prove to be %s: %w", s.Name, plain(err))
+	}
+	return &conn{Conn: t, raw: raw}, nil
+}
+
+// plain drops the addresses that net puts before the cause, because they hold our own port, which is another one each time.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%s: %w", op.Op, op.Err)
+	}
+	return err
+}
+
+// Test sends one message that is no record on a connection of its own and waits until the collector's TCP has confirmed it.
+func (f *Forwarder) Test(ctx context.Context) (rpc.ForwardTestReply, error) {
+	f.mu.Lock()
+	t := f.target
+	f.mu.Unlock()
+	if t.Syslog == nil {
+		return rpc.ForwardTestReply{}, rpc.ErrRefused.With("no collector is set; use audit syslog set")
+	}
+	r := rpc.ForwardTestReply{Address: t.Syslog.Address}
+	begin := time.Now()
+	c, err := f.connect(ctx, *t.Syslog)
+	if err != nil {
+		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, err)
+	}
+	defer c.close()
+	message := audit.TestMessage(f.d.Now(), t.Host, t.Node)
+	c.SetWriteDeadline(time.Now().Add(f.d.Timeout))
+	if _, err := c.Write(audit.Frame(message)); err != nil {
+		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, plain(err))
+	}
+	for c.confirmed() < c.written() {
+		if time.Since(begin) > f.d.Timeout || ctx.Err() != nil {
+			return r, rpc.ErrUnavailable.With("%s is connected but does not take the message", t.Syslog.Address)
+		}
+		sleep(ctx, 5*time.Millisecond)
+	}
+	state := c.ConnectionState()
+	cert := state.PeerCertificates[0]
+	r.Subject, r.SHA1, r.SHA256 = cert.Subject.String(), thumbprint1(cert.Raw), policy.Thumbprint(cert.Raw)
+	r.TLS, r.Took = tls.VersionName(state.Version), time.Since(begin)
+	return r, nil
+}
