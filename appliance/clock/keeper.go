@@ -25,17 +25,6 @@ const (
 	Stopped  State = "stopped"
 )
 
-// Poll intervals: hurried until the first majority and in the first minute of trouble, then slower, so that nobody's server is flooded.
-const (
-	pollHurry   = 2 * time.Second
-	pollTrouble = 4 * time.Second
-	pollPatient = 16 * time.Second
-	pollSlow    = 64 * time.Second
-	hurry       = time.Minute
-	poison      = 1024 * time.Second // longest pause a kiss of death gets
-	settle      = 4                  // good votes in a row before the interval is doubled
-)
-
 // known is what the clock foretells of UTC, in the scale Raw: at Raw it lay within UTC +- Bound. It does not expire.
 type known struct {
 	Raw   time.Duration `json:"raw"`
@@ -48,12 +37,6 @@ type known struct {
 func (k known) at(raw time.Duration) (middle time.Time, bound time.Duration) {
 	passed := raw - k.Raw
 	return k.UTC.Add(passed + ppm(passed, k.Rate)), k.Bound + ppm(passed, k.Drift)
-}
-
-// leap is the time, in Raw, in which an announced leap second happens: not before from, not after until. from 0 = none is announced.
-type leap struct {
-	From  time.Duration `json:"from,omitempty"`
-	Until time.Duration `json:"until,omitempty"`
 }
 
 // Keeper asks the servers, keeps the newest trusted time and disciplines the clock. Make it with New, set the exported fields, then Run
@@ -90,7 +73,7 @@ type Keeper struct {
 	agreeing time.Duration // Raw of the first of them
 	suspect  string        // floor or jump
 	started  time.Duration
-	locked   time.Duration // how long the first majority took
+	locked   time.Duration // from the first question to the first majority
 	locks    uint64
 	stuck    error         // why the wall clock can't be disciplined
 	rtcDue   time.Duration // Raw of the next write of the RTC, 0 = at the next vote
@@ -167,7 +150,7 @@ func (k *Keeper) Current() (policy.TrustedTime, <-chan struct{}) {
 func (k *Keeper) due(now Reading) (ask []Server, next time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.started == 0 {
+	if k.started == 0 && len(k.sources) > 0 {
 		k.started = now.Raw
 	}
 	k.expire(now)
@@ -376,164 +359,6 @@ func (k *Keeper) without(now Reading, err error) {
 	k.expire(now)
 }
 
-// expire leaves a state whose value has grown too uncertain or too old.
-func (k *Keeper) expire(now Reading) {
-	if k.state != Locked && k.state != Holdover && k.state != Manual {
-		return
-	}
-	if _, _, ok := k.trusted.At(now.Boot); ok {
-		return
-	}
-	was := k.state
-	k.state = Stopped
-	k.withhold()
-	k.event("stopped", fmt.Sprintf("the %s time has grown too uncertain: %s", was, k.reason))
-}
-
-// follow believes the vote.
-func (k *Keeper) follow(now Reading, v Vote) {
-	if k.state != Locked {
-		now = k.lock(now, v)
-	}
-	k.reason, k.agreed, k.suspect = "", 0, ""
-	if k.second.From != 0 && now.Raw >= k.second.From {
-		k.second = leap{} // it happened or not: every answer is from after it
-		if mid, _ := k.own.at(now.Raw); v.Middle().Sub(mid).Abs() > time.Second/2 {
-			k.dis.reset()
-		}
-	}
-	k.foresee(now, v)
-	if k.settled(now) {
-		best := k.dis.add(k.combine(now, v))
-		k.steer(now, best.Sub(now.Wall))
-		k.repair(now, best)
-	}
-	half := v.Latest.Sub(v.Earliest) / 2
-	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
-	k.faster(len(k.outside) == 0)
-	k.publish(now)
-}
-
-// lock enters the state Locked. The wall clock is stepped if there was no majority before, or administrators want it so.
-func (k *Keeper) lock(now Reading, v Vote) Reading {
-	if k.state != Holdover {
-		k.locks++
-		k.event("lock", fmt.Sprintf("%d of %d time servers agree: %s +- %s", len(v.Inside), len(k.sources), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
-	}
-	if k.own == nil {
-		if k.locked == 0 {
-			k.locked = max(now.Raw-k.started, 1)
-		}
-		k.rtcDue = 0
-		k.stuck = k.Clock.Step(v.Middle().Add(k.Clock.Read().Raw - now.Raw))
-		now = k.Clock.Read()
-		k.dis.reset()
-	}
-	k.state, k.worse, k.dirty = Locked, 0, true
-	return now
-}
-
-// settled reports whether it is time for the next estimate: no question is out, and the last one was a poll interval ago.
-func (k *Keeper) settled(now Reading) bool {
-	if slices.ContainsFunc(k.sources, func(s Source) bool { return s.asked }) {
-		return false
-	}
-	n := len(k.dis.line)
-	return n == 0 || now.Raw-k.dis.line[n-1].raw >= k.poll*3/4
-}
-
-// combine is the best guess of UTC: the mean of those inside, the near ones counting most.
-func (k *Keeper) combine(now Reading, v Vote) estimate {
-	var sum, weights float64
-	mid := v.Middle()
-	for _, i := range v.Inside {
-		s := &k.sources[i]
-		if s.Peer {
-			continue
-		}
-		lo, hi := s.Sample.at(now.Raw, k.dis.rate, 0)
-		d := (max(s.Sample.Distance, minDistance) + s.Jitter + ppm(now.Raw-s.Sample.Raw, WanderPPM)).Seconds()
-		w := 1 / (d * d)
-		sum, weights = sum+w*lo.Add(hi.Sub(lo)/2).Sub(mid).Seconds(), weights+w
-	}
-	return estimate{now.Raw, mid.Add(time.Duration(sum / weights * 1e9)), weights}
-}
-
-// steer sets the rate of the wall clock, which is behind by err.
-func (k *Keeper) steer(now Reading, err time.Duration) {
-	rate := k.dis.steer(err, k.poll)
-	if e := k.Clock.Rate(rate); e != nil {
-		k.stuck = e
-	}
-}
-
-// publish makes the trusted time of what is known. k.own is not nil.
-func (k *Keeper) publish(now Reading) {
-	mid, bound := k.own.at(now.Raw)
-	t := policy.TrustedTime{Boot: k.Boot, BootTime: now.Boot, UTC: mid.UTC().Round(0), Bound: bound, DriftPPM: k.own.Drift, Locks: k.locks}
-	applied := k.Clock.Applied()
-	t.RatePPM = ((1+k.own.Rate/1e6)/(1+applied/1e6) - 1) * 1e6
-	t.Expires = now.Boot + k.life(bound, t.DriftPPM)
-	if k.second.From != 0 {
-		t.LeapAt = max(now.Boot+time.Duration(float64(k.second.From-now.Raw)*(1+applied/1e6)), 1)
-		if t.Expires > t.LeapAt {
-			t.Expires = max(t.LeapAt, now.Boot+k.life(bound+time.Second, t.DriftPPM))
-		}
-	}
-	t.Sources = slices.Clone(k.inside)
-	k.set(t)
-	if early, _, ok := t.At(now.Boot); ok && k.floor.saw(early) {
-		k.dirty = true
-	}
-}
-
-// life is how long a bound may grow.
-func (k *Keeper) life(bound time.Duration, drift float64) time.Duration {
-	if bound >= k.limit {
-		return 0
-	}
-	return time.Duration(float64(k.limit-bound) / drift * 1e6)
-}
-
-func (k *Keeper) set(t policy.TrustedTime) {
-	k.trusted = t
-	close(k.changed)
-	k.changed = make(chan struct{})
-}
-
-// withhold takes the value back.
-func (k *Keeper) withhold() {
-	k.dirty = true
-	k.set(policy.TrustedTime{Boot: k.Boot})
-}
-
-// foresee notes when an announced leap second will be. What is a day off needs no exactness: each vote until then is more exact.
-func (k *Keeper) foresee(now Reading, v Vote) {
-	k.second = leap{}
-	if v.Leap == 0 {
-		return
-	}
-	mid := v.Middle().UTC()
-	until := time.Date(mid.Year(), mid.Month()+1, 1, 0, 0, 0, 0, time.UTC).Sub(mid)
-	if until > 25*time.Hour {
-		return
-	}
-	unsure := ppm(until, k.dis.drift+math.Abs(k.dis.rate)) + v.Latest.Sub(v.Earliest)/2 + leapMargin
-	k.second = leap{max(now.Raw+until-unsure, 1), now.Raw + until + unsure}
-}
-
-// forget drops what was said before a leap second and around it.
-func (k *Keeper) forget(now Reading) {
-	if k.second.From == 0 || now.Raw < k.second.From {
-		return
-	}
-	for i := range k.sources {
-		if s := &k.sources[i]; s.Sample != nil && s.Sample.Raw < k.second.Until {
-			s.Sample = nil
-		}
-	}
-}
-
 // repair writes the hardware clock, once a day.
 func (k *Keeper) repair(now Reading, utc time.Time) {
 	if k.SetRTC == nil || k.rtcDue != 0 && now.Raw < k.rtcDue {
@@ -542,38 +367,6 @@ func (k *Keeper) repair(now Reading, utc time.Time) {
 	k.rtcDue = now.Raw + 24*time.Hour
 	if err := k.SetRTC(utc); err != nil {
 		k.Log("hardware clock not set: %v", err)
-	}
-}
-
-// trouble asks often for a while; slower and faster are its ends.
-func (k *Keeper) trouble() {
-	k.steady = 0
-	if k.poll > pollTrouble {
-		k.poll = pollTrouble
-		for i := range k.sources {
-			s := &k.sources[i]
-			if s.backoff == 0 {
-				s.due = min(s.due, s.due-s.Poll+pollTrouble)
-			}
-		}
-		k.nudge()
-	}
-}
-
-func (k *Keeper) slower(now Reading) {
-	k.steady = 0
-	if now.Raw-k.worse > hurry {
-		k.poll = pollPatient
-	}
-}
-
-func (k *Keeper) faster(all bool) {
-	if k.steady++; k.steady < settle*len(k.sources) {
-		return
-	}
-	k.steady = 0
-	if most := pollSlow; all || k.poll < pollPatient {
-		k.poll = min(2*k.poll, most)
 	}
 }
 

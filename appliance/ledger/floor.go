@@ -10,14 +10,15 @@ import (
 )
 
 // The floor of the time: the newest moment that certainly lies in the past, because a majority of time servers put the present behind it.
-// It lies in the records and, for the case that those are lost or restored from a copy, in the audit. Only what was recorded under a
+// It lies in the records and, for the case that those are lost or restored from a copy, in the audit and in the TPM. Only what was recorded under a
 // trusted time counts: an entry from before that has a boot id and a boot time, and a clock chip that says 2099 reaches neither. A time that
 // administrators approved does not count either: it is their word for a day.
 const (
 	floorStep    = time.Hour      // between two records of it
-	floorAudited = 24 * time.Hour // between two entries
+	floorAudited = 24 * time.Hour // between two entries, and two writes of the TPM's NV memory, which wears out
 	floorAtEnd   = time.Second    // at a clean stop
 	floorCheck   = time.Minute
+	floorWrite   = 2 * time.Second // a clean stop has three
 	floorAction  = "time.floor"
 	floorTail    = maxTail // entries that are looked through
 )
@@ -27,6 +28,7 @@ type floor struct {
 	at      int64 // 0 = none
 	from    string
 	audited int64
+	nv      int64 // in the TPM
 }
 
 // openFloor takes the newer one of the records' and the audit's.
@@ -51,6 +53,16 @@ func (l *Ledger) openFloor() {
 	l.floor.audited = newest
 	if newest > l.floor.at {
 		l.floor.at, l.floor.from = newest, rpc.FloorAudit
+	}
+	if l.tpm == nil {
+		return
+	}
+	if at, err := l.tpm.TimeFloor(); err != nil {
+		l.cfg.Log("time floor in the TPM: %v", err)
+	} else if !at.IsZero() {
+		if l.floor.nv = at.UnixMilli(); l.floor.nv > l.floor.at {
+			l.floor.at, l.floor.from = l.floor.nv, rpc.FloorTPM
+		}
 	}
 }
 
@@ -124,6 +136,7 @@ func (l *Ledger) recordFloor(step time.Duration) error {
 	l.floor.at, l.floor.from = at, rpc.FloorLedger
 	l.mu.Unlock()
 	l.publish()
+	l.keepInTPM(at, step == floorAtEnd)
 	if !entry {
 		return nil
 	}
@@ -135,6 +148,25 @@ func (l *Ledger) recordFloor(step time.Duration) error {
 		l.mu.Unlock()
 	}
 	return nil
+}
+
+// keepInTPM writes NV at most daily, and at a clean stop; a lower floor at once. Where it can't, records and audit hold the floor.
+func (l *Ledger) keepInTPM(at int64, now bool) {
+	l.mu.Lock()
+	due := at < l.floor.nv || at >= l.floor.nv+floorAudited.Milliseconds() || now && at > l.floor.nv
+	l.mu.Unlock()
+	if !due || l.cfg.TimeFloor == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), floorWrite)
+	defer cancel()
+	if err := l.cfg.TimeFloor(ctx, time.UnixMilli(at).UTC()); err != nil {
+		l.cfg.Log("time floor not kept in the TPM: %v", err)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.floor.nv = at
 }
 
 // sourceFacts names who agreed to a time.
@@ -154,5 +186,6 @@ func (l *Ledger) lowerFloor(to time.Time) error {
 	l.floor.at, l.floor.from = to.UnixMilli(), rpc.FloorLedger
 	l.mu.Unlock()
 	l.publish()
+	l.keepInTPM(to.UnixMilli(), false)
 	return nil
 }

@@ -155,6 +155,46 @@ func TestFloorIsFoundInTheAuditWhenTheRecordsAreOld(t *testing.T) {
 	}
 }
 
+// TestTPMKnowsTheFloorWhenTheDiskDoesNot: NV is written at most daily and at a clean stop.
+func TestTPMKnowsTheFloorWhenTheDiskDoesNot(t *testing.T) {
+	b := newBench(t)
+	if err := b.l.tpm.Prepare(1); err != nil {
+		t.Fatal(err)
+	}
+	writes := 0
+	b.cfg.TimeFloor = func(_ context.Context, at time.Time) error {
+		writes++
+		return b.l.tpm.SetTimeFloor(nil, at) // nobody owns this TPM
+	}
+	b.restart()
+	b.trust(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC))
+	for range 30 {
+		b.l.recordFloor(floorStep)
+		b.pass(time.Hour)
+	}
+	if writes != 2 {
+		t.Errorf("NV was written %d times in 30 hours", writes)
+	}
+	b.restart()
+	if writes != 3 {
+		t.Errorf("NV was written %d times with the clean stop", writes)
+	}
+	want := b.floor()
+	b.mu.Lock()
+	b.time = policy.TrustedTime{}
+	b.mu.Unlock()
+	b.l.Close()
+	for _, name := range []string{"state.db", "audit"} {
+		if err := os.RemoveAll(filepath.Join(b.cfg.Dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.open()
+	if !b.floor().Equal(want) || b.l.floor.from != rpc.FloorTPM {
+		t.Errorf("on an empty disk the floor is %s (%s), not %s", b.floor(), b.l.floor.from, want)
+	}
+}
+
 func TestEventOfTheTimeIsSeenAtOnce(t *testing.T) {
 	b := newBench(t)
 	event := make(chan struct{})

@@ -48,6 +48,8 @@ type Config struct {
 	Time     func() policy.TrustedTime // newest value of the clock; zero = none
 	// TimeEvent is closed at the next event of the time (rpc.TimeSource.Event); nil where there are none.
 	TimeEvent func() <-chan struct{}
+	// TimeFloor has the time's floor kept in the TPM; nil where nobody can.
+	TimeFloor func(context.Context, time.Time) error
 	// Clock is this node's; nil where approvals and the floor have nobody to go to.
 	Clock *rpc.Client
 	Rand  io.Reader

@@ -164,9 +164,6 @@ func (l *Ledger) fits(ctx context.Context, req rpc.TimeAskRequest) error {
 		if st.State == rpc.ClockLocked || st.State == rpc.ClockHoldover {
 			return rpc.ErrRefused.With("the time is trusted by the word of time servers; an approved time is for when none is in reach")
 		}
-		if st.State == rpc.ClockSuspect {
-			return rpc.ErrRefused.With("time servers answer, but contradict what was trusted; compare them in time status, then time release, or stop them first")
-		}
 		if req.UTC.Before(st.Floor) {
 			return rpc.ErrRefused.With("%s lies before %s, when this node knows that it was later (%s)", clockText(req.UTC), clockText(st.Floor), st.FloorFrom)
 		}

@@ -85,10 +85,11 @@ var (
 
 // Methods of init.
 var (
-	InitStatus  = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
-	InitNetwork = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
-	InitLog     = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
-	InitPower   = Method[PowerRequest, Empty]{"init.Power"}     // [console]
+	InitStatus    = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
+	InitTimeFloor = Method[time.Time, Empty]{"init.TimeFloor"}    // [ledger] keeps it in the TPM; ErrUnavailable without a volume
+	InitNetwork   = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
+	InitLog       = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
+	InitPower     = Method[PowerRequest, Empty]{"init.Power"}     // [console]
 )
 
 // Methods of the audit's way to a collector.

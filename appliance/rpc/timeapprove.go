@@ -28,6 +28,7 @@ type TimeKeyRequest struct {
 const (
 	FloorLedger = "ledger"
 	FloorAudit  = "audit"
+	FloorTPM    = "tpm"
 )
 
 // TimeAskRequest is one administrator's decision. Kind is one of the Approve constants. UTC is for ApproveManual the time when

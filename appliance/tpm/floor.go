@@ -13,6 +13,7 @@ import (
 const (
 	FloorIndex      tpm2.TPMHandle = 0x01804748 // NV index of the version floor
 	GenerationIndex tpm2.TPMHandle = 0x01804749 // NV index of the volume's generation
+	TimeFloorIndex  tpm2.TPMHandle = 0x0180474b // NV index of the time's floor
 	StorageRoot     tpm2.TPMHandle = 0x81004748 // persistent storage root key
 )
 
@@ -124,7 +125,7 @@ func (t *TPM) GiveBack(owner []byte) error {
 
 // removeIndexes removes what lies under our handles, ours or not.
 func (t *TPM) removeIndexes(srk *root, owner []byte) error {
-	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex} {
+	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex, TimeFloorIndex} {
 		name, err := indexName(t.t, index)
 		if errors.Is(err, errNoIndex) {
 			continue

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -285,6 +286,25 @@ func TestGenerationIsTheOwnersAlone(t *testing.T) {
 	}
 	if g, err := tpm.Generation(); err != nil || g != 5 {
 		t.Error(g, err)
+	}
+}
+
+func TestTimeFloorIsTheOwnersAlone(t *testing.T) {
+	tpm, _, _ := sealedTPM(t, t.TempDir(), 1)
+	if at, err := tpm.TimeFloor(); err != nil || !at.IsZero() {
+		t.Fatal(at, err)
+	}
+	first := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	for _, at := range []time.Time{first, first.Add(24 * time.Hour), first.Add(time.Hour)} { // lowered by administrators
+		if err := tpm.SetTimeFloor(ownerAuth, at); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := tpm.TimeFloor(); err != nil || !got.Equal(at) {
+			t.Errorf("%s instead of %s, %v", got, at, err)
+		}
+	}
+	if tpm.SetTimeFloor(nil, first) == nil {
+		t.Error("written without the owner's authorisation")
 	}
 }
 

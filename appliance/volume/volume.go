@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/tpm"
@@ -247,6 +248,16 @@ func (v *Volume) mount(ctx context.Context) ([]byte, error) {
 		return nil, &disk.Error{Kind: disk.KindDamaged, What: fmt.Sprintf("the volume lacks the TPM owner's authorisation: %v", err), Remedy: "restore the node from a backup or from its cluster"}
 	}
 	return owner, nil
+}
+
+// SetTimeFloor writes the time's floor into the TPM, which takes the owner's authorisation from the open volume.
+func (m *Machine) SetTimeFloor(at time.Time) error {
+	owner, err := os.ReadFile(filepath.Join(m.OwnerDir, ownerFile))
+	if err != nil {
+		return fmt.Errorf("the TPM owner's authorisation: %w", err)
+	}
+	defer clear(owner)
+	return m.TPM.SetTimeFloor(owner, at)
 }
 
 // follow reseals to the image's own authority where that is another one than the volume's: a release that both have signed hands the

@@ -138,7 +138,7 @@ func (r *keyring) find(id uint16) (clock.Key, bool) {
 	r.mu.Lock()
 	empty := r.keys == nil
 	r.mu.Unlock()
-	if empty {
+	if empty { // nobody has said yet
 		if keys, err := clock.ReadKeys(r.dir); err == nil && len(keys) > 0 {
 			r.set(keys)
 		}

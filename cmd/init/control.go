@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,8 @@ import (
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
+	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/volume"
 )
 
 // serve answers the other processes until ctx ends.
@@ -29,6 +32,9 @@ func (n *node) serve(ctx context.Context) error {
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
 		return n.bootFacts(bootLogFile, kernelLogFile), nil
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitTimeFloor, func(_ context.Context, _ rpc.Caller, at time.Time) (rpc.Empty, error) {
+		return rpc.Empty{}, n.setTimeFloor(at)
 	}, rpc.Ledger)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, req rpc.LogRequest, send func(rpc.LogLine) error) error {
 		return n.log.Read(ctx, req, send)
@@ -45,6 +51,20 @@ func (n *node) serve(ctx context.Context) error {
 		return err
 	}
 	return s.Serve(ctx, l)
+}
+
+// setTimeFloor is here because only root may read the TPM owner's authorisation. The ledger owns the TPM otherwise; the kernel keeps the two
+// apart.
+func (n *node) setTimeFloor(at time.Time) error {
+	if !n.hasDisk() {
+		return rpc.ErrUnavailable.With("the data disk is not open, and the TPM owner's authorisation lies there")
+	}
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		return rpc.ErrUnavailable.With("%v", err)
+	}
+	defer t.Close()
+	return (&volume.Machine{TPM: t, OwnerDir: initDir}).SetTimeFloor(at)
 }
 
 func (n *node) status() rpc.InitStatusReply {

@@ -62,8 +62,11 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 	init := child.Client(rpc.Init)
 	config := ledger.Config{
 		Dir: data, TPM: device, Policy: seal, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get, TimeEvent: clock.Event,
-		Clock: child.Client(rpc.Clock),
-		Rand:  rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
+		Clock: child.Client(rpc.Clock), TimeFloor: func(ctx context.Context, at time.Time) error {
+			_, err := rpc.InitTimeFloor.Call(ctx, init, at)
+			return err
+		},
+		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
 		Image: sandbox.Release().Version,
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"flag"
@@ -20,7 +21,7 @@ func firmwareUpdate(w io.Writer, args []string, now time.Time) error {
 	fs := flag.NewFlagSet("mkimage firmware-update", flag.ContinueOnError)
 	set := fs.String("keys", "", "`folder` of the key set that the machines trust")
 	to := fs.String("to", "", "`folder` of the key set that follows: writes all steps into the folder -o")
-	add := fs.String("dbx", "", "`file` with signature lists to add to dbx (EFI_SIGNATURE_LIST)")
+	add := fs.String("dbx", "", "`file` with signature lists to add to dbx (EFI_SIGNATURE_LIST); none of their entries may be in it already")
 	image := fs.String("forbid", "", "image `file` whose hash to add to dbx")
 	forbidKeys := fs.String("forbid-keys", "", "`folder` of a former key set whose db certificate to add to dbx")
 	present := fs.String("present", "", "`file` with the present content of dbx (default: empty)")
@@ -92,6 +93,9 @@ func forbidden(trusted *keys.Set, lists, image, former string) ([]byte, error) {
 
 // dbxUpdate writes the update and, beside it, what dbx will hold, which mkimage build wants for --dbx.
 func dbxUpdate(w io.Writer, trusted *keys.Set, before []byte, u keys.Update, out string) error {
+	if bytes.Contains(before, u.Data) { // firmware adds nothing twice, and what it holds then would not be what we predict
+		return errors.New("dbx has all of that already")
+	}
 	file, err := trusted.SignUpdate(u)
 	if err != nil {
 		return err

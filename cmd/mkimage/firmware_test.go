@@ -39,6 +39,9 @@ func TestFirmwareUpdateSaysWhatMustBeInstalledFirst(t *testing.T) {
 	if want := append(present, keys.CertList(next.Owner, old.Certs[keys.DB])...); err != nil || !bytes.Equal(content, want) || !strings.Contains(text.String(), "--dbx "+out+".dbx") {
 		t.Errorf("%v\n%s", err, text.String())
 	}
+	if err := firmwareUpdate(&text, []string{"--keys", next.Dir, "--forbid-keys", old.Dir, "--present", out + ".dbx", "-o", out + "2"}, moment); err == nil {
+		t.Error("made an update that adds nothing")
+	}
 	dir := filepath.Join(t.TempDir(), "steps")
 	text.Reset()
 	if err := firmwareUpdate(&text, []string{"--keys", old.Dir, "--to", next.Dir, "-o", dir}, moment); err != nil {

@@ -6,7 +6,7 @@
 //	mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
 //	mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
 //	mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
-//	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
+//	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
 //	mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
 //	mkimage enroll IDENTITY.json -o NAME [--roots FILE]
 //	mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME
@@ -46,7 +46,7 @@ const usage = `usage:
   mkimage hsm-pack -o FILE --module LIB [--config SRC:PATH] [--daemon PROGRAM] [--connect ADDRESS:PORT] [--licence FILE]
   mkimage measure FILE.efi [--json] [--secure-boot] [--keys DIR] [--dbx FILE]
   mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
-  mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE]
+  mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
   mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
   mkimage enroll IDENTITY.json -o NAME [--roots FILE]
   mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME

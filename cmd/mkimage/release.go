@@ -107,6 +107,7 @@ func verifyRelease(w io.Writer, args []string) error {
 	fs := flag.NewFlagSet("mkimage verify-release", flag.ContinueOnError)
 	var k keyOptions
 	k.define(fs)
+	since := fs.String("since", "", "an earlier bundle `file`: tells which components changed since then")
 	files, err := parse(fs, args)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -132,5 +133,27 @@ func verifyRelease(w io.Writer, args []string) error {
 		return fmt.Errorf("%s: %w", files[0], err)
 	}
 	report.Print(w)
+	if *since == "" {
+		return nil
+	}
+	return printChanges(w, *since, report, append([]*keys.Set{want.Keys}, want.Also...))
+}
+
+// printChanges compares with an earlier bundle, which may be from before the keys changed.
+func printChanges(w io.Writer, earlier string, now *release.Report, sets []*keys.Set) error {
+	f, err := os.Open(earlier)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, before, err := release.Inventory(f, sets...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", earlier, err)
+	}
+	changes := release.Changes(before, now.Components)
+	fmt.Fprintf(w, "%d of the components changed since release %d (%s):\n", len(changes), m.Number, m.Version)
+	for _, line := range changes {
+		fmt.Fprintf(w, "  %s\n", line)
+	}
 	return nil
 }

@@ -88,7 +88,7 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 		now, bound := middle(t)
 		p.Line("The time is trusted: it is %s, wrong by at most %s.", now, bound)
 		if t.Manual {
-			p.Line("It is MANUAL, by the word of %s and of no time server.", strings.Join(t.Sources, " and "))
+			p.Line("It is MANUAL, by the word of %s and of no time server.", strings.Join(slices.DeleteFunc(slices.Clone(t.Sources), isManual), " and "))
 		} else {
 			p.Line("These servers agreed: %s.", strings.Join(t.Sources, ", "))
 		}
@@ -107,6 +107,9 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 	problems(p, v.Problems)
 	return Output{Text: p, Value: v}, nil
 }
+
+// isManual is the word that stands before the names of those who approved a time.
+func isManual(source string) bool { return source == "manual" }
 
 // end tells when issuing stops if nothing answers any more.
 func (v TimeValue) end() string {

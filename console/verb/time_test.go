@@ -41,7 +41,7 @@ func TestTimeStatusTellsTheHourAtWhichIssuingStops(t *testing.T) {
 	if text := flat(t, s, "time status", ""); !strings.Contains(text, "HOLDOVER") || !strings.Contains(text, "Issuing stops at 2026-11-25 03:00 UTC") {
 		t.Errorf("%s", text)
 	}
-	st.State, st.Trusted.Manual, st.Trusted.Sources = rpc.ClockManual, true, []string{"ada", "grace"}
+	st.State, st.Trusted.Manual, st.Trusted.Sources = rpc.ClockManual, true, []string{"manual", "ada", "grace"}
 	f.Clocked(st)
 	if text := flat(t, s, "time status", ""); !strings.Contains(text, "MANUAL, by the word of ada and grace") {
 		t.Errorf("%s", text)

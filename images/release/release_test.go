@@ -171,6 +171,24 @@ func TestAReleaseIsCheckedAndIsTheSameBytesTwice(t *testing.T) {
 	}
 }
 
+func TestTellsWhichComponentsChanged(t *testing.T) {
+	ours, next := set(t, "Contoso 2026"), set(t, "Contoso 2027")
+	var bundle bytes.Buffer
+	report := must(Make(&bundle, Options{Image: recipeOf(ours).folder(t), Keys: ours}))(t)
+	m, before, err := Inventory(bytes.NewReader(bundle.Bytes()), next, ours)
+	if err != nil || m.Number != 7 || len(Changes(before, report.Components)) != 0 {
+		t.Errorf("%+v %v %v", m, before, err)
+	}
+	if _, _, err := Inventory(bytes.NewReader(bundle.Bytes()), next); !errors.Is(err, update.ErrUntrusted) {
+		t.Errorf("an inventory that nobody known signed: %v", err)
+	}
+	before["go"], before["debian zlib1g"] = "go1.26.7", "1.2"
+	delete(before, "hsm-pack")
+	if got := Changes(before, report.Components); !slices.Equal(got, []string{"debian zlib1g 1.2 is gone", "go go1.26.8, was go1.26.7", "hsm-pack 1 is new"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 // Each of these would leave a node with an image that it can't start, can't open its disk with, or can't replace.
 func TestRefusesToReleaseWhatWouldStrandANode(t *testing.T) {
 	ours, next := set(t, "Contoso 2026"), set(t, "Contoso 2027")

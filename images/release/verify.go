@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -29,9 +30,9 @@ type Expect struct {
 // Report is what a checked bundle says, and where it will open the disk.
 type Report struct {
 	Manifest   update.Manifest
-	SignedBy   string   // id of the release key
-	Components int      // in the SBOM
-	Boots      []Unseal // one for each signed boot
+	SignedBy   string            // id of the release key
+	Components map[string]string // of the SBOM: name -> version
+	Boots      []Unseal          // one for each signed boot
 }
 
 // Unseal is one signed boot: a machine on which the release opens the disk.
@@ -101,19 +102,28 @@ func checkImage(image []byte, m update.Manifest, set *keys.Set) error {
 	return nil
 }
 
-func checkSBOM(text []byte, m update.Manifest) (int, error) {
-	var bom cdx.BOM
-	if err := cdx.NewBOMDecoder(bytes.NewReader(text), cdx.BOMFileFormatJSON).Decode(&bom); err != nil {
-		return 0, err
-	}
-	if bom.Metadata == nil || bom.Metadata.Component == nil || bom.Components == nil {
-		return 0, fmt.Errorf("it describes nothing")
+func checkSBOM(text []byte, m update.Manifest) (map[string]string, error) {
+	bom, err := parseSBOM(text)
+	if err != nil {
+		return nil, err
 	}
 	c := bom.Metadata.Component
 	if c.Version != m.Version || c.Hashes == nil || len(*c.Hashes) != 1 || (*c.Hashes)[0].Value != m.UKI.SHA256 {
-		return 0, fmt.Errorf("it is of another image")
+		return nil, errors.New("it is of another image")
 	}
-	return len(*bom.Components), nil
+	return inventory(bom), nil
+}
+
+// parseSBOM reads a bill of materials that describes something.
+func parseSBOM(text []byte) (*cdx.BOM, error) {
+	var bom cdx.BOM
+	if err := cdx.NewBOMDecoder(bytes.NewReader(text), cdx.BOMFileFormatJSON).Decode(&bom); err != nil {
+		return nil, err
+	}
+	if bom.Metadata == nil || bom.Metadata.Component == nil || bom.Components == nil {
+		return nil, errors.New("it describes nothing")
+	}
+	return &bom, nil
 }
 
 // checkBoots recomputes the registers of every signed boot.
@@ -180,7 +190,7 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintln(w, "EVALUATION ONLY: signed with keys for trying out; a production node refuses it")
 	}
 	for _, line := range [][2]string{{"key set", m.KeySet}, {"release key", r.SignedBy}, {"kernel", m.Kernel}, {"toolchain", m.Go}, {"HSM pack", m.HSM}, {"source", m.SourceCommit},
-		{"stored data", fmt.Sprintf("forms %d to %d", m.MinStoredFormat, m.StoredFormat)}, {"components", fmt.Sprintf("%d in the SBOM", r.Components)},
+		{"stored data", fmt.Sprintf("forms %d to %d", m.MinStoredFormat, m.StoredFormat)}, {"components", fmt.Sprintf("%d in the SBOM", len(r.Components))},
 		{"image", fmt.Sprintf("%.1f MiB, SHA-256 %s", float64(m.UKI.Size)/(1<<20), m.UKI.SHA256)}} {
 		if line[1] != "" {
 			fmt.Fprintf(w, "  %-12s %s\n", line[0], line[1])

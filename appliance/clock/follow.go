@@ -1,0 +1,84 @@
+package clock
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// follow believes the vote.
+func (k *Keeper) follow(now Reading, v Vote) {
+	if k.state != Locked {
+		now = k.lock(now, v)
+	}
+	k.reason, k.agreed, k.suspect = "", 0, ""
+	if k.second.From != 0 && now.Raw >= k.second.From {
+		k.second = leap{} // it happened or not: every answer is from after it
+		if mid, _ := k.own.at(now.Raw); v.Middle().Sub(mid).Abs() > time.Second/2 {
+			k.dis.reset()
+		}
+	}
+	k.foresee(now, v)
+	if k.settled(now) {
+		best := k.dis.add(k.combine(now, v))
+		k.steer(now, best.Sub(now.Wall))
+		k.repair(now, best)
+	}
+	half := v.Latest.Sub(v.Earliest) / 2
+	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
+	k.faster(len(k.outside) == 0)
+	k.publish(now)
+}
+
+// lock enters the state Locked. The wall clock is stepped if there was no majority before, or administrators want it so.
+func (k *Keeper) lock(now Reading, v Vote) Reading {
+	if k.state != Holdover {
+		k.locks++
+		k.event("lock", fmt.Sprintf("%d of %d time servers agree: %s +- %s", len(v.Inside), len(k.sources), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
+	}
+	if k.own == nil {
+		if k.locked == 0 {
+			k.locked = max(now.Raw-k.started, 1)
+		}
+		k.rtcDue = 0
+		k.stuck = k.Clock.Step(v.Middle().Add(k.Clock.Read().Raw - now.Raw))
+		now = k.Clock.Read()
+		k.dis.reset()
+	}
+	k.state, k.worse, k.dirty = Locked, 0, true
+	return now
+}
+
+// settled reports whether it is time for the next estimate: no question is out, and the last one was a poll interval ago.
+func (k *Keeper) settled(now Reading) bool {
+	if slices.ContainsFunc(k.sources, func(s Source) bool { return s.asked }) {
+		return false
+	}
+	n := len(k.dis.line)
+	return n == 0 || now.Raw-k.dis.line[n-1].raw >= k.poll*3/4
+}
+
+// combine is the best guess of UTC: the mean of those inside, the near ones counting most.
+func (k *Keeper) combine(now Reading, v Vote) estimate {
+	var sum, weights float64
+	mid := v.Middle()
+	for _, i := range v.Inside {
+		s := &k.sources[i]
+		if s.Peer {
+			continue
+		}
+		lo, hi := s.Sample.at(now.Raw, k.dis.rate, 0)
+		d := (max(s.Sample.Distance, minDistance) + s.Jitter + ppm(now.Raw-s.Sample.Raw, WanderPPM)).Seconds()
+		w := 1 / (d * d)
+		sum, weights = sum+w*lo.Add(hi.Sub(lo)/2).Sub(mid).Seconds(), weights+w
+	}
+	return estimate{now.Raw, mid.Add(time.Duration(sum / weights * 1e9)), weights}
+}
+
+// steer sets the rate of the wall clock, which is behind by err.
+func (k *Keeper) steer(now Reading, err time.Duration) {
+	rate := k.dis.steer(err, k.poll)
+	if e := k.Clock.Rate(rate); e != nil {
+		k.stuck = e
+	}
+}

@@ -1,0 +1,190 @@
+//go:build qemu
+
+package site
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"guardhouse/board/lab"
+)
+
+// clockNow is what `time status --json` says, as far as the tests look.
+type clockNow struct {
+	Trusted struct {
+		OK               bool
+		Earliest, Latest time.Time
+	}
+	State, Reason, FloorFrom string
+	Floor                    time.Time
+	Bound, SinceLock         time.Duration
+	Sources                  []struct{ Address, State string }
+}
+
+func (s *stage) clock(ctx context.Context) (c clockNow, err error) {
+	err = s.JSON(ctx, nil, &c, "time", "status")
+	return c, err
+}
+
+// clockIs waits until the clock is in a state.
+func (s *stage) clockIs(t *testing.T, state string, limit time.Duration) (c clockNow) {
+	t.Helper()
+	eventually(t, limit, func(ctx context.Context) (err error) {
+		if c, err = s.clock(ctx); err == nil && c.State != state {
+			err = fmt.Errorf("the clock is %s (%s), not %s", c.State, c.Reason, state)
+		}
+		return err
+	})
+	return c
+}
+
+// issuesNow has the host attest, and wants a certificate whose dates fit the workstation's clock, which the time servers serve.
+func (s *stage) issuesNow(t *testing.T) {
+	t.Helper()
+	eventually(t, 30*time.Second, func(ctx context.Context) error { return s.certified(ctx) })
+	der, err := os.ReadFile(filepath.Join(s.folder("host"), "health.cer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if age := now.Sub(cert.NotBefore); age < 0 || age > 10*time.Minute || cert.NotAfter.Before(now.Add(7*time.Hour)) || cert.NotAfter.After(now.Add(9*time.Hour)) {
+		t.Errorf("at %s a health certificate from %s to %s", now.UTC(), cert.NotBefore, cert.NotAfter)
+	}
+}
+
+func (s *stage) certified(ctx context.Context) error {
+	_, err := s.sim(ctx, "host-key", "attest", "--dir", s.folder("host"), "--url", s.URL("/Attestation"))
+	return err
+}
+
+// TestClockChipThatLies: a machine whose clock chip says 2099, later 2011, issues certificates of today by the word of its time servers, and
+// nothing that it wrote before it knew the time raises the floor.
+func TestClockChipThatLies(t *testing.T) {
+	t.Parallel()
+	s := openStage(t, "test-rtc", Attached)
+	boot := func(year int, setUp bool) {
+		t.Helper()
+		if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { o.RTC = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC) }); err != nil {
+			t.Fatal(err)
+		}
+		s.ready(t, setUp)
+	}
+	boot(2099, false)
+	setUpRightly(t, s)
+	s.guest(t)
+	s.issuesNow(t)
+	for _, year := range []int{2011, 2099} {
+		if err := s.Node.Stop(within(t, 30*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		boot(year, true)
+		c := s.clockIs(t, "locked", 40*time.Second)
+		t.Logf("clock chip at %d: locked %v after the clock began, error %v +- %v, floor %s (%s)", year, c.SinceLock, time.Since(c.Trusted.Earliest.Add(c.Bound)).Round(time.Millisecond), c.Bound, c.Floor, c.FloorFrom)
+		if age := time.Since(c.Floor); age < 0 || age > time.Hour {
+			t.Errorf("the floor after a boot at %d is %s (%s)", year, c.Floor, c.FloorFrom)
+		}
+		s.issuesNow(t)
+		if err := s.roll(within(t, 30*time.Second)); err != nil {
+			t.Errorf("a roll: %v", err)
+		}
+	}
+	before := 0
+	for line := range strings.Lines(s.verb(t, "audit", "tail", "--lines", "200")) {
+		if strings.Contains(line, "2099") || strings.Contains(line, "2011") {
+			t.Errorf("the audit believed the clock chip: %s", line)
+		}
+		if strings.Contains(line, "time not known") {
+			before++
+		}
+	}
+	if before == 0 {
+		t.Error("no entry was written before the time was known: this test shows nothing")
+	}
+}
+
+// TestIssuingStopsAtTheBoundAndReturns: with the limit at 1 s and servers that promise little more than that, issuing goes on for a while
+// without any of them, stops when the time may be wrong by more, and comes back with them. What needs no clock goes on.
+func TestIssuingStopsAtTheBoundAndReturns(t *testing.T) {
+	t.Parallel()
+	s := openStage(t, "test-holdover", Attached)
+	if err := s.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.ready(t, false)
+	setUpRightly(t, s)
+	s.guest(t)
+	words := []string{"time", "set"}
+	var servers []*lab.Liar
+	for range 3 {
+		l, err := s.Lab.NewLiar()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Tell(lab.Lie{RootDispersion: 975 * time.Millisecond}) // 100 ppm need a few minutes for the rest
+		servers, words = append(servers, l), append(words, l.GuestAddr())
+	}
+	s.verb(t, words...)
+	s.verb(t, "service", "set", "--time-limit", "1s")
+	eventually(t, 30*time.Second, func(ctx context.Context) error {
+		c, err := s.clock(ctx)
+		if err == nil && (c.State != "locked" || c.Bound < 900*time.Millisecond) {
+			err = fmt.Errorf("%s, bound %s", c.State, c.Bound)
+		}
+		return err
+	})
+	s.issuesNow(t)
+	for _, l := range servers {
+		l.Tell(lab.Lie{Silent: true})
+	}
+	s.clockIs(t, "holdover", 90*time.Second)
+	s.issuesNow(t)
+	s.clockIs(t, "stopped", 6*time.Minute)
+	err := s.certified(within(t, 20*time.Second))
+	if err == nil || !strings.Contains(err.Error(), "Unavailable") {
+		t.Errorf("beyond the bound an attestation: %v", err)
+	}
+	if err := s.roll(within(t, 20*time.Second)); err == nil || !strings.Contains(err.Error(), "Unavailable") {
+		t.Errorf("beyond the bound a roll: %v", err)
+	}
+	s.goesOn(t)
+	if why := s.verb(t, "time", "why"); strings.Count(strings.TrimSpace(why), ".") < 3 {
+		t.Errorf("time why: %s", why)
+	}
+	for _, l := range servers {
+		l.Tell(lab.Lie{RootDispersion: 10 * time.Millisecond})
+	}
+	s.clockIs(t, "locked", time.Minute)
+	s.issuesNow(t)
+}
+
+// goesOn is what needs no clock.
+func (s *stage) goesOn(t *testing.T) {
+	t.Helper()
+	for _, path := range []string{"/Attestation/getinfo", "/Attestation/v2.0/signingCertificates", "/KeyProtection/service/metadata/2014-07/metadata.xml"} {
+		eventually(t, 10*time.Second, func(ctx context.Context) error {
+			r, err := client().Get(s.URL("") + path)
+			if err != nil {
+				return err
+			}
+			defer r.Body.Close()
+			if r.StatusCode != 200 {
+				return fmt.Errorf("%s: %s", path, r.Status)
+			}
+			if r.Header.Get("Date") != "" {
+				return errors.New("a Date without a trusted time")
+			}
+			return nil
+		})
+	}
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"guardhouse/appliance/clock"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
+
+// still is a clock.Clock that nobody may set.
+type still struct{ start time.Time }
+
+func (s still) Read() clock.Reading {
+	d := time.Since(s.start) + time.Hour
+	return clock.Reading{Raw: d, Boot: d, Wall: s.start.Add(d)}
+}
+func (still) Step(time.Time) error { return errors.New("not permitted") }
+func (still) Rate(float64) error   { return errors.New("not permitted") }
+func (still) Applied() float64     { return 0 }
+
+// serve starts the rpc server for a caller that is the named process.
+func serve(t *testing.T, caller string, never *neverSetUp) (*clock.Keeper, *rpc.Client) {
+	t.Helper()
+	k := clock.New()
+	k.Clock, k.Boot, k.Build, k.Log = still{time.Now()}, "boot", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), t.Logf
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "clock.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := rpc.Listen(rpc.SocketPath(dir, rpc.Clock))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid := uint32(os.Getuid())
+	done := make(chan struct{})
+	ctx := t.Context()
+	go func() { defer close(done); server(rpc.UIDs{caller: uid}, k, never).Serve(ctx, l) }()
+	c := rpc.NewProvedClient(rpc.SocketPath(dir, rpc.Clock), uid)
+	t.Cleanup(func() { c.Close(); <-done })
+	return k, c
+}
+
+func TestOnlyTheLedgerDecidesAboutApprovalsOfANodeThatWasSetUp(t *testing.T) {
+	setUp := policy.Snapshot{State: policy.State{Service: &policy.Service{}}}
+	for name, tt := range map[string]struct {
+		caller string
+		seen   []policy.Snapshot
+		obeyed bool
+	}{
+		"console, before the records came":   {rpc.Console, nil, false},
+		"console, never set up":              {rpc.Console, []policy.Snapshot{{}}, true},
+		"console, set up":                    {rpc.Console, []policy.Snapshot{setUp}, false},
+		"console, records that were emptied": {rpc.Console, []policy.Snapshot{setUp, {}}, false},
+		"ledger":                             {rpc.Ledger, []policy.Snapshot{setUp}, true},
+		"hgs":                                {rpc.HGS, []policy.Snapshot{{}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			never := &neverSetUp{}
+			for _, s := range tt.seen {
+				never.saw(s)
+			}
+			k, c := serve(t, tt.caller, never)
+			now := k.Clock.Read().Boot
+			utc := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+			r, err := rpc.ClockApprove.Call(t.Context(), c, rpc.ClockApproveRequest{Kind: rpc.ApproveManual, UTC: utc, Boot: "boot", BootTime: now, Asked: now, By: []string{"ada"}})
+			if tt.obeyed {
+				if err != nil || r.State != rpc.ClockManual || !r.Trusted.OK || !r.Trusted.Manual || len(r.Why) != 3 {
+					t.Errorf("%+v, %v", r, err)
+				}
+				return
+			}
+			if !errors.Is(err, rpc.ErrNotAllowed) {
+				t.Errorf("obeyed: %v", err)
+			}
+			if now, _ := k.Current(); !now.UTC.IsZero() {
+				t.Error("the time was set")
+			}
+		})
+	}
+}
+
+func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
+	moment := time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
+	for caller, obeyed := range map[string]bool{rpc.Ledger: true, rpc.Console: false, rpc.HGS: false, rpc.HSM: false} {
+		k, c := serve(t, caller, &neverSetUp{})
+		r, err := rpc.ClockFloor.Call(t.Context(), c, rpc.ClockFloorRequest{Floor: moment, From: "tpm"})
+		if floor, _ := k.Floor(time.Time{}, ""); floor.Equal(moment) != obeyed || (err == nil) != obeyed || obeyed && r.From != "tpm" {
+			t.Errorf("%s: floor %v, %+v, %v", caller, floor, r, err)
+		}
+	}
+}
+
+func TestTheStatesOfTheClockAreThoseOfTheContract(t *testing.T) {
+	for ours, contract := range map[clock.State]string{clock.Waiting: rpc.ClockWaiting, clock.Locked: rpc.ClockLocked, clock.Holdover: rpc.ClockHoldover,
+		clock.Suspect: rpc.ClockSuspect, clock.Manual: rpc.ClockManual, clock.Stopped: rpc.ClockStopped} {
+		if string(ours) != contract {
+			t.Errorf("%s is %s in the contract", ours, contract)
+		}
+	}
+	if clock.ApprovalLife != rpc.ApprovalLife {
+		t.Error("the clock and the ledger disagree about how long an approval lives")
+	}
+}
+
+func TestKeysOfTheDiskAreUsedUntilTheLedgerSpeaks(t *testing.T) {
+	dir := t.TempDir()
+	r := &keyring{dir: dir}
+	if _, ok := r.find(7); ok {
+		t.Fatal("a key out of nothing")
+	}
+	if err := clock.WriteKeys(dir, []clock.Key{{ID: 7, Algorithm: "aes128", Secret: []byte("0123456789abcdef")}}); err != nil {
+		t.Fatal(err)
+	}
+	k, ok := r.find(7) // the disk was opened since
+	if !ok {
+		t.Fatal("the key on the disk was not found")
+	}
+	clear(k.Secret)
+	if k, _ = r.find(7); k.Secret[0] != '0' {
+		t.Error("a caller's copy is the ring's own")
+	}
+	r.set(nil)
+	if _, ok := r.find(7); ok {
+		t.Error("a key that the ledger does not send any more is still used")
+	}
+}
