@@ -2,6 +2,7 @@ package clock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -152,6 +153,9 @@ func (k *Keeper) due(now Reading) (ask []Server, next time.Duration) {
 	defer k.mu.Unlock()
 	if k.started == 0 && len(k.sources) > 0 {
 		k.started = now.Raw
+	}
+	if len(k.sources) == 0 && k.state == Locked {
+		k.without(now, errors.New("no time server is configured"))
 	}
 	k.expire(now)
 	next = now.Raw + 5*time.Second

@@ -156,6 +156,28 @@ func TestALowerLimitStopsEarlier(t *testing.T) {
 	w.withheld(t, Stopped)
 }
 
+func TestTakingAllServersAwayIsHoldover(t *testing.T) {
+	w := newWorld(5, 4)
+	w.run(time.Hour)
+	w.k.Configure(nil, 0)
+	w.run(time.Minute)
+	w.containsTruth(t)
+	if s := w.k.Status(); s.State != Holdover || s.Reason != "no time server is configured" {
+		t.Errorf("state %s (%s)", s.State, s.Reason)
+	}
+}
+
+// TestOtherServersMustFitWhatWasTrusted: changing the list of servers is no way around the two approvals.
+func TestOtherServersMustFitWhatWasTrusted(t *testing.T) {
+	w := newWorld(5, 4)
+	w.run(time.Hour)
+	var list []Server
+	w.all(func(f *fakeServer) { f.Address, f.lie = "other-"+f.Address, 2*time.Hour; list = append(list, f.Server) })
+	w.k.Configure(list, 0)
+	w.run(time.Minute)
+	w.withheld(t, Suspect)
+}
+
 func TestABlackStartUsesAnApprovedTimeUntilTheFirstMajority(t *testing.T) {
 	w := newWorld(6, 4)
 	w.all(func(f *fakeServer) { f.down = true })

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -137,9 +139,9 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(answer(q, now))
 	f.Add(append(answer(q, now), 0, 0, 0, 0))
 	f.Add([]byte{})
-	var say []byte
+	var say atomic.Pointer[[]byte]
 	address := responder(f, func(q []byte) []byte {
-		b := append([]byte{0}, say...)[1:]
+		b := slices.Clone(*say.Load())
 		if len(b) >= 32 {
 			copy(b[24:32], q[40:48])
 		}
@@ -149,7 +151,7 @@ func FuzzAnswer(f *testing.F) {
 		if len(b) > 1400 {
 			return
 		}
-		say = b
+		say.Store(&b)
 		n, err := ask(t, Server{Address: address})
 		if err == nil && (n.Distance < 0 || n.UTC.Year() < 1970 || n.UTC.Year() > 2107) {
 			t.Errorf("believed %+v", n)

@@ -158,7 +158,7 @@ func TestFloorIsFoundInTheAuditWhenTheRecordsAreOld(t *testing.T) {
 // TestTPMKnowsTheFloorWhenTheDiskDoesNot: NV is written at most daily and at a clean stop.
 func TestTPMKnowsTheFloorWhenTheDiskDoesNot(t *testing.T) {
 	b := newBench(t)
-	if err := b.l.tpm.Prepare(1); err != nil {
+	if err := b.l.tpm.Prepare(1, 0); err != nil {
 		t.Fatal(err)
 	}
 	writes := 0

@@ -1,9 +1,11 @@
 package tpm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -40,10 +42,10 @@ var errNoIndex = errors.New("the TPM holds no such index")
 // OwnerAuthSize is the length of the owner's authorisation in bytes.
 const OwnerAuthSize = 32
 
-// Prepare readies a TPM that nobody owns for a new volume: the storage root key is made persistent, the version floor defined at floor,
-// the generation at 0. What an earlier, unfinished try left is replaced, so a power cut does no harm. A TPM that somebody owns is an
+// Prepare readies a TPM that nobody owns for a volume: the storage root key is made persistent, the version floor defined at floor,
+// the volume's generation at generation. What an earlier, unfinished try left is replaced, so a power cut does no harm. A TPM that somebody owns is an
 // *Error of KindOwned.
-func (t *TPM) Prepare(floor uint64) error {
+func (t *TPM) Prepare(floor, generation uint64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	srk, err := t.persistRoot()
@@ -53,7 +55,7 @@ func (t *TPM) Prepare(floor uint64) error {
 	if err := t.removeIndexes(srk, nil); err != nil {
 		return err
 	}
-	for index, value := range map[tpm2.TPMHandle]uint64{FloorIndex: floor, GenerationIndex: 0} {
+	for index, value := range map[tpm2.TPMHandle]uint64{FloorIndex: floor, GenerationIndex: generation} {
 		if _, err := (tpm2.NVDefineSpace{AuthHandle: srk.owner(nil), PublicInfo: tpm2.New2B(*indexPublic(index, false))}).Execute(t.t); err != nil {
 			return owned(fmt.Errorf("define index %#x: %w", uint32(index), err))
 		}
@@ -64,11 +66,31 @@ func (t *TPM) Prepare(floor uint64) error {
 	return nil
 }
 
-// Own sets the authorisations of owner and lockout to owner (OwnerAuthSize random bytes) where they are still empty. owner must lie on
+// NewOwnerAuth makes an owner's authorisation. It holds no zero byte: the TPM drops zeros at its end, and go-tpm (v0.9.8) computes its
+// MACs with nothing that follows the first zero, so that one value in nine would be refused by the TPM for ever.
+func NewOwnerAuth(random io.Reader) ([]byte, error) {
+	auth := make([]byte, 0, OwnerAuthSize)
+	b := make([]byte, 1)
+	for len(auth) < OwnerAuthSize {
+		if _, err := io.ReadFull(random, b); err != nil {
+			clear(auth)
+			return nil, err
+		}
+		if b[0] != 0 {
+			auth = append(auth, b[0])
+		}
+	}
+	return auth, nil
+}
+
+// Own sets the authorisations of owner and lockout to owner (of NewOwnerAuth) where they are still empty. owner must lie on
 // the volume, durable, before this is called: afterwards nobody else can change what Prepare made. Calling it again does no harm.
 func (t *TPM) Own(owner []byte) error {
 	if len(owner) != OwnerAuthSize {
 		return fmt.Errorf("the owner's authorisation has %d bytes, not %d", len(owner), OwnerAuthSize)
+	}
+	if bytes.IndexByte(owner, 0) >= 0 {
+		return errors.New("the owner's authorisation holds a zero byte: it would never be accepted again")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,42 +98,71 @@ func (t *TPM) Own(owner []byte) error {
 	if err != nil {
 		return err
 	}
-	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTPermanent), PropertyCount: 1}.Execute(t.t)
+	set, err := t.authsSet()
 	if err != nil {
-		return fmt.Errorf("ask who owns the TPM: %w", err)
+		return err
 	}
-	properties, err := r.CapabilityData.Data.TPMProperties()
-	if err != nil || len(properties.TPMProperty) == 0 || properties.TPMProperty[0].Property != tpm2.TPMPTPermanent {
-		return fmt.Errorf("ask who owns the TPM: unusable answer (%v)", err)
-	}
-	const ownerAuthSet, lockoutAuthSet = 1 << 0, 1 << 2 // TPMA_PERMANENT: TPM 2.0 part 2, 8.6
-	for _, h := range []struct {
-		hierarchy tpm2.TPMHandle
-		set       uint32
-	}{{tpm2.TPMRHLockout, lockoutAuthSet}, {tpm2.TPMRHOwner, ownerAuthSet}} {
-		if properties.TPMProperty[0].Value&h.set != 0 {
+	for _, h := range hierarchies {
+		if set&h.flag != 0 {
 			continue
 		}
-		if err := t.changeAuth(srk, h.hierarchy, nil, owner); err != nil {
+		if err := t.changeAuth(srk, h.handle, nil, owner); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// GiveBack undoes Prepare and Own.
+// hierarchies are the two whose authorisation is ours, in the order in which they are taken and given back; flag is in TPMA_PERMANENT
+// (TPM 2.0 part 2, 8.6). The owner's goes last: while it stands the rest can be done again.
+var hierarchies = []struct {
+	handle tpm2.TPMHandle
+	flag   uint32
+}{{tpm2.TPMRHLockout, 1 << 2}, {tpm2.TPMRHOwner, 1 << 0}}
+
+// authsSet gives TPMA_PERMANENT: which hierarchies have an authorisation that is not empty.
+func (t *TPM) authsSet() (uint32, error) {
+	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTPermanent), PropertyCount: 1}.Execute(t.t)
+	if err != nil {
+		return 0, fmt.Errorf("ask who owns the TPM: %w", err)
+	}
+	properties, err := r.CapabilityData.Data.TPMProperties()
+	if err != nil || len(properties.TPMProperty) == 0 || properties.TPMProperty[0].Property != tpm2.TPMPTPermanent {
+		return 0, fmt.Errorf("ask who owns the TPM: unusable answer (%v)", err)
+	}
+	return properties.TPMProperty[0].Value, nil
+}
+
+// GiveBack undoes Prepare and Own, and proves it by reading again: no index and no key of ours is left, and the owner's authorisation is
+// empty. A TPM that holds nothing of ours any more is fine, so it may be called again after a power cut.
 func (t *TPM) GiveBack(owner []byte) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	srk, err := t.storageRoot()
+	var e *Error
+	if errors.As(err, &e) && e.Kind == KindOtherTPM {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if err := t.removeIndexes(srk, owner); err != nil {
+	set, err := t.authsSet()
+	if err != nil {
 		return err
 	}
-	for _, hierarchy := range []tpm2.TPMHandle{tpm2.TPMRHLockout, tpm2.TPMRHOwner} {
-		if err := t.changeAuth(srk, hierarchy, owner, nil); err != nil {
+	last := hierarchies[len(hierarchies)-1]
+	auth := owner
+	if set&last.flag == 0 {
+		auth = nil
+	}
+	if err := t.removeIndexes(srk, auth); err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		if set&h.flag == 0 {
+			continue
+		}
+		if err := t.changeAuth(srk, h.handle, owner, nil); err != nil {
 			return err
 		}
 	}
@@ -120,7 +171,24 @@ func (t *TPM) GiveBack(owner []byte) error {
 	if err != nil {
 		return fmt.Errorf("remove storage root key: %w", err)
 	}
-	return nil
+	return t.provedGone()
+}
+
+// provedGone reads what GiveBack removed.
+func (t *TPM) provedGone() error {
+	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex} {
+		if _, err := indexName(t.t, index); !errors.Is(err, errNoIndex) {
+			return fmt.Errorf("index %#x is still in the TPM (%v)", uint32(index), err)
+		}
+	}
+	if _, err := (tpm2.ReadPublic{ObjectHandle: StorageRoot}).Execute(t.t); !errors.Is(err, tpm2.TPMRCHandle) {
+		return fmt.Errorf("the storage root key is still in the TPM (%v)", err)
+	}
+	set, err := t.authsSet()
+	if err == nil && set&(hierarchies[0].flag|hierarchies[1].flag) != 0 {
+		err = errors.New("the TPM still has an owner")
+	}
+	return err
 }
 
 // removeIndexes removes what lies under our handles, ours or not.

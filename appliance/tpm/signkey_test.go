@@ -37,7 +37,7 @@ func TestSigningKeyComesBackInItsTPMAndInNoOther(t *testing.T) {
 		t.Fatalf("after a restart: %v", err)
 	}
 	// A sealed volume makes the storage root key persistent and gives the owner an authorisation.
-	if err := errors.Join(tpm.Prepare(1), tpm.Own(make([]byte, OwnerAuthSize))); err != nil {
+	if err := errors.Join(tpm.Prepare(1, 0), tpm.Own(ownerAuth)); err != nil {
 		t.Fatal(err)
 	}
 	if sig, err := again.Sign(nil, digest[:], crypto.SHA256); err != nil || !ecdsa.VerifyASN1(again.pub, digest[:], sig) {

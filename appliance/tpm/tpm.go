@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -37,7 +38,27 @@ type TPM struct {
 	mu   sync.Mutex
 	t    transport.TPMCloser
 	path string
+	sent *atomic.Int64
 }
+
+// counted counts the commands that are sent: each takes a discrete TPM tens of milliseconds.
+type counted struct {
+	transport.TPMCloser
+	sent *atomic.Int64
+}
+
+func (c counted) Send(b []byte) ([]byte, error) {
+	c.sent.Add(1)
+	return c.TPMCloser.Send(b)
+}
+
+func newTPM(t transport.TPMCloser, path string) *TPM {
+	sent := new(atomic.Int64)
+	return &TPM{t: counted{t, sent}, path: path, sent: sent}
+}
+
+// Commands is how many commands were sent since Open.
+func (t *TPM) Commands() int { return int(t.sent.Load()) }
 
 // Open opens a device ("/dev/tpmrm0") or, where there is no machine, an emulator that speaks raw TPM commands on a socket:
 // "swtpm:127.0.0.1:2321" or "swtpm:/path/of/socket".
@@ -51,7 +72,7 @@ func Open(path string) (*TPM, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open TPM: %w; enable TPM 2.0 in the firmware's settings", err)
 		}
-		return &TPM{t: t, path: path}, nil
+		return newTPM(t, path), nil
 	}
 	network := "tcp"
 	if strings.HasPrefix(addr, "/") {
@@ -61,7 +82,7 @@ func Open(path string) (*TPM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open emulated TPM: %w", err)
 	}
-	return &TPM{t: transport.FromReadWriteCloser(conn), path: path}, nil
+	return newTPM(transport.FromReadWriteCloser(conn), path), nil
 }
 
 // Close closes the device.

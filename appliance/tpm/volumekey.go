@@ -112,6 +112,18 @@ func (t *TPM) persistRoot() (*root, error) {
 	return t.storageRoot()
 }
 
+// Holds reports whether this TPM is the one that the slot was sealed by, and was not cleared since.
+func (t *TPM) Holds(slot VolumeSlot) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	srk, err := t.storageRoot()
+	var e *Error
+	if errors.As(err, &e) && e.Kind == KindOtherTPM {
+		return false, nil
+	}
+	return err == nil && bytes.Equal(srk.name.Buffer, slot.Root), err
+}
+
 // authorityPublic is the signing key as the TPM loads it. Its name is bound into the sealed object: never change the template.
 func authorityPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
@@ -215,7 +227,7 @@ func (t *TPM) fitting(policies []SignedPolicy, authority string) (SignedPolicy, 
 	case nearest != nil:
 		var what []string
 		for _, pcr := range nearest.differs(now) {
-			what = append(what, fmt.Sprintf("PCR %d (%s) is %.16x.., signed is %.16s..", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
+			what = append(what, fmt.Sprintf("PCR %d (%s) is %.4x.., signed %.8s..", pcr, pcrMeaning[pcr], now[pcr], nearest.PCRs[pcr]))
 		}
 		return SignedPolicy{}, &Error{KindNoPolicy, fmt.Sprintf("no signed policy fits this boot; nearest is %.64q: %s", nearest.Name, strings.Join(what, "; ")),
 			"undo the change, or boot the other slot, or open the volume with the recovery secret and reseal"}
@@ -249,7 +261,9 @@ func (t *TPM) unsealUnder(srk *root, slot VolumeSlot, authority *rsa.PublicKey, 
 	}
 	var unmet error
 	session := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
-		unmet = satisfy(tpm, h, p, name, ticket)
+		if unmet = satisfy(tpm, h, p, name, ticket); unmet != nil {
+			flush(tpm, h) // go-tpm leaves it, and a TPM has room for few
+		}
 		return unmet
 	}, tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptOut)) // TPM2_Unseal has no parameter to encrypt
 	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: obj.ObjectHandle, Name: obj.Name, Auth: session}}.Execute(t.t)
@@ -322,18 +336,26 @@ func Capped(pcr11 [32]byte) [32]byte {
 // Cap extends PCR 11, so that nothing that runs later in this boot gets the volume key, and proves it: the same slot and policy must
 // now be refused. KindStillOpen where they are not. used is the policy that opened the volume.
 func (t *TPM) Cap(slot VolumeSlot, used SignedPolicy) error {
+	if err := t.CapAlone(); err != nil {
+		return err
+	}
+	return t.ProveCapped(slot, used)
+}
+
+// CapAlone is Cap without the proof: for a boot in which the volume is opened without this TPM, so that there is nothing to prove it with.
+func (t *TPM) CapAlone() error {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: 11, Auth: tpm2.PasswordAuth(nil)},
 		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sha256Sum([]byte(CapEvent))}}}}.Execute(t.t)
-	t.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("cap PCR 11: %w", err)
 	}
-	return t.proveCapped(slot, used)
+	return nil
 }
 
-// proveCapped asks the TPM itself: our own comparison of registers must not be what refuses.
-func (t *TPM) proveCapped(slot VolumeSlot, used SignedPolicy) error {
+// ProveCapped asks the TPM itself: our own comparison of registers must not be what refuses.
+func (t *TPM) ProveCapped(slot VolumeSlot, used SignedPolicy) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	authority, err := ParseAuthority(slot.Authority)

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"sync"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func own(t *testing.T, tpm *TPM, auth []byte, floor uint64) {
 	t.Helper()
 	// Twice each: a power cut between any two steps means that they are begun again.
 	for range 2 {
-		if err := tpm.Prepare(floor); err != nil {
+		if err := tpm.Prepare(floor, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -197,7 +198,7 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 				NVIndex: tpm2.NamedHandle{Handle: FloorIndex, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, 8)}}.Execute(tpm.t)
 			return err
 		},
-		"own again": func() error { return tpm.Prepare(1) },
+		"own again": func() error { return tpm.Prepare(1, 0) },
 		"clear": func() error {
 			_, err := tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}.Execute(tpm.t)
 			return err
@@ -215,8 +216,10 @@ func TestForeignSystemCannotLowerTheFloor(t *testing.T) {
 
 func TestSetsUpTwiceOnOneTPM(t *testing.T) {
 	tpm, _, first := sealedTPM(t, t.TempDir(), 7)
-	if err := tpm.GiveBack(ownerAuth); err != nil {
-		t.Fatal(err)
+	for range 2 { // again after a power cut
+		if err := tpm.GiveBack(ownerAuth); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := tpm.Floor(); !errors.Is(err, ErrNoFloor) {
 		t.Fatalf("the floor is still there: %v", err)
@@ -254,7 +257,7 @@ func TestKeyIsOutOfReachOnceTheRegistersAreCapped(t *testing.T) {
 	p := sign(t, authorities()[0], 1, present(t, tpm))
 	mustUnseal(t, tpm, slot, p)
 	// The proof itself can fail: before the registers are capped it does.
-	wantKind(t, tpm.proveCapped(slot, p), KindStillOpen)
+	wantKind(t, tpm.ProveCapped(slot, p), KindStillOpen)
 	if err := tpm.Cap(slot, p); err != nil {
 		t.Fatal(err)
 	}
@@ -428,4 +431,43 @@ func FuzzParseVolumeSlot(f *testing.F) {
 			t.Error("accepted an unknown version")
 		}
 	})
+}
+
+func TestRefusedKeysLeaveNoSessionInTheTPM(t *testing.T) {
+	tpm, _, slot := sealedTPM(t, t.TempDir(), 1)
+	p := sign(t, authorities()[0], 1, present(t, tpm))
+	extend(t, tpm, 11)
+	for i := range 10 { // a TPM without a resource manager has room for three
+		if err := tpm.ProveCapped(slot, p); err != nil {
+			t.Fatalf("after %d refusals: %v", i, err)
+		}
+	}
+	mustUnseal(t, tpm, slot, sign(t, authorities()[0], 1, present(t, tpm)))
+}
+
+// One in nine random values holds a zero byte, which go-tpm's sessions can't prove.
+func TestEveryOwnersAuthorisationIsAcceptedAgain(t *testing.T) {
+	tpm, _ := startTPM(t, t.TempDir())
+	zeros := bytes.NewReader(append(make([]byte, 100), bytes.Repeat([]byte{0, 7}, OwnerAuthSize)...))
+	for i := range 40 {
+		random := io.Reader(rand.Reader)
+		if i == 0 {
+			random = zeros
+		}
+		auth, err := NewOwnerAuth(random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{tpm.Prepare(1, 3), tpm.Own(auth), tpm.SetGeneration(auth, 4), tpm.GiveBack(auth)} {
+			if err != nil {
+				t.Fatalf("value %d: %v", i, err)
+			}
+		}
+	}
+	if err := tpm.Prepare(1, 0); err != nil {
+		t.Fatal(err)
+	}
+	if tpm.Own(append(bytes.Repeat([]byte{9}, OwnerAuthSize-1), 0)) == nil {
+		t.Error("took one that it would never accept again")
+	}
 }

@@ -7,14 +7,19 @@
 // the volume's generation on the disk first and in the TPM then, and a disk must be at the TPM's generation or one above. When Open or
 // Make returns, the TPM gives the key to nothing in this boot any more, and has proved it.
 //
+// A recovery secret, made once and kept by people, opens the volume where the TPM does not: after a swap of TPM or board, after a boot
+// that nobody signed. It is shown once and counts only when it was typed back. Reseal then gives the volume to the present TPM.
+//
 // Limits. A copy taken since the last boot has the TPM's generation and is not told from the disk itself. Whoever controls the running
-// image can read the volume. The key stays in this process's memory until Forget.
+// image can read the volume. The key stays in a locked page of this process until Forget; Go's garbage collector may leave copies of
+// what crossed the TPM's library.
 package volume
 
 import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
@@ -49,6 +54,16 @@ type Machine struct {
 	OwnerDir string // folder below Target, root's alone, with the TPM owner's authorisation
 	Progress disk.Progress
 	Log      func(format string, args ...any)
+
+	cut func(step string) error // tests: the power fails before this step
+}
+
+// before names a step after which power may have failed, for tests.
+func (m *Machine) before(step string) error {
+	if m.cut == nil {
+		return nil
+	}
+	return m.cut(step)
 }
 
 // Volume is an open volume.
@@ -56,11 +71,15 @@ type Volume struct {
 	Disk disk.Disk
 	Did  string           // in a few words, for people: "formatted", "clean"
 	Used tpm.SignedPolicy // the policy that opened it; zero where the recovery secret did
+	// Commands is how many commands the TPM was sent until the volume was mounted: raising the generation, cap and proof come after that.
+	Commands int
+	// Changed is what the TPM did not accept; nil where it opened the volume.
+	Changed *Changes
 
 	machine *Machine
 	header  *disk.Header
 	device  disk.HeaderDevice
-	key     []byte // nil once forgotten
+	key     *keyPage // wiped once forgotten
 }
 
 const ownerFile = "tpm-owner"
@@ -78,7 +97,10 @@ func (m *Machine) Make(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 	if err != nil {
 		return nil, asBlank(err)
 	}
-	if err := m.TPM.Prepare(used.Release); err != nil {
+	if err := m.TPM.Prepare(used.Release, 0); err != nil {
+		return nil, err
+	}
+	if err := m.before("format"); err != nil {
 		return nil, err
 	}
 	v, owner, err := m.begin(ctx, d)
@@ -86,21 +108,39 @@ func (m *Machine) Make(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 		return nil, err
 	}
 	defer clear(owner)
-	slot, err := m.TPM.SealVolume(authority, boot.Authority, v.key)
+	if err := v.finish(authority, boot.Authority, owner, used); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	v.Did, v.Used = "formatted", used
+	return v, nil
+}
+
+// finish gives a new volume to the TPM. With the slot's header the disk stops being blank.
+func (v *Volume) finish(authority *rsa.PublicKey, text, owner []byte, used tpm.SignedPolicy) error {
+	m := v.machine
+	if err := m.before("seal"); err != nil {
+		return err
+	}
+	slot, err := m.TPM.SealVolume(authority, text, v.key.key)
 	if err == nil {
-		err = v.setSlot(slot, false)
+		err = m.before("header")
+	}
+	if err == nil {
+		err = v.setSlot(slot)
+	}
+	if err == nil {
+		err = m.before("own")
 	}
 	if err == nil {
 		err = m.TPM.Own(owner)
 	}
 	if err == nil {
+		err = m.before("cap")
+	}
+	if err == nil {
 		err = m.TPM.Cap(slot, used)
 	}
-	if err != nil {
-		return nil, errors.Join(err, v.Close())
-	}
-	v.Did, v.Used = "formatted", used
-	return v, nil
+	return err
 }
 
 // asBlank replaces the remedy, which on a blank disk can't be a recovery secret.
@@ -125,8 +165,8 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 	if err != nil {
 		return nil, nil, err
 	}
-	v = &Volume{Disk: d, machine: m, header: h, device: device, key: make([]byte, disk.KeySize)}
-	owner = make([]byte, tpm.OwnerAuthSize)
+	v = &Volume{Disk: d, machine: m, header: h, device: device}
+	key := make([]byte, disk.KeySize)
 	defer func() {
 		if err != nil {
 			clear(owner)
@@ -134,15 +174,22 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 			v = nil
 		}
 	}()
-	for _, b := range [][]byte{v.key, owner} {
-		if _, err := io.ReadFull(rand.Reader, b); err != nil {
-			return v, owner, err
-		}
-	}
-	if err := disk.WriteHeader(device, h, v.key); err != nil {
+	if owner, err = tpm.NewOwnerAuth(rand.Reader); err != nil {
 		return v, owner, err
 	}
-	path, err := disk.Create(ctx, d, v.key, m.Progress)
+	if _, err := io.ReadFull(rand.Reader, key); err != nil {
+		return v, owner, err
+	}
+	if v.key, err = lockKey(key); err != nil {
+		return v, owner, err
+	}
+	if err := disk.WriteHeader(device, h, v.key.key); err != nil {
+		return v, owner, err
+	}
+	if err := m.before("create"); err != nil {
+		return v, owner, err
+	}
+	path, err := disk.Create(ctx, d, v.key.key, m.Progress)
 	if err != nil {
 		return v, owner, err
 	}
@@ -173,10 +220,15 @@ func (m *Machine) Open(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 	if err != nil {
 		return fail(err)
 	}
-	if v.key, v.Used, err = m.TPM.UnsealVolume(slot, boot.Policies); err != nil {
+	key, used, err := m.TPM.UnsealVolume(slot, boot.Policies)
+	if err != nil {
 		return fail(err)
 	}
-	if err := v.header.Prove(v.key); err != nil {
+	v.Used = used
+	if v.key, err = lockKey(key); err != nil {
+		return fail(err)
+	}
+	if err := v.header.Prove(v.key.key); err != nil {
 		return fail(err)
 	}
 	next, err := v.nextGeneration()
@@ -188,17 +240,31 @@ func (m *Machine) Open(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 		return fail(err)
 	}
 	defer clear(owner)
-	if err := m.TPM.Own(owner); err != nil { // where a power cut ended Make before it
+	if err := v.settle(owner, next); err != nil {
 		return fail(err)
 	}
-	if err := m.TPM.SetGeneration(owner, next); err != nil {
+	if slot, err = v.follow(slot, boot); err != nil {
 		return fail(err)
 	}
-	slot = v.follow(slot, boot)
 	if err := m.TPM.Cap(slot, v.Used); err != nil {
 		return fail(err)
 	}
 	return v, nil
+}
+
+// settle tells the TPM that the disk is at this generation. Own is for a volume whose Make was ended by a power cut before it.
+func (v *Volume) settle(owner []byte, generation uint64) error {
+	m := v.machine
+	if err := m.before("own"); err != nil {
+		return err
+	}
+	if err := m.TPM.Own(owner); err != nil {
+		return err
+	}
+	if err := m.before("generation"); err != nil {
+		return err
+	}
+	return m.TPM.SetGeneration(owner, generation)
 }
 
 // read opens the disk's header.
@@ -227,13 +293,16 @@ func (v *Volume) nextGeneration() (uint64, error) {
 		return 0, &disk.Error{Kind: KindRolledBack, What: fmt.Sprintf("this disk is at generation %d, and this machine's TPM saw %d: it is an older copy, or another machine ran with it", g, seen),
 			Remedy: "attach the newest disk; or let the node rejoin its cluster or restore a backup; or open this one with the recovery secret and reseal, which accepts what it lacks"}
 	}
+	if err := v.machine.before("header"); err != nil {
+		return 0, err
+	}
 	v.header.Generation = seen + 1
-	return seen + 1, disk.WriteHeader(v.device, v.header, v.key)
+	return seen + 1, disk.WriteHeader(v.device, v.header, v.key.key)
 }
 
 // mount opens the layers, checks and mounts the file system, and reads the owner's authorisation.
 func (v *Volume) mount(ctx context.Context) ([]byte, error) {
-	path, err := disk.Open(v.Disk, v.key)
+	path, err := disk.Open(v.Disk, v.key.key)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +312,18 @@ func (v *Volume) mount(ctx context.Context) ([]byte, error) {
 	if err := disk.Mount(path, v.machine.Target); err != nil {
 		return nil, err
 	}
+	if t := v.machine.TPM; t != nil {
+		v.Commands = t.Commands()
+	}
+	return v.owner()
+}
+
+// owner reads the owner's authorisation from the mounted volume.
+func (v *Volume) owner() ([]byte, error) {
 	owner, err := os.ReadFile(filepath.Join(v.machine.OwnerDir, ownerFile))
+	if err == nil && len(owner) != tpm.OwnerAuthSize {
+		err = fmt.Errorf("it has %d bytes", len(owner))
+	}
 	if err != nil {
 		return nil, &disk.Error{Kind: disk.KindDamaged, What: fmt.Sprintf("the volume lacks the TPM owner's authorisation: %v", err), Remedy: "restore the node from a backup or from its cluster"}
 	}
@@ -262,57 +342,62 @@ func (m *Machine) SetTimeFloor(at time.Time) error {
 
 // follow reseals to the image's own authority where that is another one than the volume's: a release that both have signed hands the
 // volume over. A failure leaves the old seal, which opens as well.
-func (v *Volume) follow(slot tpm.VolumeSlot, boot Boot) tpm.VolumeSlot {
+func (v *Volume) follow(slot tpm.VolumeSlot, boot Boot) (tpm.VolumeSlot, error) {
 	if bytes.Equal(bytes.TrimSpace(slot.Authority), bytes.TrimSpace(boot.Authority)) {
-		return slot
+		return slot, nil
 	}
 	authority, err := tpm.ParseAuthority(boot.Authority)
 	if err != nil {
-		return slot
+		return slot, nil
 	}
 	used, err := v.machine.TPM.Fitting(authority, boot.Policies)
 	if err != nil {
 		v.machine.Log("the image names another policy key than the volume's, but no policy of it fits this boot: the volume keeps the old one")
-		return slot
+		return slot, nil
 	}
-	next, err := v.machine.TPM.SealVolume(authority, boot.Authority, v.key)
+	if err := v.machine.before("follow"); err != nil {
+		return slot, err
+	}
+	next, err := v.machine.TPM.SealVolume(authority, boot.Authority, v.key.key)
 	if err == nil {
-		err = v.setSlot(next, false)
+		err = v.setSlot(next)
 	}
 	if err != nil {
 		v.machine.Log("reseal to the image's policy key: %v; the volume keeps the old one", err)
-		return slot
+		return slot, nil
 	}
 	v.machine.Log("the volume is sealed to policy key %.16s.. now", tpm.AuthorityID(authority))
 	v.Used = used
-	return next
+	return next, nil
 }
 
-func (v *Volume) setSlot(slot tpm.VolumeSlot, preparing bool) error {
+func (v *Volume) setSlot(slot tpm.VolumeSlot) error {
 	b, err := slot.Encode()
 	if err != nil {
 		return err
 	}
-	v.header.Preparing = preparing
+	v.header.Preparing = false
 	v.header.SetSlot(SlotTPM, b)
-	return disk.WriteHeader(v.device, v.header, v.key)
+	return disk.WriteHeader(v.device, v.header, v.key.key)
 }
 
 // Forget wipes the volume key. The volume stays open.
-func (v *Volume) Forget() {
-	clear(v.key)
-	v.key = nil
-}
+func (v *Volume) Forget() { v.key.wipe() }
 
 // Close unmounts and closes the volume and forgets the key. It may be called on a volume that never got as far as being mounted.
 func (v *Volume) Close() error {
-	v.Forget()
 	failed := disk.Unmount(v.machine.Target)
 	if failed == nil {
 		failed = disk.Close()
 	}
+	return errors.Join(failed, v.release())
+}
+
+// release forgets the key and lets go of the disk.
+func (v *Volume) release() error {
+	v.Forget()
 	if c, ok := v.device.(io.Closer); ok {
-		failed = errors.Join(failed, c.Close())
+		return c.Close()
 	}
-	return failed
+	return nil
 }

@@ -46,8 +46,14 @@ func startLab(t *testing.T) *lab.Lab {
 
 var release = initramfs.Release{Version: "test", Epoch: 1795000000}
 
-// guest boots the image's kernel with the test binary of a package as PID 1 and nothing else.
+// guest boots the image's kernel with the test binary of a package as PID 1 and nothing else, without a TPM.
 func guest(t *testing.T, ctx context.Context, pkg string, dataMB int) *lab.Node {
+	t.Helper()
+	return guestWith(t, ctx, pkg, lab.NodeOptions{DataMB: dataMB, NoTPM: true})
+}
+
+// guestWith is guest on another machine, with tools of the workstation and their libraries at the same places.
+func guestWith(t *testing.T, ctx context.Context, pkg string, o lab.NodeOptions, tools ...string) *lab.Node {
 	t.Helper()
 	dir := t.TempDir()
 	c := exec.Command("go", "test", "-c", "-o", dir+"/init", pkg)
@@ -73,14 +79,24 @@ func guest(t *testing.T, ctx context.Context, pkg string, dataMB int) *lab.Node 
 	}
 	var list initramfs.List
 	var archive bytes.Buffer
+	for _, tool := range tools {
+		if err := list.AddFile(tool, tool, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(tools) > 0 {
+		if _, err := list.AddClosure([]string{"/"}, tools...); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, err := range []error{list.AddSkeleton(release), list.AddModules(modules), list.AddFile("/init", dir+"/init", 0o755), list.WriteCPIO(&archive),
 		os.WriteFile(dir+"/initrd", archive.Bytes(), 0o600)} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	n, err := startLab(t).StartNode(ctx, lab.NodeOptions{Name: "guest", Firmware: lab.Direct, Kernel: root + "/boot/vmlinuz-" + tree.Version, Initrd: dir + "/initrd",
-		Cmdline: "console=ttyS0 quiet panic=1", DataMB: dataMB, NoTPM: true})
+	o.Name, o.Firmware, o.Kernel, o.Initrd, o.Cmdline = "guest", lab.Direct, root+"/boot/vmlinuz-"+tree.Version, dir+"/initrd", "console=ttyS0 quiet panic=1"
+	n, err := startLab(t).StartNode(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +128,21 @@ func TestVolumeOnTheImagesKernel(t *testing.T) {
 		t.Errorf("%v\n%s", err, text)
 	}
 	for _, line := range regexp.MustCompile(`(?m)^.*guest_test.go.*$`).FindAllString(text, -1) {
+		t.Log(strings.TrimSpace(line))
+	}
+}
+
+// TestSealedVolumeOnTheImagesKernel runs the tests of appliance/volume with a TPM and a disk, as PID 1 under the image's kernel.
+func TestSealedVolumeOnTheImagesKernel(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	n := guestWith(t, ctx, "guardhouse/appliance/volume", lab.NodeOptions{DataMB: 16}, "/sbin/mkfs.ext4", "/sbin/e2fsck")
+	got, err := n.Serial.Expect(ctx, regexp.MustCompile(`guest tests ended with (\d+)`))
+	text := n.Serial.Transcript()
+	if err != nil || got[1] != "0" || strings.Contains(text, "--- SKIP") || strings.Count(text, "--- PASS: TestVolume") < 10 {
+		t.Errorf("%v\n%s", err, text)
+	}
+	for _, line := range regexp.MustCompile(`(?m)^.*guest_(recovery_)?test.go.*$`).FindAllString(text, -1) {
 		t.Log(strings.TrimSpace(line))
 	}
 }

@@ -55,6 +55,9 @@ type node struct {
 	fenced  chan struct{} // closed when the network fence of hsm stands
 	pack    pack.Manifest // the image's HSM pack; zero where there is none
 
+	opening sync.Mutex // guards custody; the disk is opened by one at a time
+	custody
+
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 
@@ -171,8 +174,17 @@ const (
 	tpmDevice     = "/dev/tpmrm0"
 )
 
-// openDisk finds the data disk, prepares it where it is blank, opens its volume and mounts it, once.
+// errOpen: the data volume is open already.
+var errOpen = errors.New("the data volume is open")
+
+// openDisk finds the data disk, prepares it where it is blank, opens its volume and mounts it; errOpen where somebody typed the recovery
+// secret meanwhile.
 func (n *node) openDisk(ctx context.Context) error {
+	n.opening.Lock()
+	defer n.opening.Unlock()
+	if n.volume != nil {
+		return errOpen
+	}
 	list, err := n.finder.List()
 	if err != nil {
 		return err
@@ -185,17 +197,36 @@ func (n *node) openDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.Forget()
+	return n.adopt(v)
+}
+
+// adopt takes an open volume into use. Its key is kept only where a recovery secret is still to be made or the volume to be resealed.
+func (n *node) adopt(v *volume.Volume) error {
+	known, err := v.Recovery()
+	if err != nil {
+		return errors.Join(err, v.Close())
+	}
+	if known.ID == "" {
+		n.problem("recovery-none", "no recovery secret opens the data volume: if TPM or board fail, its data are lost", "make one on the serial line: setup does, later recovery new")
+	} else if v.Changed == nil {
+		v.Forget()
+	}
 	if err := makeFolders(true); err != nil {
-		return &disk.Error{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
+		return errors.Join(&disk.Error{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}, v.Close())
 	}
 	size, _, err := disk.Size(dataDir)
 	if err != nil {
-		return err
+		return errors.Join(err, v.Close())
 	}
+	n.volume = v
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
 	}
+	by := fmt.Sprintf("policy %q of release %d with %d TPM commands", v.Used.Name, v.Used.Release, v.Commands)
+	if v.Changed != nil {
+		by = "its recovery secret"
+	}
+	d := v.Disk
 	n.mu.Lock()
 	n.mounted = true
 	n.opened = openedBy(v.Used)
@@ -205,7 +236,7 @@ func (n *node) openDisk(ctx context.Context) error {
 	}
 	line := n.disk
 	n.mu.Unlock()
-	n.logf("data disk %s, open %s after init began by policy %q of release %d", line, (rpc.BootTime() - n.started).Round(time.Millisecond), v.Used.Name, v.Used.Release)
+	n.logf("data disk %s, open %s after init began by %s", line, (rpc.BootTime() - n.started).Round(time.Millisecond), by)
 	return nil
 }
 
@@ -220,6 +251,11 @@ func openedBy(p tpm.SignedPolicy) *rpc.OpenedPolicy {
 	return o
 }
 
+// machine is what volumes are opened with, but for the TPM.
+func (n *node) machine() *volume.Machine {
+	return &volume.Machine{Finder: n.finder, Target: dataDir, OwnerDir: initDir, Log: n.logf, Progress: n.progress()}
+}
+
 // openVolume has the TPM decide by what lies beside the image.
 func (n *node) openVolume(ctx context.Context, d disk.Disk) (*volume.Volume, error) {
 	t, err := tpm.Open(tpmDevice)
@@ -227,7 +263,8 @@ func (n *node) openVolume(ctx context.Context, d disk.Disk) (*volume.Volume, err
 		return nil, &tpm.Error{Kind: tpm.KindNoTPM, What: err.Error(), Remedy: "enable the TPM 2.0 in the firmware's settings and reboot"}
 	}
 	defer t.Close()
-	m := &volume.Machine{TPM: t, Finder: n.finder, Target: dataDir, OwnerDir: initDir, Log: n.logf, Progress: n.progress()}
+	m := n.machine()
+	m.TPM = t
 	boot, err := n.bootOf()
 	if err != nil {
 		return nil, err
@@ -273,6 +310,9 @@ func (n *node) progress() disk.Progress {
 
 // findDisk opens the data disk; where it can't, it goes on trying in the background and starts what waits for it.
 func (n *node) findDisk(ctx context.Context, opened func()) {
+	n.opening.Lock()
+	n.opened = opened
+	n.opening.Unlock()
 	deadline := time.Now().Add(diskWait)
 	err := n.openDisk(ctx)
 	var de *disk.Error
@@ -292,6 +332,9 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 			case <-time.After(diskRetry):
 			}
 			err := n.openDisk(ctx)
+			if errors.Is(err, errOpen) {
+				return // unlock has started everything
+			}
 			if err == nil {
 				n.diskFailed(nil)
 				opened()
@@ -319,19 +362,27 @@ func (n *node) diskFailed(err error) {
 	if err == nil {
 		return
 	}
-	p := policy.Problem{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
-	var de *disk.Error
-	var te *tpm.Error
-	switch {
-	case errors.As(err, &de):
-		p = policy.Problem{Kind: de.Kind, What: de.What, Remedy: de.Remedy}
-	case errors.As(err, &te):
-		p = policy.Problem{Kind: te.Kind, What: te.What, Remedy: te.Remedy}
+	p, ok := problemOf(err)
+	if !ok {
+		p = policy.Problem{Kind: disk.KindFailed, What: err.Error(), Remedy: "restart the node; if it stays, replace the disk"}
 	}
 	n.problem(p.Kind, p.What, p.Remedy)
 	n.mu.Lock()
 	n.disk = p.What
 	n.mu.Unlock()
+}
+
+// problemOf is the finding in an error of disk, TPM or volume; ok is false where it is none of theirs.
+func problemOf(err error) (p policy.Problem, ok bool) {
+	var de *disk.Error
+	var te *tpm.Error
+	switch {
+	case errors.As(err, &de):
+		return policy.Problem{Kind: de.Kind, What: de.What, Remedy: de.Remedy}, true
+	case errors.As(err, &te):
+		return policy.Problem{Kind: te.Kind, What: te.What, Remedy: te.Remedy}, true
+	}
+	return policy.Problem{}, false
 }
 
 // startNetwork applies the stored network. A node that has none yet only feels which of its cables are in.

@@ -119,6 +119,7 @@ func (n *node) shutdown(r powerRequest) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	n.zeroise()
 	unix.Sync()
 	if r.action == powerReboot {
 		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)

@@ -216,11 +216,19 @@ const dhcpName = "guardhouse-dhcp"
 
 // auditStart records that the node started, as soon as the ledger takes it.
 func (n *node) auditStart(ctx context.Context) {
+	n.auditLater(ctx, policy.AuditEntry{Kind: policy.AuditSystem, BootTime: n.started.Milliseconds(), Action: "start", Outcome: "ok",
+		Detail: "node started", Facts: map[string]string{"version": n.release.Version, "boot": n.boot, "kernel": kernelRelease()}})
+}
+
+// auditLater records e as soon as the ledger takes it, for as long as it takes: a node that is not set up audits nothing.
+func (n *node) auditLater(ctx context.Context, e policy.AuditEntry) {
 	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
 	defer ledger.Close()
-	e := policy.AuditEntry{Kind: policy.AuditSystem, At: policy.Stamp{Boot: n.boot}, BootTime: n.started.Milliseconds(), Action: "start", Outcome: "ok",
-		Detail: "node started", Facts: map[string]string{"version": n.release.Version, "boot": n.boot, "kernel": kernelRelease()}}
-	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) { // for as long as it takes: a node that is not set up audits nothing
+	e.At = policy.Stamp{Boot: n.boot}
+	if e.BootTime == 0 {
+		e.BootTime = rpc.BootTime().Milliseconds()
+	}
+	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
 		if n.super.Ready(rpc.Ledger) {
 			if _, err := rpc.LedgerAudit.Call(ctx, ledger, e); err == nil {
 				return

@@ -72,7 +72,8 @@ func golden(t *testing.T, name, got string) {
 func TestSetupDialogue(t *testing.T) {
 	f := verbtest.Start(t, false)
 	s := &verb.Session{Node: f.Node, Actor: policy.Actor{Door: policy.DoorSetup, Session: "s1"}}
-	text, err := loop(s, "menu\rsetup\rversion = 1\r[service]\r.\r-----BEGIN AGE ENCRYPTED FILE-----\rAAAA\r-----END AGE ENCRYPTED FILE-----\r.\ryes\r")
+	text, err := loop(s, "menu\rsetup\rversion = 1\r[service]\r.\r-----BEGIN AGE ENCRYPTED FILE-----\rAAAA\r-----END AGE ENCRYPTED FILE-----\r.\r"+
+		"neither\rpassphrase\rmistyped\raaaa bbbb cccc dddd\ryes\r")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func TestSetupDialogue(t *testing.T) {
 func TestSetupStopsAtTheFirstWrongAnswer(t *testing.T) {
 	f := verbtest.Start(t, false)
 	s := &verb.Session{Node: f.Node, Actor: policy.Actor{Door: policy.DoorSetup, Session: "s1"}}
-	const secrets = "-----BEGIN AGE ENCRYPTED FILE-----\r.\r"
+	const secrets = "-----BEGIN AGE ENCRYPTED FILE-----\r.\rshares\r1AAA\r2BBB\r3CCC\r"
 	text, err := loop(s, "setup\rwrong = 1\r.\rsetup\rversion = 1\r.\rnot encrypted\r.\rsetup\rversion = 1\r.\r"+secrets+"no\r\x04")
 	if err != nil {
 		t.Fatal(err)

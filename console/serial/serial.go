@@ -124,7 +124,7 @@ func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
 		return nil
 	case <-time.After(3 * time.Second):
 	}
-	if err := t.Say("\n" + c.Node.Banner() + "guardhouse: waiting for the ledger; only status and help answer\n"); err != nil {
+	if err := t.Say("\n" + c.Node.Banner() + "guardhouse: waiting for the ledger; only status and help answer\n" + c.recoverable(ctx)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -137,6 +137,17 @@ func (c *Console) waiting(ctx context.Context, t *plain.Terminal) error {
 		}
 	}()
 	return plain.LoopAt(ctx, t, c.session(policy.DoorSetup), WaitingPrompt)
+}
+
+// recoverable is the way out where the ledger waits for a data volume that only its recovery secret opens.
+func (c *Console) recoverable(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	v, err := rpc.InitVolume.Call(ctx, c.Node.Init, rpc.Empty{})
+	if err != nil || v.State != rpc.VolumeShut || v.Secret == "" {
+		return ""
+	}
+	return "The data volume is shut: see status. recover opens it with recovery secret " + v.Secret + ".\n"
 }
 
 // firstBoot is the page of a node that is not set up.

@@ -11,7 +11,7 @@ import (
 	"guardhouse/appliance/rpc"
 )
 
-// setupDialogue sets the node up: answer file, its hash and summary, the encrypted secrets, one question, done. The prompts are stable:
+// setupDialogue sets the node up: answer file, its hash and summary, the encrypted secrets, the recovery secret, one question, done. The prompts are stable:
 // people drive this with expect. The console only carries the bytes; the ledger reads, checks and decrypts them.
 func setupDialogue(ctx context.Context, s *Session, _ Args, ask Asker) (Output, error) {
 	key, err := rpc.LedgerSetupKey.Call(ctx, s.Node.Ledger, rpc.Empty{})
@@ -43,6 +43,9 @@ func setupDialogue(ctx context.Context, s *Session, _ Args, ask Asker) (Output, 
 		return Output{}, err
 	}
 	if _, err = setupCall(ctx, s, req); err != nil {
+		return Output{}, err
+	}
+	if err := setupRecovery(ctx, s, ask); err != nil {
 		return Output{}, err
 	}
 	word, err := ask.Ask("type yes to apply: ")

@@ -31,8 +31,10 @@ type Verb struct {
 	Params []Param
 	Role   policy.AdminRole // least role; "" = nobody has to be logged in
 	Doors  []policy.Door
-	Risk   Risk
-	Stdin  string // what comes on standard input, for people; "" = nothing
+	// Waiting: whoever is at the serial line may do it while the ledger has no records, when nobody can log in.
+	Waiting bool
+	Risk    Risk
+	Stdin   string // what comes on standard input, for people; "" = nothing
 	// StdinFlag is the flag without which nothing is read from standard input; "" = it is always read.
 	StdinFlag string
 	Help      string // one line
@@ -75,6 +77,12 @@ func (v *Verb) WantsStdin(a Args) bool {
 // removed or whose role shrank loses the verb in the middle of a session.
 func Permitted(v *Verb, s *Session) error {
 	snapshot, known := s.Node.Snapshot()
+	if v.Waiting && s.Actor.Door == policy.DoorSetup && !known {
+		return nil
+	}
+	if v.Waiting && len(v.Doors) == 0 {
+		return notAllowed("the data volume is open", "none needed; this is for a node whose volume stays shut")
+	}
 	if s.Actor.Door == policy.DoorSetup && known && !snapshot.State.SetUp() && !slices.Contains(v.Doors, policy.DoorSetup) {
 		return notAllowed("the node is not set up", "run setup first")
 	}

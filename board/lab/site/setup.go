@@ -141,6 +141,9 @@ var (
 	reAnswers  = regexp.MustCompile(`(?i)answer file[^\n]*dot`)
 	reHash     = regexp.MustCompile(`(?i)sha-?256[^0-9a-f]*([0-9a-f]{64})`)
 	reSecrets  = regexp.MustCompile(`(?i)secrets[^\n]*dot`)
+	reForm     = regexp.MustCompile(`(?i)type passphrase or shares: `)
+	reRecovery = regexp.MustCompile(`(?m)^  ([0-9A-Z]{4}(?:-[0-9A-Z]{4}){6})\r?$`)
+	reBack     = regexp.MustCompile(`(?i)type it back: `)
 	reYes      = regexp.MustCompile(`(?i)type yes`)
 	reDone     = regexp.MustCompile(`(?i)set up for|refused|failed|login: `)
 	reNodeKey  = regexp.MustCompile(`(SHA256:[A-Za-z0-9+/]{43})`)
@@ -152,6 +155,7 @@ type SetupResult struct {
 	AnswerHash  string // as the node shows it
 	LocalHash   string // as computed here
 	Fingerprint string // SSH host key of the node
+	Recovery    string // recovery passphrase of its data volume
 }
 
 // WaitReady waits for the first prompt or login line.
@@ -210,6 +214,9 @@ func (s *Site) SetUp(ctx context.Context) (SetupResult, error) {
 	if err := s.paste(secret); err != nil {
 		return r, err
 	}
+	if r.Recovery, err = s.recovery(ctx); err != nil {
+		return r, err
+	}
 	if _, err := line.Expect(ctx, reYes); err != nil {
 		return r, err
 	}
@@ -231,6 +238,29 @@ func (s *Site) SetUp(ctx context.Context) (SetupResult, error) {
 		return r, err
 	}
 	return r, nil
+}
+
+// recovery chooses a passphrase, types it back and keeps it in the site's folder, where a person would take a sheet of paper.
+func (s *Site) recovery(ctx context.Context) (string, error) {
+	line := s.Node.Serial
+	if _, err := line.Expect(ctx, reForm); err != nil {
+		return "", err
+	}
+	if err := line.Send("passphrase"); err != nil {
+		return "", err
+	}
+	m, err := line.Expect(ctx, reRecovery)
+	if err != nil {
+		return "", err
+	}
+	secret := m[1]
+	if _, err := line.Expect(ctx, reBack); err != nil {
+		return "", err
+	}
+	if err := line.Send(secret); err != nil {
+		return "", err
+	}
+	return secret, os.WriteFile(filepath.Join(s.Lab.Dir, "recovery-secret"), []byte(secret+"\n"), 0o600)
 }
 
 // paste types text line by line and ends it with a dot. A serial line has no flow control worth its name: short pauses keep its

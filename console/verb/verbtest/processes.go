@@ -282,6 +282,7 @@ func (f *Fake) init(s *rpc.Server) {
 			Services: []rpc.ServiceStatus{{Name: rpc.Ledger, State: "ready"}, {Name: rpc.HGS, State: "ready", Restarts: 1}},
 			Links:    []rpc.LinkStatus{{Name: "front", Device: "eth0", MAC: "52:54:00:12:34:56", Link: true, Addresses: []string{"10.0.2.15/24"}}}}, nil
 	})
+	f.volume(s)
 	on(f, s, rpc.InitPower, func(r rpc.PowerRequest) (rpc.Empty, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -65,6 +65,7 @@ type Fake struct {
 	born     map[policy.KeyRef]born           // pairs in the token that were not made here
 	sick     map[policy.KeyRef]policy.Problem // what tests find
 	sealed   []byte
+	vol      rpc.VolumeReply
 	clocked  *rpc.ClockStatusReply
 	asked    []rpc.TimeAskRequest
 	timeKeys []rpc.TimeKeyRequest
@@ -79,7 +80,7 @@ func Start(t testing.TB, setUp bool) *Fake {
 	}
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
 	f := &Fake{Dir: dir, state: policy.NewState(), done: map[string]policy.Result{}, changed: make(chan struct{}), hostKey: ed25519.NewKeyFromSeed(seed),
-		fail: map[string]error{}, boot: 90 * time.Second}
+		fail: map[string]error{}, boot: 90 * time.Second, vol: rpc.VolumeReply{State: rpc.VolumeTPM}}
 	if f.Admin, err = ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{9}, ed25519.SeedSize))); err != nil {
 		t.Fatal(err)
 	}

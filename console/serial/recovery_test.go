@@ -1,0 +1,79 @@
+package serial
+
+import (
+	"strings"
+	"testing"
+
+	"guardhouse/appliance/rpc"
+	"guardhouse/console/verb"
+	"guardhouse/console/verb/verbtest"
+)
+
+// deaf is the fake's node before the ledger has sent anything.
+func deaf(f *verbtest.Fake) *verb.Node {
+	return &verb.Node{Ledger: f.Node.Ledger, HSM: f.Node.HSM, Clock: f.Node.Clock, Init: f.Node.Init, Stamp: f.Node.Stamp, Boottime: f.Node.Boottime, Random: f.Node.Random}
+}
+
+func TestShutVolumeIsOpenedFromTheWaitingLine(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.SetVolume(rpc.VolumeReply{State: rpc.VolumeShut, Secret: "0badcafe", Form: "passphrase"})
+	f.Node = deaf(f)
+	p := sit(t, f)
+	if text := p.expect(WaitingPrompt); !strings.Contains(text, "recover opens it with recovery secret 0badcafe") {
+		t.Errorf("the line says %q", text)
+	}
+	for _, v := range []string{"host list", "reseal", "recovery new", "setup"} {
+		p.types(v + "\r")
+		if text := p.expect(WaitingPrompt); !strings.Contains(text, "not-allowed") && !strings.Contains(text, "unavailable") {
+			t.Errorf("%s: %s", v, text)
+		}
+	}
+	p.types("recover\r")
+	p.expect("recovery secret 0badcafe: ")
+	p.types("ZZZZ\r")
+	p.expect("this is not recovery secret 0badcafe")
+	p.expect(WaitingPrompt)
+	p.types("recover\r")
+	p.expect("recovery secret 0badcafe: ")
+	p.types(verbtest.RecoveryText + "\r")
+	text := p.expect(WaitingPrompt)
+	for _, want := range []string{"the services start", "TPM: another one", "boot: signed", "generation"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it does not say %q: %s", want, text)
+		}
+	}
+	if strings.Contains(p.seen.String(), verbtest.RecoveryText) {
+		t.Error("the secret was shown")
+	}
+	p.types("recover\r")
+	p.expect("the data volume is open")
+}
+
+func TestFactoryResetWithoutLoginOnlyWhereTheVolumeIsShut(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.Node = deaf(f) // a ledger that does not come up, on an open volume
+	p := sit(t, f)
+	p.expect(WaitingPrompt)
+	p.types("factory-reset\r")
+	p.expect("type yes to go on: ")
+	p.types("yes\r")
+	p.expect("needs an owner's login")
+	p.expect(WaitingPrompt)
+	f.SetVolume(rpc.VolumeReply{State: rpc.VolumeShut})
+	for phrase, ended := range map[string]bool{"yes": false, "end this node": true} {
+		before := len(f.Power())
+		p.types("factory-reset\r")
+		p.expect("type yes to go on: ")
+		p.types("yes\r")
+		p.expect("type end this node: ")
+		p.types(phrase + "\r")
+		if ended {
+			p.expect("the node stops")
+		} else {
+			p.expect("nothing was changed")
+		}
+		if got := len(f.Power()) > before; got != ended {
+			t.Errorf("%q: reset is %v", phrase, got)
+		}
+	}
+}
