@@ -162,6 +162,22 @@ func TestANewAttestationSignerThatFailsItsTestIsNotUsed(t *testing.T) {
 	}
 }
 
+func TestANewKeyBecomesPrimaryAlthoughItsTokenWasSlowForAMoment(t *testing.T) {
+	for silent, primary := range map[int]bool{2: true, 3: false} {
+		b, k, ada, _ := keyed(t)
+		k.mu.Lock()
+		k.silent = silent
+		k.mu.Unlock()
+		made, err := b.l.MakeKeys(t.Context(), rpc.MakeKeysRequest{Actor: ada, ID: newID(), Roles: []policy.KeyRole{policy.RoleCommunications}, Bits: 2048})
+		if err != nil || len(made.Keys) != 1 {
+			t.Fatalf("%+v %v", made, err)
+		}
+		if made.Keys[0].Primary != primary {
+			t.Errorf("after %d tests without an answer: primary %v", silent, made.Keys[0].Primary)
+		}
+	}
+}
+
 func TestAKeyThatFailsAtTheStartIsAFinding(t *testing.T) {
 	b, k, _, keys := keyed(t)
 	ref := keys[policy.RoleEncryption].Ref

@@ -234,6 +234,22 @@ func (l *Ledger) tell(results []rpc.HSMTestResult) {
 	l.setProblem(p)
 }
 
+// testNew tests a key that was just made or found. A token that is slow for a moment (it has just made keys) gets two more tries, because
+// the outcome decides whether the key becomes primary; a key that failed its test gets none.
+func (l *Ledger) testNew(ctx context.Context, key rpc.HSMTestKey) []rpc.HSMTestResult {
+	for try := 0; ; try++ {
+		results := l.testKeys(ctx, []rpc.HSMTestKey{key})
+		if settled(results) || try == 2 {
+			return results
+		}
+		select {
+		case <-ctx.Done():
+			return results
+		case <-time.After(l.cfg.testPause):
+		}
+	}
+}
+
 // settled reports whether every node answered.
 func settled(results []rpc.HSMTestResult) bool {
 	return !slices.ContainsFunc(results, func(r rpc.HSMTestResult) bool {

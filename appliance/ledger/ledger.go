@@ -65,7 +65,8 @@ type Config struct {
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
 	CheckStore func(ctx context.Context, path string) error
 
-	argonKiB uint32 // memory of new passphrase hashes; tests take less
+	argonKiB  uint32        // memory of new passphrase hashes; tests take less
+	testPause time.Duration // between two tests of a new key that found no answer; shortened by tests
 }
 
 const (
@@ -115,6 +116,9 @@ type Ledger struct {
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.argonKiB == 0 {
 		cfg.argonKiB = argonMemory
+	}
+	if cfg.testPause == 0 {
+		cfg.testPause = 2 * time.Second
 	}
 	records, observed := filepath.Join(cfg.Dir, "state.db"), filepath.Join(cfg.Dir, "observed.db")
 	if cfg.CheckStore != nil {

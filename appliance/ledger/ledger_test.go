@@ -108,8 +108,8 @@ func (b *bench) trust(utc time.Time) {
 func newBench(t testing.TB) *bench {
 	b := &bench{t: t, now: time.Minute}
 	b.cfg = Config{Dir: t.TempDir(), TPM: startTPM(t), Policy: tpm.ImagePCRs, Boot: "test-boot", BootTime: b.clock, Rand: rand.Reader,
-		Time:       func() policy.TrustedTime { b.mu.Lock(); defer b.mu.Unlock(); return b.time },
-		argonKiB:   64,
+		Time:     func() policy.TrustedTime { b.mu.Lock(); defer b.mu.Unlock(); return b.time },
+		argonKiB: 64, testPause: time.Millisecond,
 		CheckStore: CheckInChild(os.Args[0], "--check-store"),
 		Epoch:      time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 		Network: func(_ context.Context, n policy.Network) error {

@@ -195,7 +195,7 @@ func (l *Ledger) doneBefore(id string) (madeKey, bool, error) {
 
 // record tests a key on every node and records it: as spare if it failed.
 func (l *Ledger) record(ctx context.Context, actor policy.Actor, id string, spki []byte, add policy.KeyAdd) (madeKey, error) {
-	tests := l.testKeys(ctx, []rpc.HSMTestKey{{Ref: policy.RefOf(spki), Role: add.Role, SPKI: spki, Label: add.Label}})
+	tests := l.testNew(ctx, rpc.HSMTestKey{Ref: policy.RefOf(spki), Role: add.Role, SPKI: spki, Label: add.Label})
 	if failed := l.failures(tests); len(failed) > 0 {
 		if add.Role == policy.RoleAttestationSigner {
 			return madeKey{tests: tests}, rpc.ErrRefused.With("the new attestation signer is not used, because it fails its test: %s; %s", failed[0].What, failed[0].Remedy)

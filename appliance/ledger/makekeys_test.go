@@ -28,6 +28,7 @@ type token struct {
 	leaky bool // makes keys that it would give out
 	// sick is what a test finds about a key; software, where set, is asked for the software keys when they have changed.
 	sick     map[policy.KeyRef]policy.Problem
+	silent   int // tests that find no answer before one does
 	software func() ([]rpc.SoftwareKey, error)
 	loaded   []rpc.SoftwareKey
 }
@@ -37,10 +38,13 @@ func (k *token) test(_ context.Context, _ rpc.Caller, req rpc.HSMTestRequest) ([
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var list []rpc.HSMTestResult
+	k.silent--
 	for _, q := range req.Keys {
 		r := rpc.HSMTestResult{Ref: q.Ref, Role: q.Role, OK: true}
 		soft := slices.ContainsFunc(k.loaded, func(s rpc.SoftwareKey) bool { return s.Ref == q.Ref })
-		if p, sick := k.sick[q.Ref]; sick {
+		if k.silent >= 0 {
+			r.OK, r.Problems = false, []policy.Problem{{Kind: rpc.KeyUnreachable, What: "no answer", Remedy: "see hsm status"}}
+		} else if p, sick := k.sick[q.Ref]; sick {
 			r.OK, r.Problems = false, []policy.Problem{p}
 		} else if k.keys[q.Ref] == nil && !soft {
 			r.OK, r.Problems = false, []policy.Problem{{Kind: rpc.KeyMissing, What: "the token does not hold it", Remedy: "bring it"}}
