@@ -103,7 +103,7 @@ const (
 // bootFacts is what the ledger needs to check this boot.
 func (n *node) bootFacts(logFile, kernelFile string) rpc.InitBootReply {
 	n.mu.Lock()
-	r := rpc.InitBootReply{Opened: n.opened}
+	r := rpc.InitBootReply{Opened: n.signedBoot}
 	n.mu.Unlock()
 	var err error
 	if r.Log, err = readBounded(logFile, quote.MaxLog); err != nil {

@@ -61,12 +61,12 @@ type node struct {
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 
-	mu       sync.Mutex
-	disk     string                    // one line for people
-	mounted  bool                      //
-	opened   *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
-	problems map[string]policy.Problem // by kind
-	sockets  map[string]*socketSet     // by process
+	mu         sync.Mutex
+	disk       string                    // one line for people
+	mounted    bool                      //
+	signedBoot *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
+	problems   map[string]policy.Problem // by kind
+	sockets    map[string]*socketSet     // by process
 }
 
 func (n *node) logf(format string, args ...any) {
@@ -229,7 +229,7 @@ func (n *node) adopt(v *volume.Volume) error {
 	d := v.Disk
 	n.mu.Lock()
 	n.mounted = true
-	n.opened = openedBy(v.Used)
+	n.signedBoot = openedBy(v.Used)
 	n.disk = fmt.Sprintf("%s, %d MiB, %s", d.Name, d.Size>>20, v.Did)
 	if d.Serial != "" {
 		n.disk += ", serial " + d.Serial
