@@ -31,22 +31,52 @@ func (f *Finder) BootFiles(dir, name string, limit int64) (files [][]byte, notes
 	return files, notes
 }
 
-func readFrom(device, dir, name string, limit int64) (b []byte, err error) {
+// BootFile gives read the file of this name from the first FAT file system that has it, whole disks included, since sticks often have no
+// partitions. It is mounted read-only at dir meanwhile.
+func (f *Finder) BootFile(dir, name string, read func(io.Reader) error) error {
+	devices, _ := filepath.Glob(filepath.Join(f.Sys, "block", "*", "*", "partition"))
+	for i := range devices {
+		devices[i] = filepath.Base(filepath.Dir(devices[i]))
+	}
+	whole, _ := filepath.Glob(filepath.Join(f.Sys, "block", "*"))
+	for _, d := range whole {
+		devices = append(devices, filepath.Base(d))
+	}
+	for _, d := range devices[:min(len(devices), maxPartitions)] {
+		found, err := readWith(filepath.Join(f.Dev, d), dir, name, read)
+		if found {
+			return err
+		}
+	}
+	return fmt.Errorf("no attached disk has a file %s in the root of a FAT file system", name)
+}
+
+func readWith(device, dir, name string, read func(io.Reader) error) (found bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+		return false, err
 	}
 	flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
 	if err := unix.Mount(device, dir, "vfat", flags, ""); err != nil {
-		return nil, err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
 	file, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
-		return nil, err
+		return false, err
 	}
 	defer file.Close()
-	if b, err = io.ReadAll(io.LimitReader(file, limit+1)); err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+	return true, read(file)
+}
+
+func readFrom(device, dir, name string, limit int64) (b []byte, err error) {
+	found, err := readWith(device, dir, name, func(r io.Reader) error {
+		if b, err = io.ReadAll(io.LimitReader(r, limit+1)); err == nil && int64(len(b)) > limit {
+			err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+		}
+		return err
+	})
+	if err == nil && !found {
+		err = os.ErrNotExist
 	}
 	return b, err
 }

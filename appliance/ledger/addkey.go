@@ -22,7 +22,7 @@ func (l *Ledger) registerKeys(s *rpc.Server) {
 	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerKeyTest, func(ctx context.Context, _ rpc.Caller, req rpc.KeyTestRequest) (rpc.KeyTestReply, error) {
 		return l.KeyTest(ctx, req)
-	}, rpc.Console)
+	}, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.LedgerSealKey, func(context.Context, rpc.Caller, rpc.Empty) (rpc.SetupKeyReply, error) {
 		return rpc.SetupKeyReply{Recipient: l.sealKey.Recipient().String(), Boot: l.cfg.Boot}, nil
 	}, rpc.Console)

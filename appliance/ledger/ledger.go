@@ -342,7 +342,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 	r := rpc.LedgerStatusReply{Sealing: l.sealing(), AuditSeq: a.Last, AuditBytes: a.Bytes, AuditLimit: a.Quota}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.Index, r.NodeID, r.SetUp = l.index, l.node, l.state.SetUp()
+	r.Index, r.NodeID, r.SetUp, r.Format = l.index, l.node, l.state.SetUp(), l.state.Version
 	r.Problems = slices.Clone(l.problems)
 	if a.Problem != nil {
 		r.Problems = append(r.Problems, *a.Problem)

@@ -31,7 +31,7 @@ var (
 	LedgerKeyAdd        = Method[KeyAddRequest, KeyAddReply]{"ledger.KeyAdd"}              // [console] records a pair that lies in the token
 	LedgerKeyImport     = Method[KeyImportRequest, KeyAddReply]{"ledger.KeyImport"}        // [console] seals a software key
 	LedgerKeyRequest    = Method[KeyCSRRequest, KeyCSRReply]{"ledger.KeyRequest"}          // [console] makes a PKCS#10
-	LedgerKeyTest       = Method[KeyTestRequest, KeyTestReply]{"ledger.KeyTest"}           // [console] on every node
+	LedgerKeyTest       = Method[KeyTestRequest, KeyTestReply]{"ledger.KeyTest"}           // [console init] on every node
 	LedgerSealKey       = Method[Empty, SetupKeyReply]{"ledger.SealKey"}                   // [console] to whom secrets are encrypted, this boot
 	LedgerSoftwareKeys  = Method[Empty, []SoftwareKey]{"ledger.SoftwareKeys"}              // [hsm] the private halves; the receiver wipes them
 	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
@@ -317,6 +317,7 @@ type LedgerStatusReply struct {
 	Index      uint64           `json:"index"`
 	SetUp      bool             `json:"setUp"`
 	NodeID     string           `json:"nodeId"`
+	Format     int              `json:"format"`  // of the stored records: policy.State's version
 	Sealing    string           `json:"sealing"` // "on the sealed volume", or what is wrong
 	AuditSeq   uint64           `json:"auditSeq"`
 	AuditBytes int64            `json:"auditBytes"`

@@ -136,6 +136,18 @@ var DHCPProcess = Process{
 	OOMScore:     500,
 }
 
+// Update is the process that reads an update bundle: init itself under another name, without init's rights. It has no rpc socket, and of
+// the node's folders it sees none.
+const Update = "update"
+
+// UpdateProcess is the row for Update. It is not in Table because it lives only as long as a bundle comes in.
+var UpdateProcess = Process{
+	Name: Update, UID: 909, GID: 909, Program: "/proc/self/exe",
+	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
+	OOMScore: 600,
+	View:     View{Tmp: "/tmp", Hide: []string{"/data", "/run"}},
+}
+
 // HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.
 const HSMDaemon = "hsm-daemon"
 

@@ -1,4 +1,5 @@
-// Package update is how a node gets from one release to the next: it reads update bundles.
+// Package update is how a node gets from one release to the next: it reads update bundles, writes the slot that doesn't run, has
+// firmware start it once, and shuts older releases out when the new one has proved itself (Updater).
 //
 // A bundle (the file guardhouse-update) is one release in one stream:
 //
@@ -13,9 +14,13 @@
 // changed, in another order or longer than it says is refused. At most about a MiB of it is in memory, whatever it
 // claims.
 //
+// At every moment of an update one slot holds a whole release that the version floor allows, and firmware comes to it; the tests of
+// board/lab/fault cut the power at every step. The running slot is never written.
+//
 // Limits: the image goes to its writer while it is being hashed, so the writer must treat it as nobody's until UKI returns nil. Whether a
-// release may follow the running one (floor, stored format, unsealing) is not judged here: Manifest only holds the facts. Signatures have
-// no dates: a release is never too old by time, only by its number.
+// release may follow the running one (floor, stored format, unsealing) is for Judge, before it is written; that PCR 4 and 11 of its signed
+// boots are those of its image is the builder's word (mkimage verify-release checks it). Signatures have no dates: a release is never too
+// old by time, only by its number. Reading the firmware's log is for finding the way out of a failed boot, never for trust.
 package update
 
 import (

@@ -28,6 +28,7 @@ const (
 	efiGlobal    = "-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 	bootOrder    = "BootOrder" + efiGlobal
 	bootNext     = "BootNext" + efiGlobal
+	bootCurrent  = "BootCurrent" + efiGlobal
 	retryMark    = "GuardhouseRetry-3f2b0c6a-7d5e-4f7c-9a41-6d1e5b8c2f90" // the machine was restarted once because of a broken boot entry
 	maxVariable  = 4 << 10
 	maxVariables = 512
@@ -208,6 +209,16 @@ func (e *Entries) Next() (slot int, ok bool, err error) {
 	}
 	slot = slices.Index(e.numbers[:], n[0])
 	return slot, slot >= 0, nil
+}
+
+// OnlyOnce reports whether this boot of the slot was for once: the boot order begins with the other one, and firmware used our entry.
+func (e *Entries) OnlyOnce(slot int) (bool, error) {
+	order, err := numbers(e.vars, bootOrder)
+	if err != nil {
+		return false, err
+	}
+	current, err := numbers(e.vars, bootCurrent)
+	return err == nil && len(order) > 0 && len(current) == 1 && order[0] == e.numbers[1-slot] && current[0] == e.numbers[slot], err
 }
 
 // NotOnce undoes Once.

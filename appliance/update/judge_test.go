@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/tpm"
 )
 
@@ -87,6 +88,13 @@ func TestRefusesAReleaseThatWouldNotServe(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// What a release says that it reads must hold for the records that its ledger writes.
+func TestAReleaseReadsItsOwnRecords(t *testing.T) {
+	if m := (Manifest{StoredFormat: StoredFormat, MinStoredFormat: MinStoredFormat}); !m.Reads(policy.Version) {
+		t.Errorf("records have format %d, and the manifest says %d to %d", policy.Version, MinStoredFormat, StoredFormat)
 	}
 }
 

@@ -24,7 +24,7 @@ func server(uids rpc.UIDs, k *clock.Keeper, never *neverSetUp) *rpc.Server {
 			case <-changed:
 			}
 		}
-	}, rpc.HGS, rpc.Ledger, rpc.HSM, rpc.Console)
+	}, rpc.HGS, rpc.Ledger, rpc.HSM, rpc.Console, rpc.Init)
 	rpc.Handle(s, rpc.ClockStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.ClockStatusReply, error) {
 		return status(k.Status()), nil
 	}, rpc.Console, rpc.Ledger)

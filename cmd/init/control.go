@@ -46,6 +46,7 @@ func (n *node) serve(ctx context.Context) error {
 		n.ask(powerRequest{req.Action, "asked for by " + req.Actor.Name})
 		return rpc.Empty{}, nil
 	}, rpc.Console)
+	n.registerUpdates(s)
 	n.serveVolume(ctx, s)
 	l, err := rpc.Listen(rpc.SocketPath(rpc.SocketDir, rpc.Init))
 	if err != nil {

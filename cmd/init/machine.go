@@ -67,6 +67,7 @@ var late = map[string]bool{
 	"watchdog": true, "i6300esb": true, "iTCO_vendor_support": true, "iTCO_wdt": true, "sp5100_tco": true, "lpc_ich": true,
 	"intel_pmc_bxt": true, "i2c-i801": true, "i2c-smbus": true, // watchdogs
 	"button": true, "evdev": true,
+	"usb-common": true, "usbcore": true, "xhci-hcd": true, "xhci-pci": true, "usb-storage": true, // sticks
 }
 
 // modulesNeeded lists the modules that this machine needs, in load order, in three parts: those that the boot waits for, those that hsm

@@ -3,7 +3,8 @@
 // while they all do their work, keeps their logs, and is the one way to reboot or power off. It has no shell to fall back to and
 // nothing to configure: everything it does follows from the image's tables and from /data/init/network.json.
 //
-// It parses nothing that comes from a network: DHCP is spoken by a process of its own (init again, under another name and uid).
+// It parses nothing that comes from outside: DHCP is spoken, and update bundles are read, by processes of their own (init again, under
+// another name and uid).
 package main
 
 import (
@@ -32,6 +33,13 @@ func main() {
 	sandbox.Shim()
 	if os.Args[0] == dhcpName && len(os.Args) == 2 {
 		if err := dhcpMain(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if os.Args[0] == updateName && len(os.Args) == 2 {
+		if err := updateMain(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -92,6 +100,7 @@ func (n *node) run(ctx context.Context) powerRequest {
 	}()
 	go h.run(ctx)
 	go n.auditStart(ctx)
+	go n.startUpdates(ctx)
 	return <-n.power
 }
 

@@ -55,6 +55,7 @@ type node struct {
 	fenced  chan struct{} // closed when the network fence of hsm stands
 	pack    pack.Manifest // the image's HSM pack; zero where there is none
 
+	updates updates
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
 	custody
 

@@ -2,7 +2,7 @@
 // standard output. It promises that scripts can rely on the exit code (0 ok, 1 refused or failed, 2 usage, 3 not allowed, 4 unavailable,
 // try again) and, with --json, on one JSON value on standard output, the failure included.
 //
-// Limits: standard input is at most verb.MaxStdin bytes. Nothing is asked back: a verb that needs a dialogue fails here.
+// Limits: standard input is at most verb.MaxStdin bytes but for verbs that stream it. Nothing is asked back: a verb that needs a dialogue fails here.
 package exec
 
 import (
@@ -27,13 +27,7 @@ func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, std
 	if err := verb.Permitted(v, s); err != nil { // before reading what may be 4 MiB
 		return fail(s.Node, err, args.JSON, stdout, stderr)
 	}
-	var input []byte
-	if v.WantsStdin(args) {
-		if input, err = io.ReadAll(io.LimitReader(stdin, verb.MaxStdin+1)); err != nil {
-			return fail(s.Node, fmt.Errorf("read standard input: %w", err), args.JSON, stdout, stderr)
-		}
-	}
-	out, err := verb.Run(ctx, v, s, args, input, nil)
+	out, err := answer(ctx, v, s, args, stdin)
 	if err == nil {
 		err = write(ctx, out, args.JSON, stdout)
 	}
@@ -41,6 +35,21 @@ func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, std
 		return fail(s.Node, err, args.JSON, stdout, stderr)
 	}
 	return verb.ExitOK
+}
+
+// answer gives the verb what it reads from standard input.
+func answer(ctx context.Context, v *verb.Verb, s *verb.Session, args verb.Args, stdin io.Reader) (verb.Output, error) {
+	if v.WantsStream(args) {
+		return verb.RunStream(ctx, v, s, args, stdin)
+	}
+	var input []byte
+	if v.WantsStdin(args) {
+		var err error
+		if input, err = io.ReadAll(io.LimitReader(stdin, verb.MaxStdin+1)); err != nil {
+			return verb.Output{}, fmt.Errorf("read standard input: %w", err)
+		}
+	}
+	return verb.Run(ctx, v, s, args, input, nil)
 }
 
 func write(ctx context.Context, out verb.Output, asJSON bool, stdout io.Writer) error {

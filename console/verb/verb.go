@@ -9,6 +9,7 @@ package verb
 
 import (
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,8 @@ type Verb struct {
 	Example   string
 	Replaces  []string // Microsoft cmdlets
 	Run       func(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error)
+	// Stream is Run for a door with standard input, of any length, which it reads as it comes.
+	Stream func(ctx context.Context, s *Session, a Args, in io.Reader) (Output, error)
 	// Dialogue is instead of Run for a verb that can only be done by question and answer; a verb with both holds a dialogue where there is
 	// a terminal and else reads its standard input.
 	Dialogue func(ctx context.Context, s *Session, a Args, ask Asker) (Output, error)
@@ -148,7 +151,7 @@ func (v *Verb) Usage() string {
 		b.WriteByte(' ')
 		b.WriteString(p.usage())
 	}
-	if v.Stdin != "" {
+	if v.Stdin != "" || v.Stream != nil {
 		b.WriteString(" < FILE")
 	}
 	return b.String()

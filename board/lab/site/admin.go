@@ -90,7 +90,7 @@ func (s *Site) Verb(ctx context.Context, stdin []byte, args ...string) ([]byte, 
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	conn.SetDeadline(time.Now().Add(90 * time.Second))
+	conn.SetDeadline(time.Now().Add(90*time.Second + time.Duration(len(stdin)>>20)*3*time.Second)) // an update is long
 	c, chans, reqs, err := ssh.NewClientConn(conn, s.Node.Addr(22), conf)
 	if err != nil {
 		conn.Close()

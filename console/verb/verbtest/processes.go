@@ -289,6 +289,7 @@ func (f *Fake) init(s *rpc.Server) {
 		f.power = append(f.power, r.Action)
 		return rpc.Empty{}, nil
 	})
+	f.updates(s)
 	rpc.HandleStream(s, rpc.InitLog, func(ctx context.Context, _ rpc.Caller, r rpc.LogRequest, send func(rpc.LogLine) error) error {
 		for i := range 2 {
 			if err := send(rpc.LogLine{BootTime: time.Duration(i+1) * time.Second, Service: "hgs", Text: "a line with \x1b[31mcolour"}); err != nil {

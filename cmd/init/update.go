@@ -1,0 +1,379 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/disk"
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
+	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/update"
+	"guardhouse/appliance/volume"
+)
+
+const (
+	updateState = "/data/init/update.json"
+	efivarsDir  = "/sys/firmware/efi/efivars"
+	bootLogFile = "/sys/kernel/security/tpm0/binary_bios_measurements"
+	maxBootLog  = 4 << 20
+
+	trialLimit = 15 * time.Minute // until a release on trial gives way to the old one; an attended HSM's PIN has to be typed in it
+	trialWell  = 10 * time.Second // for which it must be well at a stretch
+	shutLimit  = 3 * time.Minute  // until a release that can't open the data disk gives way
+)
+
+// updates is what init knows of slots and updates.
+type updates struct {
+	mu      sync.Mutex // one thing at a time
+	u       *update.Updater
+	disk    disk.BootDisk
+	cannot  string // why there are no updates
+	missing string // what a release on trial lacks
+	stream  *updateStream
+	last    atomic.Pointer[rpc.UpdateStatus] // what updateStatus says while mu is held for long
+}
+
+// bootPath tells from which slot this boot came, and what firmware tried before.
+func (n *node) bootPath() (disk.BootDisk, update.BootPath, error) {
+	d, err := n.finder.BootDisk()
+	if err != nil {
+		return d, update.BootPath{}, err
+	}
+	f, err := os.Open(bootLogFile)
+	if err != nil {
+		return d, update.BootPath{}, fmt.Errorf("the firmware left no boot log: %w", err)
+	}
+	defer f.Close()
+	raw := make([]byte, 0, 64<<10)
+	for len(raw) < maxBootLog { // securityfs gives no size
+		if len(raw) == cap(raw) {
+			raw = append(raw, 0)[:len(raw)]
+		}
+		size, err := f.Read(raw[len(raw):cap(raw)])
+		if raw = raw[:len(raw)+size]; size == 0 || err != nil {
+			break
+		}
+	}
+	p, err := update.ReadBootPath(raw, d)
+	if err == nil && p.Slot < 0 {
+		err = fmt.Errorf("the firmware's boot log names neither slot of disk %s", d.Name)
+	}
+	return d, p, err
+}
+
+// bootEntries mounts the firmware's variables where they are not, which may take seconds, and makes our boot entries right.
+func (n *node) bootEntries(ctx context.Context, d disk.BootDisk) (*update.Entries, error) {
+	select {
+	case <-n.drivers: // the file system is a late module
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	err := unix.Mount("efivarfs", efivarsDir, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if err != nil && !errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("the firmware's variables can't be reached: %w", err)
+	}
+	return update.OwnEntries(update.EFIVars{Dir: efivarsDir}, d)
+}
+
+// startUpdates waits for the data disk and then goes on where an update was: it brings a release on trial to its end, and finishes a copy.
+// Until the disk opens it sees to it that a broken boot entry or a release that can't open the disk does not keep the node down.
+func (n *node) startUpdates(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	tried, gave := false, false
+	for up := time.Duration(0); !n.hasDisk(); up += time.Second {
+		if !tried && n.notSealedToThisBoot() {
+			tried = true
+			n.retryBoot(ctx)
+		}
+		if !gave && up > shutLimit {
+			gave = true
+			n.giveWay(ctx)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	if err := n.resumeUpdate(ctx); err != nil {
+		n.updates.mu.Lock()
+		n.updates.cannot = err.Error()
+		n.updates.mu.Unlock()
+		n.logf("no updates on this machine: %v", err)
+		return
+	}
+	n.endTrial(ctx)
+}
+
+func (n *node) notSealedToThisBoot() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, shut := n.problems[tpm.KindNoPolicy]
+	return shut
+}
+
+// retryBoot restarts once where firmware tried another boot entry before ours: that alone keeps the disk shut, since every try is
+// measured.
+func (n *node) retryBoot(ctx context.Context) {
+	d, p, err := n.bootPath()
+	if err != nil || p.Clean {
+		return
+	}
+	e, err := n.bootEntries(ctx, d)
+	if err != nil {
+		n.logf("boot entries: %v", err)
+		return
+	}
+	again, err := e.Retry(p.Slot)
+	if err != nil {
+		n.logf("boot entries: %v", err)
+	}
+	if !again {
+		n.logf("firmware tried something before this image again: %s", p.Did)
+		return
+	}
+	n.say("the firmware tried a broken boot entry before this image, so the data disk stays shut; starting once more without it")
+	n.ask(powerRequest{powerReboot, "a broken boot entry came first: " + p.Did})
+}
+
+// giveWay restarts into the other slot where this boot was for once: a new release that can't open the disk.
+func (n *node) giveWay(ctx context.Context) {
+	d, p, err := n.bootPath()
+	if err != nil {
+		return
+	}
+	e, err := n.bootEntries(ctx, d)
+	if err != nil {
+		return
+	}
+	if once, err := e.OnlyOnce(p.Slot); err == nil && once {
+		n.say("this release can't open the data disk; the other slot starts again")
+		n.ask(powerRequest{powerReboot, "a release on trial can't open the data disk"})
+	}
+}
+
+// resumeUpdate reads where updates stand. An error means that this machine takes none.
+func (n *node) resumeUpdate(ctx context.Context) error {
+	d, p, err := n.bootPath()
+	if err != nil {
+		return err
+	}
+	e, err := n.bootEntries(ctx, d)
+	if err != nil {
+		return err
+	}
+	u := &update.Updater{Entries: e, Own: p.Slot, Release: n.release.Number, Size: min(d.Slots[0].Size, d.Slots[1].Size), Raise: raiseFloor,
+		Store: update.FileStore{Path: updateState}, Log: n.logf,
+		Open: func(slot int) (update.Device, error) {
+			return update.OpenPartition(d.Slots[slot].Device, slot != p.Slot)
+		}}
+	problem, err := u.Resume()
+	if err != nil {
+		return err
+	}
+	n.updates.mu.Lock()
+	n.updates.u, n.updates.disk = u, d
+	n.updates.mu.Unlock()
+	n.problem(update.KindFailed, problem.What, problem.Remedy)
+	n.logf("started from slot %s of disk %s, update %s", update.EntryNames[p.Slot], d.Name, cmp.Or(u.State().Phase, "idle"))
+	retried := e.Retried()
+	if err := e.Succeeded(); err != nil {
+		n.logf("boot entries: %v", err)
+	}
+	if retried || u.State().Phase == update.Failed {
+		go n.healSlots(ctx)
+	}
+	return nil
+}
+
+func raiseFloor(to uint64) error {
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return (&volume.Machine{TPM: t, OwnerDir: initDir}).RaiseFloor(to)
+}
+
+// healSlots makes the other slot whole again once this boot has proved itself.
+func (n *node) healSlots(ctx context.Context) {
+	if !n.waitWell(ctx, trialLimit) {
+		return
+	}
+	n.updates.mu.Lock()
+	defer n.updates.mu.Unlock()
+	if err := n.updates.u.Heal(); err != nil {
+		n.logf("the other slot was not made whole: %v", err)
+	}
+}
+
+// endTrial marks a release on trial good once the node is well, or gives way to the old one; then it finishes what a good one needs.
+func (n *node) endTrial(ctx context.Context) {
+	n.updates.mu.Lock()
+	u := n.updates.u
+	trial := u.OnTrial()
+	n.updates.mu.Unlock()
+	if trial {
+		n.logf("release %d is on trial", n.release.Number)
+		well := n.waitWell(ctx, trialLimit)
+		if ctx.Err() != nil {
+			return
+		}
+		n.updates.mu.Lock()
+		missing := n.updates.missing
+		err := errors.New("taken back meanwhile")
+		if u.OnTrial() {
+			if well {
+				err = u.MarkGood()
+			} else {
+				err = u.Reject("after " + trialLimit.String() + " " + missing)
+			}
+		}
+		n.updates.mu.Unlock()
+		if err != nil {
+			n.problem(update.KindState, err.Error(), "restart the node: the old release goes on")
+			return
+		}
+		if !well {
+			n.auditUpdate(ctx, "update.reject", "failed", missing)
+			n.ask(powerRequest{powerReboot, "release " + strconv.FormatUint(n.release.Number, 10) + " did not pass its trial"})
+			return
+		}
+		n.auditUpdate(ctx, "update.good", "ok", "services ready, HSM keys used, time trusted")
+	}
+	n.updates.mu.Lock()
+	finish := u.State().Phase == update.Good
+	now := rpc.UpdateStatus{Running: n.running()}
+	n.describeUpdates(&now)
+	err := u.Finish()
+	n.updates.mu.Unlock()
+	if err != nil {
+		n.problem(update.KindState, err.Error(), "restart the node to try again; replace the boot disk if it stays")
+		return
+	}
+	if finish {
+		n.auditUpdate(ctx, "update.floor", "ok", "both slots hold the release, and older ones do not get the data any more")
+	}
+}
+
+// waitWell waits until nothing has been missing for trialWell, at most for limit.
+func (n *node) waitWell(ctx context.Context, limit time.Duration) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	src := rpc.WatchTime(ctx, rpc.SocketDir, sandbox.UIDs()[rpc.Clock])
+	deadline, since := rpc.BootTime()+limit, time.Duration(-1)
+	for rpc.BootTime() < deadline {
+		missing := n.notWell(ctx, src, since >= 0 && rpc.BootTime()-since >= trialWell)
+		n.updates.mu.Lock()
+		n.updates.missing = missing
+		n.updates.mu.Unlock()
+		switch {
+		case missing != "":
+			since = -1
+		case since < 0:
+			since = rpc.BootTime()
+		case rpc.BootTime()-since >= trialWell:
+			return true
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
+}
+
+// notWell says what keeps this node from its work; "" for nothing. With canary each key on record is used once in the HSM.
+func (n *node) notWell(ctx context.Context, src *rpc.TimeSource, canary bool) string {
+	for _, p := range sandbox.Table {
+		if !n.super.Ready(p.Name) {
+			return "the process " + p.Name + " is not ready"
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
+	defer ledger.Close()
+	st, err := rpc.LedgerStatus.Call(ctx, ledger, rpc.Empty{})
+	if err != nil {
+		return "the ledger does not answer: " + err.Error()
+	}
+	if !st.SetUp {
+		return "" // nothing else works yet, and nothing is lost
+	}
+	if _, _, ok := src.Now(); !ok {
+		return "the time is not trusted yet"
+	}
+	if !canary {
+		return ""
+	}
+	r, err := rpc.LedgerKeyTest.Call(ctx, ledger, rpc.KeyTestRequest{})
+	if err != nil {
+		return "the HSM's keys could not be tried: " + err.Error()
+	}
+	for _, k := range r.Results {
+		if !k.OK && k.Node == st.NodeID && len(k.Problems) > 0 {
+			return k.Problems[0].What
+		}
+	}
+	return ""
+}
+
+// auditUpdate records what the box decided by itself.
+func (n *node) auditUpdate(ctx context.Context, action, outcome, detail string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
+	defer ledger.Close()
+	n.updates.mu.Lock()
+	s := n.updates.u.State()
+	n.updates.mu.Unlock()
+	e := policy.AuditEntry{Kind: policy.AuditSystem, At: policy.Stamp{Boot: n.boot}, BootTime: rpc.BootTime().Milliseconds(), Action: action, Outcome: outcome, Detail: detail,
+		Facts: map[string]string{"release": strconv.FormatUint(n.release.Number, 10), "version": n.release.Version, "image": s.SHA256, "from": strconv.FormatUint(s.From, 10)}}
+	if _, err := rpc.LedgerAudit.Call(ctx, ledger, e); err != nil {
+		n.logf("%s of release %d could not be written to the audit: %v", action, n.release.Number, err)
+	}
+}
+
+// updateTarget is this node as a release is judged against it.
+func (n *node) updateTarget(ctx context.Context) (update.Target, error) {
+	t, err := tpm.Open(tpmDevice)
+	if err != nil {
+		return update.Target{}, err
+	}
+	defer t.Close()
+	floor, err := t.Floor()
+	if err != nil {
+		return update.Target{}, err
+	}
+	pcrs, err := t.ReadPCRs(7)
+	if err != nil {
+		return update.Target{}, err
+	}
+	authority, err := os.ReadFile(authorityFile)
+	if err != nil {
+		return update.Target{}, err
+	}
+	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
+	defer ledger.Close()
+	st, err := rpc.LedgerStatus.Call(ctx, ledger, rpc.Empty{})
+	if err != nil {
+		return update.Target{}, fmt.Errorf("the form of the stored data is not known: %w", err)
+	}
+	return update.Target{Release: n.release.Number, Floor: floor, Format: cmp.Or(st.Format, policy.Version), Evaluation: n.release.Evaluation, Authority: authority,
+		PCRs: map[uint]string{7: hex.EncodeToString(pcrs[7])}, SlotSize: n.updates.u.Size}, nil
+}
