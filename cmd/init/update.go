@@ -16,6 +16,7 @@ import (
 
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/tpm"
@@ -26,8 +27,6 @@ import (
 const (
 	updateState = "/data/init/update.json"
 	efivarsDir  = "/sys/firmware/efi/efivars"
-	bootLogFile = "/sys/kernel/security/tpm0/binary_bios_measurements"
-	maxBootLog  = 4 << 20
 
 	trialLimit = 15 * time.Minute // until a release on trial gives way to the old one; an attended HSM's PIN has to be typed in it
 	trialWell  = 10 * time.Second // for which it must be well at a stretch
@@ -51,20 +50,9 @@ func (n *node) bootPath() (disk.BootDisk, update.BootPath, error) {
 	if err != nil {
 		return d, update.BootPath{}, err
 	}
-	f, err := os.Open(bootLogFile)
+	raw, err := readBounded(bootLogFile, quote.MaxLog)
 	if err != nil {
 		return d, update.BootPath{}, fmt.Errorf("the firmware left no boot log: %w", err)
-	}
-	defer f.Close()
-	raw := make([]byte, 0, 64<<10)
-	for len(raw) < maxBootLog { // securityfs gives no size
-		if len(raw) == cap(raw) {
-			raw = append(raw, 0)[:len(raw)]
-		}
-		size, err := f.Read(raw[len(raw):cap(raw)])
-		if raw = raw[:len(raw)+size]; size == 0 || err != nil {
-			break
-		}
 	}
 	p, err := update.ReadBootPath(raw, d)
 	if err == nil && p.Slot < 0 {
