@@ -47,7 +47,7 @@ func (k *Keeper) approveManual(now Reading, a Approval) error {
 	k.expire(now)
 	switch {
 	case k.vote:
-		return errors.New("a majority of the time servers answers and agrees; a suspicion is released instead (time approve release)")
+		return errors.New("a majority of the time servers answers and agrees; a suspicion is released instead (time release)")
 	case k.state == Locked || k.state == Holdover:
 		return errors.New("the time is still trusted; nobody needs to say it")
 	case a.BootTime < a.Asked-ApprovalLife || a.BootTime > now.Boot || now.Boot-a.BootTime > ApprovalLife:

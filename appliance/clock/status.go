@@ -101,7 +101,7 @@ func (s Status) Why() []string {
 			fmt.Sprintf("Issuing stops at %s, when the bound has grown to %s, unless a majority answers before.", stops, short(s.Limit))}
 	case Suspect:
 		return []string{"The time is suspect and nothing is issued, while what needs no clock goes on.", sentence(s.Reason),
-			"Compare the servers with a clock you trust (time sources); two administrators release it (time approve), or it ends when the servers come back to what this clock said."}
+			"Compare the servers with a clock you trust (time status); two administrators release it (time release), or it ends when the servers come back to what this clock said."}
 	case Manual:
 		return []string{fmt.Sprintf("The time was said by administrators and is used with a bound of %s.", bound), sentence(s.Reason),
 			fmt.Sprintf("It ends at %s, or with the first majority of the time servers.", stops)}
@@ -128,7 +128,7 @@ func (s Status) Problems() (list []policy.Problem) {
 	}
 	switch s.State {
 	case Suspect:
-		add("time-suspect", "the time is suspect: "+s.Reason, "compare the servers (time sources), then decide (time approve); nothing is issued until then")
+		add("time-suspect", "the time is suspect: "+s.Reason, "compare the servers (time status), then decide (time release); nothing is issued until then")
 	case Waiting, Stopped:
 		add("time-untrusted", "the time is not trusted: "+s.Reason, "check the time servers and the network (time status, network show); nothing is signed until then")
 	case Manual:
