@@ -177,11 +177,12 @@ func (n *node) resumeUpdate(ctx context.Context) error {
 	n.updates.mu.Unlock()
 	n.problem(update.KindFailed, problem.What, problem.Remedy)
 	n.logf("started from slot %s of disk %s, update %s", update.EntryNames[p.Slot], d.Name, cmp.Or(u.State().Phase, "idle"))
-	retried := e.Retried()
-	if err := e.Succeeded(); err != nil {
-		n.logf("boot entries: %v", err)
+	if e.Retried() {
+		if err := errors.Join(u.NoteBroken(), e.Succeeded()); err != nil {
+			n.logf("boot entries: %v", err)
+		}
 	}
-	if retried || u.State().Phase == update.Failed {
+	if s := u.State(); s.Broken || s.Phase == update.Failed {
 		go n.healSlots(ctx)
 	}
 	return nil
