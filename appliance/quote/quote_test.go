@@ -225,7 +225,7 @@ func quoted(t *testing.T, d *tpm.TPM, k *tpm.AttestationKey, nonce []byte) quote
 func TestQuoteOfAnEnrolledNodeIsGenuine(t *testing.T) {
 	m := newMaker(t)
 	d := m.make(t)
-	if err := d.Prepare(1); err != nil { // a machine with a sealed volume: the owner's authorisation is set
+	if err := d.Prepare(1, 0); err != nil { // a machine with a sealed volume: the owner's authorisation is set
 		t.Fatal(err)
 	}
 	if err := d.Own(bytes.Repeat([]byte{5}, tpm.OwnerAuthSize)); err != nil {
