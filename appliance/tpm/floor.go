@@ -33,6 +33,9 @@ func indexPublic(index tpm2.TPMHandle, written bool) *tpm2.TPMSNVPublic {
 		Attributes: tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, OwnerWrite: true, AuthRead: true, NoDA: true, Written: written}}
 }
 
+// indexes are all of ours.
+var indexes = []tpm2.TPMHandle{FloorIndex, GenerationIndex, TimeFloorIndex}
+
 // ErrNoFloor: this TPM holds no version floor of ours.
 var ErrNoFloor = errors.New("the TPM holds no version floor")
 
@@ -43,8 +46,8 @@ var errNoIndex = errors.New("the TPM holds no such index")
 const OwnerAuthSize = 32
 
 // Prepare readies a TPM that nobody owns for a volume: the storage root key is made persistent, the version floor defined at floor,
-// the volume's generation at generation. What an earlier, unfinished try left is replaced, so a power cut does no harm. A TPM that somebody owns is an
-// *Error of KindOwned.
+// the volume's generation at generation. What an earlier, unfinished try left is replaced, so a power cut does no harm. A TPM that
+// somebody owns is an *Error of KindOwned.
 func (t *TPM) Prepare(floor, generation uint64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -176,7 +179,7 @@ func (t *TPM) GiveBack(owner []byte) error {
 
 // provedGone reads what GiveBack removed.
 func (t *TPM) provedGone() error {
-	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex} {
+	for _, index := range indexes {
 		if _, err := indexName(t.t, index); !errors.Is(err, errNoIndex) {
 			return fmt.Errorf("index %#x is still in the TPM (%v)", uint32(index), err)
 		}
@@ -193,7 +196,7 @@ func (t *TPM) provedGone() error {
 
 // removeIndexes removes what lies under our handles, ours or not.
 func (t *TPM) removeIndexes(srk *root, owner []byte) error {
-	for _, index := range []tpm2.TPMHandle{FloorIndex, GenerationIndex, TimeFloorIndex} {
+	for _, index := range indexes {
 		name, err := indexName(t.t, index)
 		if errors.Is(err, errNoIndex) {
 			continue

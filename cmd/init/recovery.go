@@ -37,6 +37,9 @@ const (
 	mostWait  = 2 * time.Minute
 )
 
+// draftLife is how long a recovery secret that was shown may be typed back.
+const draftLife = 15 * time.Minute
+
 // serveVolume adds the calls about the data volume. ctx lives as long as init.
 func (n *node) serveVolume(ctx context.Context, s *rpc.Server) {
 	rpc.Handle(s, rpc.InitVolume, func(context.Context, rpc.Caller, rpc.Empty) (rpc.VolumeReply, error) {
@@ -127,6 +130,13 @@ func (n *node) draftRecovery(r rpc.RecoveryDraftRequest) (rpc.RecoveryDraft, err
 	}
 	n.dropDraft()
 	n.draft = d
+	time.AfterFunc(draftLife, func() { // it holds the volume key
+		n.opening.Lock()
+		defer n.opening.Unlock()
+		if n.draft == d {
+			n.dropDraft()
+		}
+	})
 	reply := rpc.RecoveryDraft{Secret: d.ID, Form: d.Form}
 	for _, t := range d.Texts {
 		reply.Texts = append(reply.Texts, append([]byte(nil), t...))

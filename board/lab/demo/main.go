@@ -1,7 +1,7 @@
 // Demo tells one story with a real node: real firmware, a real TPM, a real PKCS#11 token outside the machine, real HTTP. Each line has a
 // control that could fail; the exit code is 0 only if every line and every control held.
 //
-//	demo -build .build [-hsm attached] [-chapter foundation|tpm|rotation|time|all]
+//	demo -build .build [-hsm attached] [-chapter foundation|tpm|rotation|time|sealed|all]
 //
 // The chapter's node keeps its state below BUILD/lab/demo: `make run NODE=demo` returns to it.
 package main
@@ -28,6 +28,7 @@ var chapters = []struct {
 	{"tpm", tpm},
 	{"rotation", rotation},
 	{"time", clock},
+	{"sealed", sealed},
 }
 
 const chapterLimit = 4 * time.Minute

@@ -3,12 +3,12 @@
 package site
 
 import (
-	"os"
-	"path/filepath"
-	"regexp"
+	"context"
 	"strings"
 	"testing"
 	"time"
+
+	"guardhouse/board/lab"
 )
 
 // TestRecovery is the life of a sealed volume: shut for boots and TPMs that are not its own, opened by people, given to another TPM, ended.
@@ -24,6 +24,7 @@ func TestRecovery(t *testing.T) {
 		run  func(*testing.T, *stage)
 	}{
 		{"SetUpMakesTheSecret", setUpMakesTheSecret},
+		{"RefusesAnotherCommandLine", refusesAnotherCommandLine},
 		{"RefusesSecureBootOff", refusesSecureBootOff},
 		{"OtherTPMOpensWithTheSecretAndIsResealed", otherTPM},
 		{"FactoryResetTwiceOnOneTPM", factoryResetTwice},
@@ -51,36 +52,67 @@ func setUpMakesTheSecret(t *testing.T, s *stage) {
 	}
 }
 
-// shut waits for the five lines that say why the volume stays shut, and gives reason and remedy.
-func (s *stage) shut(t *testing.T, kind string) (what, remedy string) {
+// shut waits for the lines that say why the volume stays shut: at most five, of this kind.
+func (s *stage) shut(t *testing.T, kind string) Refusal {
 	t.Helper()
-	m, err := s.Node.Serial.Expect(within(t, 90*time.Second), regexp.MustCompile(`can't be set up yet +\[([a-z-]+)\]\s+what: ([^\r\n]*)\s+do: +([^\r\n]*)[\r\n]`))
+	r, err := s.Shut(within(t, 120*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m[1] != kind {
-		t.Errorf("shut for %q: %s; want %s", m[1], m[2], kind)
+	if r.Kind != kind || r.Lines > 5 {
+		t.Errorf("shut in %d lines for %q: %s; want %s", r.Lines, r.Kind, r.What, kind)
 	}
-	t.Logf("shut %.1f s after power-on [%s]: %s / %s", time.Since(s.Node.Started).Seconds(), m[1], strings.TrimSpace(m[2]), strings.TrimSpace(m[3]))
-	s.expect(t, "waiting> ")
-	return m[2], m[3]
+	t.Logf("shut %.1f s after power-on [%s]: %s / %s", time.Since(s.Node.Started).Seconds(), r.Kind, r.What, r.Remedy)
+	return r
 }
 
+func (s *stage) bootFrom(t *testing.T, disk string) {
+	t.Helper()
+	if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { o.Image = disk }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *stage) off(t *testing.T) {
+	t.Helper()
+	if err := s.Node.Stop(within(t, 60*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refusesAnotherCommandLine: the firmware does with Secure Boot, the TPM without.
+func refusesAnotherCommandLine(t *testing.T, s *stage) {
+	s.off(t)
+	disk, err := s.OtherCommandLine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.bootFrom(t, disk)
+	if err := s.Denied(within(t, 90*time.Second)); err != nil {
+		t.Error(err)
+	}
+	s.Node.Kill()
+	if err := s.SecureBoot(false); err != nil {
+		t.Fatal(err)
+	}
+	s.bootFrom(t, disk)
+	if r := s.shut(t, "seal-no-policy"); !strings.Contains(r.What, "PCR 11 (image)") || !strings.Contains(r.What, "PCR 7 (Secure Boot keys and state)") {
+		t.Error(r.What)
+	}
+	s.Node.Kill()
+}
+
+// refusesSecureBootOff has the right image on a machine that verifies none.
 func refusesSecureBootOff(t *testing.T, s *stage) {
-	if err := s.Node.Stop(within(t, 40*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Lab.EnrollFirmware(s.Name, s.Image.Keys.Variables(nil), false); err != nil {
-		t.Fatal(err)
-	}
 	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if what, remedy := s.shut(t, "seal-no-policy"); !strings.Contains(what, "PCR 7 (Secure Boot keys and state)") || !strings.Contains(remedy, "undo") {
-		t.Errorf("%s / %s", what, remedy)
+	r := s.shut(t, "seal-no-policy")
+	if !strings.Contains(r.What, "PCR 7 (Secure Boot keys and state)") || strings.Contains(r.What, "PCR 11") || !strings.Contains(r.Remedy, "undo") {
+		t.Errorf("%s / %s", r.What, r.Remedy)
 	}
 	s.Node.Kill()
-	if err := s.Lab.EnrollFirmware(s.Name, s.Image.Keys.Variables(nil), true); err != nil {
+	if err := s.SecureBoot(true); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Boot(t.Context()); err != nil { // undone: it opens by itself
@@ -89,51 +121,46 @@ func refusesSecureBootOff(t *testing.T, s *stage) {
 	s.ready(t, true)
 }
 
-// secret is what setup had shown.
-func (s *stage) secret(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(s.Lab.Dir, "recovery-secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(b))
-}
-
-func (s *stage) serialLogin(t *testing.T) {
-	t.Helper()
-	s.typed(t, AdminName, "passphrase: ")
-	s.typed(t, s.Admin.Passphrase, `You are `+AdminName+`.*\r\nguardhouse> `)
-}
-
 func otherTPM(t *testing.T, s *stage) {
-	if err := s.Node.Stop(within(t, 40*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(filepath.Join(s.Node.Dir, "tpm"), filepath.Join(s.Node.Dir, "tpm-before")); err != nil {
+	s.off(t)
+	if err := s.SwapTPM(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.shut(t, "seal-other-tpm")
-	s.typed(t, "recover", `recovery secret [0-9a-f]{8}: `)
-	s.typed(t, "0000-0000-0000-0000-0000-0000-0000", "mistyped")
-	s.expect(t, "waiting> ")
-	s.typed(t, "recover", `recovery secret [0-9a-f]{8}: `)
-	s.typed(t, s.secret(t), "the services start")
-	s.expect(t, "login: ")
-	s.serialLogin(t)
-	s.typed(t, "reseal", "another one than sealed the volume")
-	s.expect(t, "type yes to give")
-	s.typed(t, "yes", "opens the data volume again")
-	s.expect(t, "guardhouse> ")
-	if err := s.Node.Stop(within(t, 40*time.Second)); err != nil {
+	secret, err := s.RecoverySecret()
+	if err != nil {
 		t.Fatal(err)
 	}
+	for _, try := range []struct {
+		secret string
+		opens  bool
+	}{{"0000-0000-0000-0000-0000-0000-0000", false}, {strings.ToLower(secret), true}} {
+		opened, reason, err := s.Recover(within(t, 60*time.Second), try.secret)
+		if err != nil || opened != try.opens {
+			t.Fatalf("opened: %v, %q %v", opened, reason, err)
+		}
+	}
+	s.ready(t, true)
+	if err := s.SerialLogin(within(t, 60*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	preview, err := s.Reseal(within(t, 60*time.Second))
+	if err != nil || !strings.Contains(preview, "another one than sealed the volume") {
+		t.Fatalf("%q %v", preview, err)
+	}
+	s.off(t)
 	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.ready(t, true)
+	eventually(t, 40*time.Second, func(ctx context.Context) error {
+		after, by, commands, err := s.Opened(ctx)
+		t.Logf("open %v after PID 1 began, %d TPM commands, %s", after, commands, by)
+		return err
+	})
 	if tail := s.verb(t, "audit", "tail", "--lines", "20"); !strings.Contains(tail, "recover") || !strings.Contains(tail, "reseal") {
 		t.Errorf("the audit does not tell of it: %s", tail)
 	}
@@ -141,7 +168,9 @@ func otherTPM(t *testing.T, s *stage) {
 
 func factoryResetTwice(t *testing.T, s *stage) {
 	for round := range 2 {
-		s.serialLogin(t)
+		if err := s.SerialLogin(within(t, 60*time.Second)); err != nil {
+			t.Fatal(err)
+		}
 		s.typed(t, "factory-reset", "type yes to go on: ")
 		s.typed(t, "yes", "type end this node: ")
 		s.typed(t, "end this node", "the node stops")
