@@ -49,9 +49,11 @@ const (
 	ManualLife   = 24 * time.Hour
 	ApprovalLife = 15 * time.Minute
 
-	minDistance  = time.Millisecond      // nobody is believed to be better
-	jumpSlack    = 10 * time.Millisecond // beyond the bounds of both, for servers that think too well of themselves
-	leapMargin   = 2 * time.Second       // around a leap second, in which nobody's answer is used
+	minDistance = time.Millisecond // nobody is believed to be better
+	// Beyond the bounds of both: for servers that think too well of themselves, and for virtual machines, whose clock loses tens of ms when
+	// they are not scheduled. A lie of this size hurts nobody: certificates are judged by the second.
+	jumpSlack    = 100 * time.Millisecond
+	leapMargin   = 2 * time.Second // around a leap second, in which nobody's answer is used
 	queryTimeout = 4 * time.Second
 	lost         = 3 // failed questions in a row after which the last answer is forgotten
 )

@@ -102,3 +102,12 @@ func describeTagged(data []byte, depth int, parts *[]string) (others int) {
 	}
 	return others
 }
+
+// Variable is the name and the contents of the UEFI variable that an event is about. Nothing in it is proved.
+func (e *Event) Variable() (name string, contents []byte, ok bool) {
+	name, _, contents, _, ok = efiVariable(e.Data)
+	return name, contents, ok
+}
+
+// Authority names the certificate, or what else stands for it, by which firmware accepted a program.
+func (e *Event) Authority() string { return describeAuthority(e.Data) }

@@ -117,21 +117,48 @@ func (l *Log) compare(r *replay, want *PCRs, bank Bank) ([]Quirk, *Failure) {
 		}
 	}
 	for i := range 16 {
-		if bytes.Equal(r.pcrs[i], want[i]) {
-			continue
+		q, f := l.leadsTo(r, i, want[i], bank)
+		if f != nil {
+			return nil, f
 		}
-		switch {
-		case i == 0 && r.touched[0] && !r.located && l.startsAt(want[0], bank):
-			quirks = append(quirks, QuirkLocality)
-		case i == 5 && leftBootServices(r.pcrs[5], want[5], bank):
-			quirks = append(quirks, QuirkExitBootServices)
-		case !r.touched[i]:
-			return nil, fail(KindUnlogged, i, -1, "the TPM reports %x and the log has no event for it", want[i])
-		default:
-			return nil, fail(KindPCR, i, -1, "the log leads to %x, the TPM reports %x", r.pcrs[i], want[i])
+		if q != "" {
+			quirks = append(quirks, q)
 		}
 	}
 	return quirks, nil
+}
+
+// leadsTo checks one PCR.
+func (l *Log) leadsTo(r *replay, pcr int, want []byte, bank Bank) (Quirk, *Failure) {
+	switch {
+	case bytes.Equal(r.pcrs[pcr], want):
+		return "", nil
+	case pcr == 0 && r.touched[0] && !r.located && l.startsAt(want, bank):
+		return QuirkLocality, nil
+	case pcr == 5 && leftBootServices(r.pcrs[5], want, bank):
+		return QuirkExitBootServices, nil
+	case !r.touched[pcr]:
+		return "", fail(KindUnlogged, pcr, -1, "the TPM reports %x and the log has no event for it", want)
+	}
+	return "", fail(KindPCR, pcr, -1, "the log leads to %x, the TPM reports %x", r.pcrs[pcr], want)
+}
+
+// LeadsTo reports whether the log's digests lead to this value of one PCR (0 to 23), which a quirk may explain. It proves nothing of the
+// events' data; Prove does, for logs of Windows.
+func (l *Log) LeadsTo(pcr int, value []byte, bank Bank) (Quirk, *Failure) {
+	if pcr < 0 || pcr >= PCRCount {
+		return "", fail(KindPCR, pcr, -1, "there is no such PCR")
+	}
+	r, f := l.replay(bank)
+	if f != nil {
+		return "", f
+	}
+	return l.leadsTo(&r, pcr, value, bank)
+}
+
+// HashesTo reports whether the event's data hashes to its digest. Many events' digests are of something else, such as a program.
+func (l *Log) HashesTo(event int, bank Bank) bool {
+	return bank.Size() > 0 && bytes.Equal(bank.sum(nil, l.Events[event].Data), l.Digest(event, bank))
 }
 
 // startsAt replays PCR 0 from localities 3 and 4.

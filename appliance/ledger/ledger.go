@@ -38,7 +38,7 @@ import (
 	"guardhouse/appliance/tpm"
 )
 
-// Config is what a ledger needs from its process. All fields but HSMs and CheckStore are required.
+// Config is what a ledger needs from its process. All fields but HSMs, CheckStore, BootLog and Image are required.
 type Config struct {
 	Dir      string                    // folder of its own on the data disk, mode 0700
 	TPM      string                    // as tpm.Open takes it
@@ -56,7 +56,10 @@ type Config struct {
 	Epoch time.Time   // when the image was built: no certificate of ours begins before it
 	HSM   *rpc.Client // this node's
 	// HSMs are those of the other nodes by node id, for tests of keys: a key counts only if every node can use it.
-	HSMs    map[string]*rpc.Client
+	HSMs map[string]*rpc.Client
+	// BootLog asks init for the firmware's log; nil outside an image.
+	BootLog func(context.Context) (rpc.InitBootReply, error)
+	Image   string                                      // version of the image, for people
 	Network func(context.Context, policy.Network) error // hands the node's network to init
 	Log     func(format string, args ...any)
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
@@ -85,6 +88,7 @@ type Ledger struct {
 	deliverMu sync.Mutex // one audit entry of a command at a time
 	setupMu   sync.Mutex
 	keysMu    sync.Mutex
+	attestMu  sync.Mutex          // the attestation key is made once
 	renewNow  chan struct{}       // wakes keepSigner; holds one
 	sealKey   *age.X25519Identity // opens what administrators encrypt to this node, of this start only
 	logins    *logins
@@ -357,7 +361,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // whole audit chain, successors of the attestation signer and of an audit key that the TPM lost, tests of the keys, wiping of software
 // keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.keepAuditKey, l.keepFloor,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.checkBoot, l.keepAuditKey, l.keepFloor,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {

@@ -28,6 +28,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 	}, rpc.Forward)
 	l.registerUsage(s)
 	l.registerSecrets(s)
+	l.registerBoot(s)
 	l.registerTime(s)
 }
 

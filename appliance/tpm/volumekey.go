@@ -324,12 +324,12 @@ func satisfy(t transport.TPM, h tpm2.TPMISHPolicy, p SignedPolicy, authority tpm
 	return err
 }
 
-// capEvent is extended once the volume is open. From then on no policy of any image fits until the next boot.
-const capEvent = "guardhouse: volume open"
+// CapEvent is extended, as its SHA-256, once the volume is open. From then on no policy of any image fits until the next boot.
+const CapEvent = "guardhouse: volume open"
 
 // Capped is PCR 11 after Cap, from its value before: what a node shows while its volume is open.
 func Capped(pcr11 [32]byte) [32]byte {
-	event := sha256Sum([]byte(capEvent))
+	event := sha256Sum([]byte(CapEvent))
 	return [32]byte(sha256Sum(append(pcr11[:], event...)))
 }
 
@@ -347,7 +347,7 @@ func (t *TPM) CapAlone() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: 11, Auth: tpm2.PasswordAuth(nil)},
-		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sha256Sum([]byte(capEvent))}}}}.Execute(t.t)
+		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: sha256Sum([]byte(CapEvent))}}}}.Execute(t.t)
 	if err != nil {
 		return fmt.Errorf("cap PCR 11: %w", err)
 	}

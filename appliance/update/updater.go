@@ -34,7 +34,8 @@ type State struct {
 	SHA256  string `json:"sha256,omitempty"`
 	From    uint64 `json:"from,omitempty"` // the release that ran when it was written
 	Why     string `json:"why,omitempty"`
-	Done    uint64 `json:"done,omitempty"` // the last release that got as far as raising the floor
+	Broken  bool   `json:"broken,omitempty"` // the other slot did not start, and was not healed since
+	Done    uint64 `json:"done,omitempty"`   // the last release that got as far as raising the floor
 }
 
 // Store keeps the State; a power cut leaves the old one or the new one.
@@ -245,7 +246,18 @@ func (u *Updater) Heal() error {
 	if changed && err == nil {
 		u.Log("update: the running release was copied to slot %s", EntryNames[u.Other()])
 	}
+	if s := u.state; err == nil && s.Broken {
+		s.Broken = false
+		return u.save(s)
+	}
 	return err
+}
+
+// NoteBroken remembers that the other slot did not start, until Heal.
+func (u *Updater) NoteBroken() error {
+	s := u.state
+	s.Broken = true
+	return u.save(s)
 }
 
 func (u *Updater) both() (own, other Device, done func(), err error) {

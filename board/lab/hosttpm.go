@@ -23,7 +23,7 @@ type HostTPM struct {
 // vendorFolder holds the keys and certificates of the lab's TPM vendor, one for all TPMs of a lab.
 func (l *Lab) vendorFolder() string { return filepath.Join(l.Dir, "tpm-vendor") }
 
-// TPMVendor gives the vendor's root and intermediate certificate in PEM. There is one after the first [Lab.NewHostTPM].
+// TPMVendor gives the vendor's root and intermediate certificate in PEM. There is one after the first TPM that it made.
 func (l *Lab) TPMVendor() ([]byte, error) {
 	var all []byte
 	for _, name := range []string{"swtpm-localca-rootca-cert.pem", "issuercert.pem"} {
@@ -43,7 +43,7 @@ func (l *Lab) NewHostTPM(ctx context.Context, name string) (*HostTPM, error) {
 	}
 	t := &HostTPM{Dir: filepath.Join(l.Dir, "host-tpms", name)}
 	if _, err := os.Stat(t.state()); errors.Is(err, os.ErrNotExist) {
-		if err := t.manufacture(ctx, l.vendorFolder()); err != nil {
+		if err := l.manufacture(ctx, t.state()); err != nil {
 			return nil, fmt.Errorf("lab: host TPM %q: %w", name, err)
 		}
 	}
@@ -61,9 +61,9 @@ func (t *HostTPM) state() string { return filepath.Join(t.Dir, "state") }
 
 func (t *HostTPM) log() string { return filepath.Join(t.Dir, "swtpm.log") }
 
-// manufacture has swtpm_setup make the endorsement keys and put their certificates into the TPM.
-func (t *HostTPM) manufacture(ctx context.Context, vendor string) error {
-	making := t.state() + ".new" // renamed when complete
+// manufacture has swtpm_setup make a TPM with its endorsement keys, and puts their certificates into it.
+func (l *Lab) manufacture(ctx context.Context, state string) error {
+	vendor, making := l.vendorFolder(), state+".new" // renamed when complete
 	if err := errors.Join(os.RemoveAll(making), os.MkdirAll(making, 0o700), os.MkdirAll(vendor, 0o700)); err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (t *HostTPM) manufacture(ctx context.Context, vendor string) error {
 	if err != nil {
 		return fmt.Errorf("swtpm_setup: %w: %.600s", err, out)
 	}
-	return os.Rename(making, t.state())
+	return os.Rename(making, state)
 }
 
 // powerOn is false where somebody else took one of the ports first.

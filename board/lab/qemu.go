@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -180,6 +181,11 @@ func (n *Node) addTPM(a *qemuArgs) error {
 		return nil
 	}
 	state := filepath.Join(n.Dir, "tpm")
+	if _, err := os.Stat(state); n.opts.EndorsedTPM && errors.Is(err, os.ErrNotExist) {
+		if err := n.lab.manufacture(context.Background(), state); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -26,6 +29,9 @@ func (n *node) serve(ctx context.Context) error {
 	rpc.Handle(s, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) { return n.status(), nil }, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, v policy.Network) (rpc.Empty, error) {
 		return rpc.Empty{}, n.setNetwork(ctx, v)
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
+		return n.bootFacts(bootLogFile, kernelLogFile), nil
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitTimeFloor, func(_ context.Context, _ rpc.Caller, at time.Time) (rpc.Empty, error) {
 		return rpc.Empty{}, n.setTimeFloor(at)
@@ -87,6 +93,40 @@ func (n *node) status() rpc.InitStatusReply {
 		r.Problems = append(r.Problems, n.problems[kind])
 	}
 	return r
+}
+
+// The logs of the boot, which the kernel shows to root alone: the firmware's, and its own of PCR 10.
+const (
+	bootLogFile   = "/sys/kernel/security/tpm0/binary_bios_measurements"
+	kernelLogFile = "/sys/kernel/security/ima/binary_runtime_measurements"
+)
+
+// bootFacts is what the ledger needs to check this boot.
+func (n *node) bootFacts(logFile, kernelFile string) rpc.InitBootReply {
+	n.mu.Lock()
+	r := rpc.InitBootReply{Opened: n.signedBoot}
+	n.mu.Unlock()
+	var err error
+	if r.Log, err = readBounded(logFile, quote.MaxLog); err != nil {
+		r.Log, r.Problem = nil, err.Error()
+	}
+	if r.Kernel, err = readBounded(kernelFile, quote.MaxKernelLog); err != nil {
+		r.Kernel = nil // many kernels have none; without it PCR 10 must be untouched
+	}
+	return r
+}
+
+func readBounded(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", name, limit)
+	}
+	return b, err
 }
 
 // setNetwork checks, stores and applies. ctx lives as long as init: leases are renewed in it.

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -13,6 +14,7 @@ import (
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -180,5 +182,22 @@ func TestOnlyTheFirstPowerRequestCounts(t *testing.T) {
 	n.ask(powerRequest{powerReboot, "second"})
 	if r := <-n.power; r.why != "first" {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestBootFactsAreBoundedAndTheirAbsenceIsTold(t *testing.T) {
+	n := testNode(t)
+	dir := t.TempDir()
+	small, large := filepath.Join(dir, "small"), filepath.Join(dir, "large")
+	if err := errors.Join(os.WriteFile(small, []byte("log"), 0o600), os.WriteFile(large, make([]byte, quote.MaxLog+1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.bootFacts(small, small); string(r.Log) != "log" || string(r.Kernel) != "log" || r.Problem != "" || r.Opened != nil {
+		t.Errorf("%+v", r)
+	}
+	for _, bad := range []string{large, filepath.Join(dir, "none")} {
+		if r := n.bootFacts(bad, bad); len(r.Log)+len(r.Kernel) > 0 || r.Problem == "" {
+			t.Errorf("%s: %d bytes, %q", bad, len(r.Log), r.Problem)
+		}
 	}
 }

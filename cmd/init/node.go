@@ -62,11 +62,12 @@ type node struct {
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
 
-	mu       sync.Mutex
-	disk     string                    // one line for people
-	mounted  bool                      //
-	problems map[string]policy.Problem // by kind
-	sockets  map[string]*socketSet     // by process
+	mu         sync.Mutex
+	disk       string                    // one line for people
+	mounted    bool                      //
+	signedBoot *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
+	problems   map[string]policy.Problem // by kind
+	sockets    map[string]*socketSet     // by process
 }
 
 func (n *node) logf(format string, args ...any) {
@@ -229,6 +230,7 @@ func (n *node) adopt(v *volume.Volume) error {
 	d := v.Disk
 	n.mu.Lock()
 	n.mounted = true
+	n.signedBoot = openedBy(v.Used)
 	n.disk = fmt.Sprintf("%s, %d MiB, %s", d.Name, d.Size>>20, v.Did)
 	if d.Serial != "" {
 		n.disk += ", serial " + d.Serial
@@ -237,6 +239,17 @@ func (n *node) adopt(v *volume.Volume) error {
 	n.mu.Unlock()
 	n.logf("data disk %s, open %s after init began by %s", line, (rpc.BootTime() - n.started).Round(time.Millisecond), by)
 	return nil
+}
+
+func openedBy(p tpm.SignedPolicy) *rpc.OpenedPolicy {
+	if len(p.PCRs) == 0 {
+		return nil
+	}
+	o := &rpc.OpenedPolicy{Policy: p.Name, Release: p.Release, PCRs: map[int]string{}}
+	for pcr, v := range p.PCRs {
+		o.PCRs[int(pcr)] = v
+	}
+	return o
 }
 
 // machine is what volumes are opened with, but for the TPM.

@@ -16,6 +16,7 @@ import (
 
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/tpm"
@@ -26,8 +27,6 @@ import (
 const (
 	updateState = "/data/init/update.json"
 	efivarsDir  = "/sys/firmware/efi/efivars"
-	bootLogFile = "/sys/kernel/security/tpm0/binary_bios_measurements"
-	maxBootLog  = 4 << 20
 
 	trialLimit = 15 * time.Minute // until a release on trial gives way to the old one; an attended HSM's PIN has to be typed in it
 	trialWell  = 10 * time.Second // for which it must be well at a stretch
@@ -51,20 +50,9 @@ func (n *node) bootPath() (disk.BootDisk, update.BootPath, error) {
 	if err != nil {
 		return d, update.BootPath{}, err
 	}
-	f, err := os.Open(bootLogFile)
+	raw, err := readBounded(bootLogFile, quote.MaxLog)
 	if err != nil {
 		return d, update.BootPath{}, fmt.Errorf("the firmware left no boot log: %w", err)
-	}
-	defer f.Close()
-	raw := make([]byte, 0, 64<<10)
-	for len(raw) < maxBootLog { // securityfs gives no size
-		if len(raw) == cap(raw) {
-			raw = append(raw, 0)[:len(raw)]
-		}
-		size, err := f.Read(raw[len(raw):cap(raw)])
-		if raw = raw[:len(raw)+size]; size == 0 || err != nil {
-			break
-		}
 	}
 	p, err := update.ReadBootPath(raw, d)
 	if err == nil && p.Slot < 0 {
@@ -189,11 +177,12 @@ func (n *node) resumeUpdate(ctx context.Context) error {
 	n.updates.mu.Unlock()
 	n.problem(update.KindFailed, problem.What, problem.Remedy)
 	n.logf("started from slot %s of disk %s, update %s", update.EntryNames[p.Slot], d.Name, cmp.Or(u.State().Phase, "idle"))
-	retried := e.Retried()
-	if err := e.Succeeded(); err != nil {
-		n.logf("boot entries: %v", err)
+	if e.Retried() {
+		if err := errors.Join(u.NoteBroken(), e.Succeeded()); err != nil {
+			n.logf("boot entries: %v", err)
+		}
 	}
-	if retried || u.State().Phase == update.Failed {
+	if s := u.State(); s.Broken || s.Phase == update.Failed {
 		go n.healSlots(ctx)
 	}
 	return nil

@@ -60,18 +60,23 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 	}
 	clock := rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock])
 	init := child.Client(rpc.Init)
-	l, err := ledger.Open(ctx, ledger.Config{
+	config := ledger.Config{
 		Dir: data, TPM: device, Policy: seal, Boot: string(bytes.TrimSpace(boot)), BootTime: rpc.BootTime, Time: clock.Get, TimeEvent: clock.Event,
 		Clock: child.Client(rpc.Clock), TimeFloor: func(ctx context.Context, at time.Time) error {
 			_, err := rpc.InitTimeFloor.Call(ctx, init, at)
 			return err
 		},
 		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
+		Image: sandbox.Release().Version,
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)
 			return err
 		},
-	})
+	}
+	if sealed {
+		config.BootLog = func(ctx context.Context) (rpc.InitBootReply, error) { return rpc.InitBoot.Call(ctx, init, rpc.Empty{}) }
+	}
+	l, err := ledger.Open(ctx, config)
 	if err != nil {
 		return err
 	}

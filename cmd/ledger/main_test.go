@@ -418,6 +418,7 @@ func doors() map[string]string {
 		rpc.LedgerSetupKey.Name: "console", rpc.LedgerSetupApply.Name: "console", rpc.LedgerContextKeys.Name: "hgs", rpc.LedgerPIN.Name: "hsm", rpc.LedgerHSM.Name: "hsm",
 		rpc.LedgerSign.Name: "hgs console", rpc.LedgerPassphrase.Name: "console", rpc.LedgerSetPassphrase.Name: "console", rpc.LedgerMeasure.Name: "console",
 		rpc.LedgerStatus.Name: "console init", rpc.LedgerKeepLog.Name: "hgs", rpc.LedgerEvidence.Name: "console", rpc.LedgerBootLog.Name: "console",
+		rpc.LedgerExplain.Name: "console", rpc.LedgerIdentity.Name: "console", rpc.LedgerActivate.Name: "console", rpc.LedgerQuote.Name: "console",
 	}
 }
 

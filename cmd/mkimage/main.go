@@ -8,6 +8,9 @@
 //	mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
 //	mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
 //	mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
+//	mkimage enroll IDENTITY.json -o NAME [--roots FILE]
+//	mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME
+//	mkimage verify-quote QUOTE.json --nonce HEX [--ak NAME.ak.json] [--image DIR] [--keys DIR] [--dbx FILE] [--events]
 //
 // keys makes a customer's key set, once. build writes guardhouse.efi (the
 // signed image), policy.json (the boots that open the disk, signed),
@@ -20,6 +23,9 @@
 // nodes still trust while they change to a new one; firmware-update signs the
 // changes of Secure Boot's variables for that, or for dbx, as firmware takes
 // them (.auth), and says which release must be installed before.
+// enroll makes a challenge from what `node identity` gives, which the node
+// answers with `node activate`, and records the attestation key that the
+// answer proves. verify-quote checks what `node quote` gives, offline.
 // Exit codes: 0 done, 1 failed, 2 wrong usage.
 package main
 
@@ -42,6 +48,9 @@ const usage = `usage:
   mkimage release --image DIR --keys DIR -o FILE [--notes FILE] [--also-sign DIR] [--dbx FILE]
   mkimage verify-release FILE --keys DIR [--also-sign DIR] [--dbx FILE] [--since FILE]
   mkimage firmware-update --keys DIR --to DIR|--dbx FILE|--forbid IMAGE|--forbid-keys DIR -o FILE|DIR
+  mkimage enroll IDENTITY.json -o NAME [--roots FILE]
+  mkimage enroll NAME.pending.json --answer ANSWER.json -o NAME
+  mkimage verify-quote QUOTE.json --nonce HEX [--ak NAME.ak.json] [--image DIR] [--keys DIR] [--dbx FILE] [--events]
 "mkimage VERB -h" lists all options.
 `
 
@@ -70,6 +79,10 @@ func run(ctx context.Context, args []string) error {
 			return makePack(ctx, args[1:])
 		case "keys":
 			return makeKeys(os.Stdout, args[1:])
+		case "enroll":
+			return enrol(os.Stdout, args[1:], time.Now())
+		case "verify-quote":
+			return verifyQuote(os.Stdout, args[1:])
 		case "measure":
 			return measureImage(os.Stdout, args[1:])
 		case "release":

@@ -24,7 +24,7 @@ func (n *Node) Banner() string {
 var evaluationHint = policy.Problem{Kind: "evaluation", What: "this image is signed with keys for trying out, which are not kept as a customer's keys are",
 	Remedy: "before real hosts use this node: mkimage keys, then mkimage build --keys"}
 
-// marked adds EvaluationLine to what people read, and the member "evaluation" to a JSON object. Files (binary streams, Raw text) and the
+// marked adds EvaluationLine to what people read, and the member "evaluation" to a JSON object. Files (binary streams, Raw) and the
 // lines of JSON streams stay as they are.
 func (o Output) marked(evaluation bool) Output {
 	if !evaluation {
@@ -45,7 +45,7 @@ func (o Output) marked(evaluation bool) Output {
 			return stream(ctx, w, asJSON)
 		}
 	}
-	if o.Value != nil {
+	if o.Value != nil && !o.Raw {
 		o.Value = evaluated{o.Value}
 	}
 	return o

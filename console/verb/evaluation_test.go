@@ -40,6 +40,13 @@ func TestEvaluationImageSaysSoOnEveryScreen(t *testing.T) {
 	if out := mustCall(t, s, "network show --toml", ""); strings.Contains(out, "EVALUATION") {
 		t.Error("a file for a program has a line that it can't read")
 	}
+	for _, line := range []string{"node identity", "node quote 0123456789abcdef", "node activate"} {
+		out, err := call(s, line, "{}")
+		raw, jsonErr := verb.JSON(out.Value)
+		if err != nil || jsonErr != nil || strings.Contains(out.Text.String()+string(raw), "valuation") {
+			t.Errorf("%s: a file was changed: %v %v %s", line, err, jsonErr, raw)
+		}
+	}
 	out, err := call(s, "log show", "")
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ type Output struct {
 	Stream  func(ctx context.Context, w io.Writer, asJSON bool) error
 	Binary  bool
 	Endless bool // the stream goes on until somebody stops it
-	Raw     bool // Text is to be read by a program again: nothing may be added to it
+	Raw     bool // Text and Value are a file for a program: nothing may be added to them
 	End     bool // the session is over
 }
 

@@ -207,7 +207,7 @@ func TestScreens(t *testing.T) {
 	s := f.Session(policy.DoorSSH)
 	var b strings.Builder
 	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status", "hsm site-data list",
-		"node list", "node measure", "admin list", "audit tail", "audit verify", "audit key", "audit trim 20", "metadata", "signer list", "key list",
+		"node list", "node measure", "node explain", "admin list", "audit tail", "audit verify", "audit key", "audit trim 20", "metadata", "signer list", "key list",
 		"mode status", "baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
 		b.WriteString("guardhouse> " + line + "\n" + mustCall(t, s, line, "") + "\n")
 	}

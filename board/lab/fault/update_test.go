@@ -217,8 +217,10 @@ func (b *box) run(slot int, k *rsa.PrivateKey) error {
 	if _, err := u.Resume(); err != nil {
 		return err
 	}
-	if err := e.Succeeded(); err != nil {
-		return err
+	if e.Retried() {
+		if err := errors.Join(u.NoteBroken(), e.Succeeded()); err != nil {
+			return err
+		}
 	}
 	if u.OnTrial() {
 		if err := u.MarkGood(); err != nil {
@@ -323,7 +325,7 @@ func TestComesUpFromTheOtherSlotWhenOneIsDestroyed(t *testing.T) {
 		if !ok || slot == first || b.restarts != 1 {
 			t.Fatalf("%s: starts %v from slot %d after %d restarts", name, ok, slot, b.restarts)
 		}
-		if err := b.run(slot, k); err != nil || b.holds(0) != 2 || b.holds(1) != 2 {
+		if err := b.run(slot, k); err != nil || b.holds(0) != 2 || b.holds(1) != 2 || b.state.Broken {
 			t.Errorf("%s: %v; slots hold %d and %d", name, err, b.holds(0), b.holds(1))
 		}
 	}

@@ -116,6 +116,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 		}
 		return rpc.Empty{}, nil
 	})
+	f.boots(s)
 	on(f, s, rpc.LedgerMeasure, func(rpc.Empty) (rpc.MeasureReply, error) {
 		return rpc.MeasureReply{PCRs: map[int]string{4: strings.Repeat("4f", 32), 11: strings.Repeat("1b", 32)}, TPM: "IBM swtpm 2.0"}, nil
 	})
