@@ -62,7 +62,7 @@ func (k *Keeper) approveManual(now Reading, a Approval) error {
 	}
 	now = k.Clock.Read()
 	k.own, k.second = nil, leap{}
-	k.dis.reset()
+	k.dis.redraw()
 	k.steer(now, 0)
 	k.state, k.suspect, k.reason = Manual, "", "administrators approved the time: "+names(a.By)
 	k.locks++

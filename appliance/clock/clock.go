@@ -28,8 +28,16 @@
 // Start: servers, limit, keys, drift, floor and a suspicion are kept on the sealed disk (Store), so that the clock needs the ledger for
 // nothing but changes. The RTC is never believed; it is repaired.
 //
-// Limits: an oscillator is taken to be within 100 ppm of its nominal rate until it was measured, and within 20 ppm of what was measured
-// afterwards (temperature). A majority that lies together from the first answer on is believed, its honest minority is named, and only the floor
+// Rate: machines calibrate their oscillator anew at each boot, virtual ones badly. What an earlier boot measured is where to begin and no
+// promise. Until this boot has measured, the oscillator is taken to be within 1 % of its nominal rate, the servers are asked often, the
+// bound says what is not known, and what one constant rate explains is no suspicion but a property of this machine, which Status names
+// when it is bad. Any two votes limit the rate (rateLimits); a vote that fits no rate between the limits refutes what was measured, and one
+// that leaves the forecast by more than the limits explain is suspect. An oscillator that is off by more than the 500 ppm by which the wall
+// clock may be slewed carries CLOCK_REALTIME away, which is not stepped: a TrustedTime says the rate and is not affected, log times are.
+//
+// Limits: an oscillator is taken to be within 1 % of its nominal rate until it was measured, and within 20 ppm of what was measured
+// afterwards (temperature). One that stops for seconds with its virtual machine, or changes its rate with a migration, is wrong until the
+// next vote; nothing here can tell a pause from servers that jumped, so it ends as a suspicion, and administrators decide. A majority that lies together from the first answer on is believed, its honest minority is named, and only the floor
 // contradicts it; one that lies by less than its bounds, or drags slowly, is not seen. With one or two servers there is no majority worth
 // its name: it works, says so and doubles the bound. A leap second is expected only where a majority announces it.
 package clock
@@ -40,14 +48,18 @@ import (
 
 // Limits and rates. Durations; rates in parts per million.
 const (
-	MaxSources   = 8
-	FreshPPM     = 100.0                  // what a crystal may be off before it was measured
-	WanderPPM    = 20.0                   // what it may leave its measured rate by, with temperature and age
-	MaxSlewPPM   = 500.0                  // of the wall clock against the oscillator, the kernel's own limit
-	MaxOffset    = 400 * time.Millisecond // a larger one after the first majority is suspect
-	ManualBound  = 5 * time.Minute
-	ManualLife   = 24 * time.Hour
-	ApprovalLife = 15 * time.Minute
+	MaxSources = 8
+	// UnmeasuredPPM is how far an oscillator may be off before this boot has measured it: 1 % (10,101 ppm seen from a clock that is slow by
+	// it). Kernels calibrate the TSC within milliseconds of a PIT or HPET; on a busy virtual machine that has been wrong by thousands of ppm,
+	// differently at each boot. A later calibration of its own that differs by more than 1 % the kernel drops.
+	UnmeasuredPPM = 10_200.0
+	FreshPPM      = 100.0                  // what a crystal may be off: the least uncertainty until the rate was measured for rateSpan
+	WanderPPM     = 20.0                   // what it may leave its measured rate by, with temperature and age
+	MaxSlewPPM    = 500.0                  // of the wall clock against the oscillator, the kernel's own limit
+	MaxOffset     = 400 * time.Millisecond // a larger one after the first majority is suspect
+	ManualBound   = 5 * time.Minute
+	ManualLife    = 24 * time.Hour
+	ApprovalLife  = 15 * time.Minute
 
 	minDistance = time.Millisecond // nobody is believed to be better
 	// Beyond the bounds of both: for servers that think too well of themselves, and for virtual machines, whose clock loses tens of ms when

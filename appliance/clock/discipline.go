@@ -13,15 +13,18 @@ const (
 	slewFloor = 16 * time.Second // a smaller offset is taken out in this time
 )
 
-// discipline estimates how UTC runs against Raw, by a straight line through the last estimates, and how to bring Wall there.
+// discipline estimates how UTC runs against Raw, by a straight line through the last estimates, and how to bring Wall there. What it promises
+// about the rate comes from rateLimits, until the line is long enough to promise more.
 type discipline struct {
-	line  []estimate
-	saved float64 // rate measured earlier, ppm
-	rate  float64 // in use
-	drift float64 // how far the true rate may be off
-	slew  float64 // on top of rate
-	err   time.Duration
-	rms   time.Duration
+	limits  rateLimits
+	line    []estimate
+	scatter float64 // what the line leaves open of the rate, once it is long enough; 0 = it is not
+	saved   float64 // rate measured earlier, maybe in another boot, ppm: where to begin, no promise
+	rate    float64 // in use
+	drift   float64 // how far the true rate may be off
+	slew    float64 // on top of rate
+	err     time.Duration
+	rms     time.Duration
 }
 
 // estimate is the servers' best guess of UTC at a reading; weight grows with its certainty.
@@ -31,10 +34,40 @@ type estimate struct {
 	weight float64
 }
 
-// reset forgets what was measured, for example because somebody else is believed now.
+// reset forgets all that was measured in this boot, for example because it was refuted.
 func (d *discipline) reset() {
-	d.line = nil
-	d.rate, d.drift, d.rms = d.saved, FreshPPM+math.Abs(d.saved), 0
+	d.limits = freshLimits()
+	d.redraw()
+}
+
+// redraw begins a new line, for example because somebody else is believed now. The limits of the rate stay: they hold for any majority.
+func (d *discipline) redraw() {
+	d.line, d.scatter, d.rms = nil, 0, 0
+	d.rate = d.saved
+	d.fit()
+}
+
+// fit brings the rate between its limits and tells what is open of it.
+func (d *discipline) fit() {
+	l := d.limits
+	if d.rate < l.lo || d.rate > l.hi {
+		d.rate = (l.lo + l.hi) / 2
+	}
+	d.drift = max(FreshPPM, d.rate-l.lo, l.hi-d.rate)
+	if d.scatter > 0 {
+		d.drift = min(d.drift, d.scatter)
+	}
+}
+
+// learn narrows the limits of the rate by a vote, and reports false if the vote fits none: then everything measured is forgotten.
+func (d *discipline) learn(raw time.Duration, v Vote) bool {
+	ok := d.limits.narrow(raw, v)
+	if !ok {
+		d.reset()
+		d.limits.narrow(raw, v)
+	}
+	d.fit()
+	return ok
 }
 
 // measured reports whether the rate was measured long enough to be kept.
@@ -75,18 +108,18 @@ func (d *discipline) add(e estimate) time.Time {
 	}
 	rest /= w
 	d.rms = time.Duration(math.Sqrt(rest) * 1e9)
-	d.rate = min(max(slope*1e6, -2*FreshPPM), 2*FreshPPM)
+	d.rate = min(max(slope*1e6, d.limits.lo), d.limits.hi)
 	sigma := math.Sqrt(rest*w/det) * 1e6 * math.Sqrt(float64(len(d.line))/float64(len(d.line)-2))
-	d.drift = FreshPPM + math.Abs(d.rate)
-	if d.measured() {
-		d.drift = min(d.drift, WanderPPM+4*sigma)
+	if d.scatter = 0; d.measured() {
+		d.scatter = WanderPPM + 4*sigma
 		d.saved = d.rate
 	}
+	d.fit()
 	return e.utc.Add(time.Duration(base * 1e9))
 }
 
 // steer returns the rate for Clock.Rate that brings a wall clock which is behind by err to the time within about the pause until the next
-// estimate.
+// estimate. An oscillator that is off by more than MaxSlewPPM carries Wall away all the same.
 func (d *discipline) steer(err, pause time.Duration) float64 {
 	d.err = err
 	d.slew = err.Seconds() / max(pause, slewFloor).Seconds() * 1e6

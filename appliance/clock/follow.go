@@ -15,10 +15,15 @@ func (k *Keeper) follow(now Reading, v Vote) {
 	if k.second.From != 0 && now.Raw >= k.second.From {
 		k.second = leap{} // it happened or not: every answer is from after it
 		if mid, _ := k.own.at(now.Raw); v.Middle().Sub(mid).Abs() > time.Second/2 {
-			k.dis.reset()
+			k.dis.redraw()
 		}
+		k.dis.limits.cut() // no rate explains the second
 	}
 	k.foresee(now, v)
+	if !k.dis.learn(now.Raw, v) {
+		k.Log("the time servers fit no constant rate of this machine's clock any more; it is measured anew")
+		k.trouble()
+	}
 	if k.settled(now) {
 		best := k.dis.add(k.combine(now, v))
 		k.steer(now, best.Sub(now.Wall))

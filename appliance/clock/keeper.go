@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -69,6 +68,7 @@ type Keeper struct {
 	worse    time.Duration // Raw since when there is trouble
 	inside   []string      // addresses in the last vote
 	outside  []string
+	accused  map[string]time.Duration // Raw when a server was found to lie and the rate measured anew for it
 	second   leap
 	agreed   int           // answers in a row that take a suspicion back
 	agreeing time.Duration // Raw of the first of them
@@ -86,7 +86,7 @@ type Keeper struct {
 
 // New makes a keeper.
 func New() *Keeper {
-	k := &Keeper{changed: make(chan struct{}), wake: make(chan struct{}, 1), state: Waiting, limit: policy.DefaultTimeBound, poll: pollHurry}
+	k := &Keeper{accused: map[string]time.Duration{}, changed: make(chan struct{}), wake: make(chan struct{}, 1), state: Waiting, limit: policy.DefaultTimeBound, poll: pollHurry}
 	k.dis.reset()
 	return k
 }
@@ -212,7 +212,7 @@ func (k *Keeper) residual(s *Source, n Sample) {
 // elect votes: by more than half, and certain enough to be used.
 func (k *Keeper) elect(now Reading) (Vote, error) {
 	k.forget(now)
-	v, err := Select(k.sources, now.Raw, k.dis.rate, FreshPPM+math.Abs(k.dis.rate))
+	v, err := Select(k.sources, now.Raw, k.dis.rate, max(FreshPPM, k.dis.drift))
 	if err != nil {
 		return Vote{}, err
 	}
@@ -230,6 +230,10 @@ func (k *Keeper) elect(now Reading) (Vote, error) {
 func (k *Keeper) decide(now Reading) {
 	v, err := k.elect(now)
 	k.mark(v, err)
+	if err == nil && k.accuse(now) {
+		v, err = k.elect(now)
+		k.mark(v, err)
+	}
 	if err != nil {
 		k.vote = false
 		k.without(now, err)
@@ -290,10 +294,36 @@ func (k *Keeper) mark(v Vote, err error) {
 	}
 	was := func(list []string) func(string) bool { return func(a string) bool { return slices.Contains(list, a) } }
 	if slices.ContainsFunc(inside, was(k.outside)) || slices.ContainsFunc(outside, was(k.inside)) {
-		k.dis.reset()
+		k.dis.redraw()
 		k.trouble()
 	}
 	k.inside, k.outside = inside, outside
+}
+
+// accuse reports whether a server is found to lie that was not before. Then the rate by which it was found may be the lie of another, and is
+// measured anew; the vote must be taken again by what is known without it. Once an hour for each server: one that is off by little would
+// hide behind the wide bounds of the fresh rate each time. And only by answers so new that the fresh rate does not hide a jump.
+func (k *Keeper) accuse(now Reading) (anew bool) {
+	for _, s := range k.sources {
+		if s.Sample != nil && ppm(now.Raw-s.Sample.Raw, UnmeasuredPPM) > jumpSlack {
+			return false
+		}
+	}
+	for _, a := range k.outside {
+		if at, ok := k.accused[a]; !ok || now.Raw-at > time.Hour {
+			k.accused[a], anew = now.Raw, true
+		}
+	}
+	for a, at := range k.accused {
+		if now.Raw-at > time.Hour {
+			delete(k.accused, a)
+		}
+	}
+	if anew {
+		k.dis.reset()
+		k.trouble()
+	}
+	return anew
 }
 
 // contradiction is "" if the vote fits the floor and what this clock foretold.

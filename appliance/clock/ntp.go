@@ -131,7 +131,9 @@ func (sane) ProcessResponse(b []byte) error {
 
 func sampleOf(r *ntp.Response, zero time.Time, verified bool) Sample {
 	at := r.Timestamps.ClientRecv
-	n := Sample{Raw: at.Sub(zero), UTC: at.Add(r.ClockOffset).UTC().Round(0), Distance: r.RootDistance + r.Precision, Stratum: int(r.Stratum), Verified: verified}
+	// The way there and back was measured by this machine's oscillator, too.
+	distance := r.RootDistance + r.Precision + ppm(max(r.RTT, 0), UnmeasuredPPM)
+	n := Sample{Raw: at.Sub(zero), UTC: at.Add(r.ClockOffset).UTC().Round(0), Distance: distance, Stratum: int(r.Stratum), Verified: verified}
 	switch r.Leap {
 	case ntp.LeapAddSecond:
 		n.Leap = 1

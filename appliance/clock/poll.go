@@ -9,8 +9,9 @@ const (
 	pollPatient = 16 * time.Second
 	pollSlow    = 64 * time.Second
 	hurry       = time.Minute
-	poison      = 1024 * time.Second // longest pause a kiss of death gets
-	settle      = 4                  // good votes in a row before the interval is doubled
+	poison      = 1024 * time.Second    // longest pause a kiss of death gets
+	growth      = 20 * time.Millisecond // the bound may grow by this, or a quarter, between two answers
+	settle      = 4                     // good votes in a row before the interval is doubled
 )
 
 // trouble asks often for a while; slower and faster are its ends.
@@ -40,7 +41,11 @@ func (k *Keeper) faster(all bool) {
 		return
 	}
 	k.steady = 0
-	if most := pollSlow; all || k.poll < pollPatient {
-		k.poll = min(2*k.poll, most)
+	next := min(2*k.poll, pollSlow)
+	if ppm(next, k.dis.drift) > max(growth, k.own.Bound/4) {
+		return // the rate must be known better first
+	}
+	if all || k.poll < pollPatient {
+		k.poll = next
 	}
 }

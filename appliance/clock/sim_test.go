@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"testing"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type world struct {
 	sum              float64
 	measured         int
 	events           []string
+	boots            int
+	without          time.Duration // when there last was no honest majority
 }
 
 type event struct {
@@ -51,6 +54,7 @@ func (w *world) utc(at time.Duration) time.Time {
 type soft struct {
 	w           *world
 	base, swing float64
+	born, lost  time.Duration // when it was switched on; how long its virtual machine was paused
 	phase       float64
 	applied     float64
 	last        Reading
@@ -62,9 +66,10 @@ type soft struct {
 const dayRate = 2 * math.Pi / 86400
 
 func (s *soft) raw(at time.Duration) time.Duration {
+	at -= s.born
 	sec := at.Seconds()
 	wave := s.swing / dayRate * (math.Cos(s.phase) - math.Cos(dayRate*sec+s.phase))
-	return 3*time.Second + at + time.Duration((s.base*sec+wave)*1e3)
+	return 3*time.Second + at - s.lost + time.Duration((s.base*sec+wave)*1e3)
 }
 
 func (s *soft) Read() Reading {
@@ -145,6 +150,35 @@ func (w *world) start() {
 	k.Configure(list, 0)
 }
 
+// reboot switches the machine off and on: its oscillator is calibrated anew, off by base ppm. What is kept on the disk comes back.
+func (w *world) reboot(t testing.TB, base float64) {
+	dir := t.TempDir()
+	if err := w.k.Keep(dir); err != nil {
+		t.Fatal(err)
+	}
+	w.boots++
+	w.clock = &soft{w: w, base: base, swing: w.clock.swing, phase: w.clock.phase, born: w.now}
+	w.clock.last = Reading{Raw: w.clock.raw(w.now), Boot: 3 * time.Second, Wall: w.zero}
+	w.start()
+	w.k.Boot = fmt.Sprintf("boot %d", w.boots)
+	if err := w.k.Restore(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pause stops the virtual machine for d. What it had heard before is no honest answer any more, which nobody can know before the next.
+func (w *world) pause(d time.Duration) {
+	w.clock.Read()
+	w.now += d
+	w.clock.lost += d
+	for _, f := range w.net {
+		f.lied = true
+	}
+	for i := range w.out {
+		w.out[i].lied = true
+	}
+}
+
 // ask sends a question now and queues what comes of it.
 func (w *world) ask(s Server) {
 	i := slices.IndexFunc(w.net, func(f *fakeServer) bool { return f.Server == s })
@@ -215,6 +249,9 @@ func (w *world) rest() time.Duration {
 // visible is a lie that honest bounds (20 ms of path, an asymmetric 150 ms) can't hide.
 const visible = 400 * time.Millisecond
 
+// refuted is how long a lie that nobody could see (by less than the bounds, while others were silent) may outlast the liars in the rate.
+const refuted = time.Minute
+
 // judge compares what is trusted with the truth.
 func (w *world) judge() {
 	honest := 0 // by the newest answer, of all that are configured: who has not been heard does not help
@@ -224,6 +261,11 @@ func (w *world) judge() {
 		}
 	}
 	majority := 2*honest > len(w.net)
+	if !majority {
+		w.without = w.now
+	}
+	// The rate was measured by earlier votes, too: the next ones must have had the time to refute it.
+	majority = w.now-w.without > refuted || w.without == 0
 	w.checks++
 	now := w.clock.Read()
 	t, _ := w.k.Current()

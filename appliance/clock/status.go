@@ -2,6 +2,7 @@ package clock
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ type Status struct {
 	Limit     time.Duration
 	Rate      float64       // ppm by which the oscillator was measured to be slow
 	Drift     float64       // ppm by which that may be wrong
+	Odd       float64       // ppm by which the oscillator certainly leaves its nominal rate, as far as that is more than a crystal may
 	Slew      float64       // ppm on top of Rate
 	Error     time.Duration // by which the wall clock is behind
 	Stuck     error         // why the wall clock can't be disciplined
@@ -37,6 +39,9 @@ func (k *Keeper) Status() Status {
 	k.expire(now)
 	s := Status{Now: now, Trusted: k.trusted, State: k.state, Reason: k.reason, Sources: slices.Clone(k.sources), Limit: k.limit, Rate: k.dis.rate,
 		Drift: k.dis.drift, Slew: k.dis.slew, Error: k.dis.err, Stuck: k.stuck, Boot: k.Boot, SinceLock: k.locked, Told: k.told}
+	if off := k.dis.limits.off(); math.Abs(off) > FreshPPM {
+		s.Odd = off
+	}
 	s.Floor, s.FloorFrom = k.floor.get(k.Build)
 	if k.state == Waiting && s.Reason == "" {
 		s.Reason = "no time server has answered yet"
@@ -94,6 +99,9 @@ func (s Status) Why() []string {
 		} else if len(silent) > 0 {
 			second = strings.TrimSuffix(second, ".") + ", and " + names(silent) + " does not answer."
 		}
+		if o := s.oscillator(); o != "" {
+			second += " " + o
+		}
 		return []string{fmt.Sprintf("The time is trusted to within %s.", bound), second,
 			fmt.Sprintf("If no server answered any more, issuing would stop at %s, when the bound has grown to %s.", stops, short(s.Limit))}
 	case Holdover:
@@ -111,6 +119,28 @@ func (s Status) Why() []string {
 	}
 	return []string{"The time is not trusted yet and nothing is issued.", sentence(s.Reason),
 		"It becomes trusted as soon as a majority of the time servers answers and agrees; if none can be reached, administrators may approve a time by hand (time approve)."}
+}
+
+// oscillator is what there is to say about this machine's clock, "" if it is as good as others.
+func (s Status) oscillator() string {
+	switch {
+	case s.Odd != 0:
+		return fmt.Sprintf("(This machine's clock runs %s, which was measured and is allowed for.)", pace(s.Rate))
+	case s.Drift > vague:
+		return fmt.Sprintf("(How fast this machine's clock runs is being measured: to within %.1f %% so far.)", s.Drift/1e4)
+	}
+	return ""
+}
+
+// vague is from how many ppm on people are told that the rate is not known yet.
+const vague = 1000
+
+// pace says in words how fast an oscillator runs to which UTC runs by rate ppm.
+func pace(rate float64) string {
+	if rate > 0 {
+		return fmt.Sprintf("%.0f ppm slow", rate)
+	}
+	return fmt.Sprintf("%.0f ppm fast", -rate)
 }
 
 // sentence makes one of an error's words.
@@ -146,6 +176,11 @@ func (s Status) Problems() (list []policy.Problem) {
 	}
 	if n := len(s.Sources); n > 0 && n < 3 {
 		add("time-few-sources", fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", n), "configure at least three (time set)")
+	}
+	if s.Odd != 0 && math.Abs(s.Rate) > MaxSlewPPM {
+		hourly := ppm(time.Hour, math.Abs(s.Rate)-MaxSlewPPM)
+		add("time-oscillator", fmt.Sprintf("this machine's clock runs %s; the system clock is corrected by %.0f ppm at most and leaves the time by another %s in each hour", pace(s.Rate), MaxSlewPPM, short(hourly)),
+			"what is issued allows for it, log times do not; restart the machine when its host is less busy, on a virtual machine give it a clock source of the host, on a real one have the board looked at")
 	}
 	if s.Stuck != nil {
 		add("time-undisciplined", "the system clock can't be set: "+s.Stuck.Error(), "what is issued does not use it; log times may be wrong")

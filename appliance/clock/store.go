@@ -76,7 +76,7 @@ func (k *Keeper) Restore(dir string) error {
 	now := k.Clock.Read()
 	k.restoreFloor(s.Floor)
 	if len(k.dis.line) == 0 {
-		k.dis.saved = min(max(s.DriftPPM, -2*FreshPPM), 2*FreshPPM)
+		k.dis.saved = min(max(s.DriftPPM, -UnmeasuredPPM), UnmeasuredPPM)
 		k.dis.reset()
 	}
 	if k.state == Waiting && k.own == nil {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,8 +183,10 @@ type status struct {
 
 type problem struct{ Kind, What, Remedy string }
 
+// How fast the emulated machine's clock runs is chance, differs at each boot and is left out.
 func (s *stage) status(ctx context.Context) (st status, err error) {
 	err = s.JSON(ctx, nil, &st, "status")
+	st.Problems = slices.DeleteFunc(st.Problems, func(p problem) bool { return p.Kind == "time-oscillator" })
 	return st, err
 }
 
