@@ -2,10 +2,11 @@
 // contains true UTC as long as a majority of the configured servers tell the truth within their own error bounds, that it never lies
 // before the floor, that it grows less certain by itself until it expires, and that it is taken back when the servers contradict it.
 //
-// Selection: every server gives an interval, its time +- root distance; the clock looks for the point that lies in most intervals and
-// wants more than half of all configured servers to contain it (RFC 5905 section 11.2.1 in its simplest strict form). Servers outside are
-// falsetickers and named. The value made is the intersection of those inside. It depends on nothing but the newest answer of each server,
-// so that an earlier lie can't outlast the liar.
+// Selection: every server gives an interval, its time +- root distance; the clock looks for the point that lies in most intervals and wants
+// more than half of all configured servers to contain it (RFC 5905 section 11.2.1 in its simplest strict form). Servers outside are
+// falsetickers and named. The value made is the intersection of those inside. It depends on nothing but the newest answer of each server
+// and the rate of the oscillator, so that an earlier lie can't outlast the liar by more than the minute in which later votes refute a wrong
+// rate.
 //
 // Time scales: everything here is measured in Raw, the oscillator that nobody disciplines (CLOCK_MONOTONIC_RAW). The wall clock, and with
 // it CLOCK_BOOTTIME, by which others read a TrustedTime, run faster or slower by the rate that Discipline set; a TrustedTime says so in
@@ -37,9 +38,12 @@
 //
 // Limits: an oscillator is taken to be within 1 % of its nominal rate until it was measured, and within 20 ppm of what was measured
 // afterwards (temperature). One that stops for seconds with its virtual machine, or changes its rate with a migration, is wrong until the
-// next vote; nothing here can tell a pause from servers that jumped, so it ends as a suspicion, and administrators decide. A majority that lies together from the first answer on is believed, its honest minority is named, and only the floor
-// contradicts it; one that lies by less than its bounds, or drags slowly, is not seen. With one or two servers there is no majority worth
-// its name: it works, says so and doubles the bound. A leap second is expected only where a majority announces it.
+// next vote; nothing here can tell a pause from servers that jumped, so beyond jumpSlack it is a suspicion, and administrators decide: one
+// that ended by itself because the servers insist would be none. The bound of a manual time grows by 1 %, too, on a machine that had no
+// majority in this boot: by 14 minutes in its 24 hours. A majority that lies together from the first answer on is believed, its honest
+// minority is named, and only the floor contradicts it; one that lies by less than its bounds, or drags slowly, is not seen. With one or
+// two servers there is no majority worth its name: it works, says so and doubles the bound. A leap second is expected only where a majority
+// announces it.
 package clock
 
 import (
