@@ -68,7 +68,7 @@ type Keeper struct {
 	worse    time.Duration // Raw since when there is trouble
 	inside   []string      // addresses in the last vote
 	outside  []string
-	accused  map[string]time.Duration // Raw when a server was found to lie and the rate measured anew for it
+	accused  map[string]time.Duration // by address: Raw when a server for which the rate was measured anew was last seen to lie
 	second   leap
 	agreed   int           // answers in a row that take a suspicion back
 	agreeing time.Duration // Raw of the first of them
@@ -267,63 +267,6 @@ func (k *Keeper) servers() (out []Source) {
 		}
 	}
 	return out
-}
-
-// mark gives each source its state. A server that joins or leaves the liars ends what was measured with the others.
-func (k *Keeper) mark(v Vote, err error) {
-	var inside, outside []string
-	for i := range k.sources {
-		s := &k.sources[i]
-		switch {
-		case s.Sample == nil && (s.Err != nil || s.answered):
-			s.State = "unreachable"
-		case s.Sample == nil:
-			s.State = "waiting"
-		case err == nil && slices.Contains(v.Inside, i):
-			s.State = "selected"
-			inside = append(inside, s.Address)
-		case err == nil:
-			s.State = "falseticker"
-			outside = append(outside, s.Address)
-		default:
-			s.State = "undecided"
-		}
-	}
-	if err != nil {
-		return
-	}
-	was := func(list []string) func(string) bool { return func(a string) bool { return slices.Contains(list, a) } }
-	if slices.ContainsFunc(inside, was(k.outside)) || slices.ContainsFunc(outside, was(k.inside)) {
-		k.dis.redraw()
-		k.trouble()
-	}
-	k.inside, k.outside = inside, outside
-}
-
-// accuse reports whether a server is found to lie that was not before. Then the rate by which it was found may be the lie of another, and is
-// measured anew; the vote must be taken again by what is known without it. Once an hour for each server: one that is off by little would
-// hide behind the wide bounds of the fresh rate each time. And only by answers so new that the fresh rate does not hide a jump.
-func (k *Keeper) accuse(now Reading) (anew bool) {
-	for _, s := range k.sources {
-		if s.Sample != nil && ppm(now.Raw-s.Sample.Raw, UnmeasuredPPM) > jumpSlack {
-			return false
-		}
-	}
-	for _, a := range k.outside {
-		if at, ok := k.accused[a]; !ok || now.Raw-at > time.Hour {
-			k.accused[a], anew = now.Raw, true
-		}
-	}
-	for a, at := range k.accused {
-		if now.Raw-at > time.Hour {
-			delete(k.accused, a)
-		}
-	}
-	if anew {
-		k.dis.reset()
-		k.trouble()
-	}
-	return anew
 }
 
 // contradiction is "" if the vote fits the floor and what this clock foretold.
