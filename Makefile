@@ -45,7 +45,7 @@ verify: image ## predict the PCRs of the image, as the TPM will show them
 test: ## install what is missing, then run every test, the QEMU ones included
 	@board/lab/deps.sh test
 	@$(MAKE) --no-print-directory lint
-	@GUARDHOUSE_CUTS=200 GUARDHOUSE_HOURS=10000 $(GO) run ./board/lab/testrun -budget .ci/budget -tags qemu -timeout 40m
+	@GUARDHOUSE_CUTS=200 GUARDHOUSE_HOURS=10000 $(GO) run ./board/lab/testrun -budget .ci/budget -tags qemu -timeout 55m
 
 check: lint ## the fast tests: gofmt, vet, staticcheck, layers, unit tests, race; no QEMU
 	@$(GO) run ./board/lab/testrun -budget .ci/budget -race -timeout 10m

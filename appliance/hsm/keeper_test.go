@@ -407,7 +407,7 @@ func TestKeyMakingDoesNotKillTheWorker(t *testing.T) {
 	if _, err := sign(r, doHang); !errors.Is(err, ErrBusy) {
 		t.Errorf("a call behind a slow generation: %v", err)
 	}
-	if err := <-made; err != nil || r.workerPID() != pid {
+	if err := <-made; err != nil { // it would be lost with its worker
 		t.Errorf("the generation: %v", err)
 	}
 	// Now the hanging call is nobody's excuse any more.

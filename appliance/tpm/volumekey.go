@@ -259,22 +259,45 @@ func (t *TPM) unsealUnder(srk *root, slot VolumeSlot, authority *rsa.PublicKey, 
 	if err != nil {
 		return nil, err
 	}
+	// Any register that is extended between the policy's check and its use makes the TPM ask for the check anew; the kernel measures each
+	// module that it loads meanwhile into PCR 10.
+	for try := 1; ; try++ {
+		key, err := unsealOnce(t.t, srk, obj, p, name, ticket)
+		if !errors.Is(err, tpm2.TPMRCPCRChanged) || try == maxPCRChanges {
+			return key, refusedKey(err)
+		}
+	}
+}
+
+// maxPCRChanges bounds how often a policy is checked anew because a register changed meanwhile.
+const maxPCRChanges = 100
+
+// refusedKey makes an *Error of a refusal that does not explain itself; nil stays nil.
+func refusedKey(err error) error {
+	var explained *Error
+	if err == nil || errors.As(err, &explained) {
+		return err
+	}
+	return &Error{KindNoPolicy, fmt.Sprintf("the TPM refuses the volume key: %v", err), "boot the other slot, or open the volume with the recovery secret and reseal"}
+}
+
+// unsealOnce runs the policy in a session of its own and asks for the key.
+func unsealOnce(t transport.TPM, srk *root, obj *tpm2.LoadResponse, p SignedPolicy, authority tpm2.TPM2BName, ticket tpm2.TPMTTKVerified) ([]byte, error) {
 	var unmet error
 	session := tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
-		if unmet = satisfy(tpm, h, p, name, ticket); unmet != nil {
+		if unmet = satisfy(tpm, h, p, authority, ticket); unmet != nil {
 			flush(tpm, h) // go-tpm leaves it, and a TPM has room for few
 		}
 		return unmet
 	}, tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptOut)) // TPM2_Unseal has no parameter to encrypt
-	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: obj.ObjectHandle, Name: obj.Name, Auth: session}}.Execute(t.t)
-	if err == nil {
-		return r.OutData.Buffer, nil
+	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: obj.ObjectHandle, Name: obj.Name, Auth: session}}.Execute(t)
+	if unmet != nil {
+		return nil, unmet
 	}
-	var explained *Error
-	if errors.As(unmet, &explained) {
-		return nil, explained
+	if err != nil {
+		return nil, err
 	}
-	return nil, &Error{KindNoPolicy, fmt.Sprintf("the TPM refuses the volume key: %v", err), "boot the other slot, or open the volume with the recovery secret and reseal"}
+	return r.OutData.Buffer, nil
 }
 
 // verifyPolicy has the TPM check the signature; the ticket proves it to TPM2_PolicyAuthorize.

@@ -345,6 +345,37 @@ func TestUnsealsInTwelveCommandsAndNeverShowsTheKeyOnTheBus(t *testing.T) {
 	}
 }
 
+// measuring extends PCR 10 between the policy's last command and the unsealing, as the kernel does while it loads modules.
+type measuring struct {
+	transport.TPMCloser
+	left int
+}
+
+func (m *measuring) Send(b []byte) ([]byte, error) {
+	r, err := m.TPMCloser.Send(b)
+	if tpm2.TPMCC(binary.BigEndian.Uint32(b[6:])) == tpm2.TPMCCPolicyAuthorize && m.left > 0 {
+		m.left--
+		_, xerr := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: 10, Auth: tpm2.PasswordAuth(nil)},
+			Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}}}.Execute(m.TPMCloser)
+		err = errors.Join(err, xerr)
+	}
+	return r, err
+}
+
+func TestOpensWhileTheKernelMeasuresSomethingElse(t *testing.T) {
+	tpm, _, slot := sealedTPM(t, t.TempDir(), 1)
+	p := sign(t, authorities()[0], 1, present(t, tpm))
+	m := &measuring{TPMCloser: tpm.t, left: 7}
+	tpm.t = m
+	mustUnseal(t, tpm, slot, p)
+	if m.left != 0 {
+		t.Error("nothing was measured meanwhile: this test shows nothing")
+	}
+	// Nor is such a refusal taken for the proof that the key is out of reach.
+	m.left = 3
+	wantKind(t, tpm.ProveCapped(slot, p), KindStillOpen)
+}
+
 // probing keeps every byte between us and the TPM.
 type probing struct {
 	transport.TPMCloser

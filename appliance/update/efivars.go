@@ -1,92 +1,78 @@
 package update
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/google/uuid"
+	"github.com/u-root/u-root/pkg/efivarfs"
 )
 
-// EFIVars are the variables as Linux shows them in a mounted efivarfs.
+// EFIVars are the variables as Linux shows them in an efivarfs that is mounted at Dir. Names are NAME-GUID.
 type EFIVars struct{ Dir string }
 
-// variableFlags: non-volatile, boot service and run time access (UEFI specification, 8.2.1).
-const variableFlags = 1 | 2 | 4
+// variableFlags: UEFI specification, 8.2.1.
+const variableFlags = efivarfs.AttributeNonVolatile | efivarfs.AttributeBootserviceAccess | efivarfs.AttributeRuntimeAccess
 
-const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+// open finds the file system and takes a name apart.
+func (e EFIVars) open(name string) (*efivarfs.EFIVarFS, efivarfs.VariableDescriptor, error) {
+	var d efivarfs.VariableDescriptor
+	v, err := efivarfs.NewPath(e.Dir)
+	if err != nil {
+		return nil, d, err
+	}
+	short, guid, ok := strings.Cut(name, "-")
+	if d.Name = short; !ok {
+		return nil, d, fmt.Errorf("%.64q is not NAME-GUID", name)
+	}
+	d.GUID, err = uuid.Parse(guid)
+	return v, d, err
+}
 
 // Names lists all variables.
 func (e EFIVars) Names() ([]string, error) {
-	entries, err := os.ReadDir(e.Dir)
-	var names []string
-	for _, f := range entries {
-		names = append(names, f.Name())
+	v, err := efivarfs.NewPath(e.Dir)
+	if err != nil {
+		return nil, err
 	}
-	return names, err
+	return efivarfs.SimpleListVariables(v)
 }
 
-// Read gives the contents without the attributes.
+// Read gives the contents without the attributes; fs.ErrNotExist where there is no such variable.
 func (e EFIVars) Read(name string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(e.Dir, name))
+	v, d, err := e.open(name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxVariable+1))
-	if err != nil {
-		return nil, err
+	_, b, err := v.Get(d)
+	if errors.Is(err, efivarfs.ErrVarNotExist) {
+		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
-	if len(b) < 4 || len(b) > maxVariable {
+	if err == nil && len(b) > maxVariable {
 		return nil, fmt.Errorf("variable of %d bytes", len(b))
 	}
-	return b[4:], nil
+	return b, err
 }
 
 // Write sets the variable by one system call, as efivarfs wants it.
 func (e EFIVars) Write(name string, data []byte) error {
-	path := filepath.Join(e.Dir, name)
-	if err := mutable(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	v, d, err := e.open(name)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(binary.LittleEndian.AppendUint32(nil, variableFlags), data...))
-	return errors.Join(err, f.Close())
+	return v.Set(d, variableFlags, data)
 }
 
-// Remove deletes the variable.
+// Remove deletes the variable; none is no error.
 func (e EFIVars) Remove(name string) error {
-	path := filepath.Join(e.Dir, name)
-	err := mutable(path)
-	if err == nil {
-		err = os.Remove(path)
+	v, d, err := e.open(name)
+	if err != nil {
+		return err
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if err = v.Remove(d); errors.Is(err, efivarfs.ErrVarNotExist) {
 		return nil
 	}
 	return err
-}
-
-// mutable takes the flag off with which efivarfs protects every variable that it does not know from rm -r.
-func mutable(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		return nil // a file system without flags, in tests
-	}
-	if err != nil || flags&immutable == 0 {
-		return err
-	}
-	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutable)
 }

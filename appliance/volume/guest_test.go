@@ -392,8 +392,18 @@ func TestVolumeFollowsItsBuilderToANewKey(t *testing.T) {
 	g := newGuest(t)
 	g.made()
 	old, new := authorities()[0], authorities()[1]
-	g.opens(g.signed(1, new, old)) // signed by both: the volume is handed over
-	g.refuses(g.signed(1, old), tpm.KindNoPolicy)
-	g.opens(g.signed(1, new))
-	g.refuses(g.signed(1, old, old), tpm.KindNoPolicy)
+	g.opens(g.signed(2, new, old)) // on trial: the release before, signed by the old key alone, still opens
+	g.opens(g.signed(1, old))
+	v, err := g.m.Open(t.Context(), g.disk(), g.signed(2, new, old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.m.RaiseFloor(2); err != nil { // marked good
+		t.Fatal(err)
+	}
+	g.noted(v)
+	g.opens(g.signed(2, new, old)) // signed by both: the volume is handed over
+	g.refuses(g.signed(2, old), tpm.KindNoPolicy)
+	g.opens(g.signed(2, new))
+	g.refuses(g.signed(2, old, old), tpm.KindNoPolicy)
 }

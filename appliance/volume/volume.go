@@ -341,7 +341,9 @@ func (m *Machine) SetTimeFloor(at time.Time) error {
 }
 
 // follow reseals to the image's own authority where that is another one than the volume's: a release that both have signed hands the
-// volume over. A failure leaves the old seal, which opens as well.
+// volume over. It waits until the floor has reached the release, that is until the release has proved itself and lies in both slots: on a
+// trial boot the release before must still open the volume, and its policies know the old authority alone. A failure leaves the old seal,
+// which opens as well.
 func (v *Volume) follow(slot tpm.VolumeSlot, boot Boot) (tpm.VolumeSlot, error) {
 	if bytes.Equal(bytes.TrimSpace(slot.Authority), bytes.TrimSpace(boot.Authority)) {
 		return slot, nil
@@ -353,6 +355,10 @@ func (v *Volume) follow(slot tpm.VolumeSlot, boot Boot) (tpm.VolumeSlot, error) 
 	used, err := v.machine.TPM.Fitting(authority, boot.Policies)
 	if err != nil {
 		v.machine.Log("the image names another policy key than the volume's, but no policy of it fits this boot: the volume keeps the old one")
+		return slot, nil
+	}
+	if floor, err := v.machine.TPM.Floor(); err != nil || floor < used.Release {
+		v.machine.Log("the volume keeps policy key %.16s.. until release %d is marked good (%v)", v.Used.Key, used.Release, err)
 		return slot, nil
 	}
 	if err := v.machine.before("follow"); err != nil {

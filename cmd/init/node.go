@@ -38,22 +38,25 @@ const (
 	notifySocket = "/run/guardhouse/notify"
 	diskWait     = 5 * time.Second  // for controllers that find their disks late
 	diskRetry    = 15 * time.Second // between later searches
+	unsealWait   = 3 * time.Second  // for which other drivers wait while the disk is opened
 )
 
 // node is the machine as PID 1 knows it.
 type node struct {
-	boot    string
-	release sandbox.ReleaseInfo
-	log     *supervise.Log
-	reaper  *supervise.Reaper
-	super   *supervise.Supervisor
-	net     *network.Manager
-	finder  *disk.Finder
-	power   chan powerRequest
-	started time.Duration // CLOCK_BOOTTIME when PID 1 began
-	drivers chan struct{} // closed when all are loaded
-	fenced  chan struct{} // closed when the network fence of hsm stands
-	pack    pack.Manifest // the image's HSM pack; zero where there is none
+	boot      string
+	release   sandbox.ReleaseInfo
+	log       *supervise.Log
+	reaper    *supervise.Reaper
+	super     *supervise.Supervisor
+	net       *network.Manager
+	finder    *disk.Finder
+	power     chan powerRequest
+	started   time.Duration // CLOCK_BOOTTIME when PID 1 began
+	drivers   chan struct{} // closed when all are loaded
+	unsealed  chan struct{} // closed when the TPM has been asked for the volume key once
+	unsealing sync.Once     // closes it
+	fenced    chan struct{} // closed when the network fence of hsm stands
+	pack      pack.Manifest // the image's HSM pack; zero where there is none
 
 	updates updates
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
@@ -122,6 +125,12 @@ func (n *node) loadDrivers() {
 	failed = append(failed, setSysctls("/proc/sys", sysctls)...)
 	go func() {
 		defer close(n.drivers)
+		// With Secure Boot the kernel measures each module that it loads, and a TPM that is told something new meanwhile checks its policy
+		// from the beginning.
+		select {
+		case <-n.unsealed:
+		case <-time.After(unsealWait):
+		}
 		_, bad := loadModules(first)
 		failed = append(failed, bad...)
 		n.raiseFence()
@@ -145,6 +154,9 @@ func bootID() string {
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// askedTPM lets the drivers go on that wait for the data disk.
+func (n *node) askedTPM() { n.unsealing.Do(func() { close(n.unsealed) }) }
 
 // makeFolders makes the folders of every process: those in /run, or with onDisk those on the data disk.
 func makeFolders(onDisk bool) error {
@@ -270,7 +282,9 @@ func (n *node) openVolume(ctx context.Context, d disk.Disk) (*volume.Volume, err
 	if err != nil {
 		return nil, err
 	}
+	defer n.askedTPM()
 	if d.Content == disk.Blank {
+		n.askedTPM() // preparing takes long, and is done once
 		return m.Make(ctx, d, boot)
 	}
 	return m.Open(ctx, d, boot)

@@ -31,7 +31,7 @@ var chapters = []struct {
 	{"sealed", sealed},
 }
 
-const chapterLimit = 4 * time.Minute
+const chapterLimit = 10 * time.Minute
 
 func main() {
 	build := flag.String("build", ".build", "folder of image, caches and the node's state")

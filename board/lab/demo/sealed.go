@@ -12,12 +12,12 @@ import (
 
 // sealed: the data volume opens by itself for the image that was signed, on the TPM that sealed it, and for people who hold its secret.
 func sealed(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-sealed", HSM: st.hsm, Fresh: true}, st.image)
+	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-sealed", HSM: st.hsm, Fresh: true, OwnDisk: true}, st.image)
 	if err != nil {
 		return t.step("lab", "", func() (string, error) { return "", err })
 	}
 	defer s.Close()
-	c := &sealedCast{cast{story: st, site: s}}
+	c := &sealedCast{cast: cast{story: st, site: s}}
 	return t.tell(ctx, s, []step{
 		{"node up", "firmware, then the node's first prompt on its serial line", c.nodeUp},
 		{"set up", "the answer file is typed, the recovery secret is shown and typed back", c.setUp},
@@ -27,10 +27,15 @@ func sealed(ctx context.Context, t *teller, st *story) error {
 		{"another TPM", "the disk is moved to another TPM", c.anotherTPM},
 		{"recovered", "the recovery secret is typed", c.recovered},
 		{"resealed", "the node restarts", c.resealed},
+		{"updated", "the next release is built, sent over SSH, starts on trial and proves itself", c.updated},
+		{"older image", "the image as it was delivered is booted again", c.olderImage},
 	})
 }
 
-type sealedCast struct{ cast }
+type sealedCast struct {
+	cast
+	before, after uint64 // release numbers
+}
 
 func (c *sealedCast) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
@@ -174,4 +179,51 @@ func (c *sealedCast) resealed(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return c.login(ctx)
+}
+
+// updated sends the next release through the door and waits until older ones are shut out.
+func (c *sealedCast) updated(ctx context.Context) (string, error) {
+	was, err := c.site.Update(ctx)
+	if err != nil {
+		return "", err
+	}
+	c.before, c.after = was.Running.Number, was.Running.Number+1
+	bundle, err := c.site.NextRelease(ctx, c.before)
+	if err != nil {
+		return "", err
+	}
+	start := time.Now()
+	var r struct{ Written bool }
+	if err := c.site.JSON(ctx, bundle, &r, "update", "install"); err != nil || !r.Written {
+		return "", fmt.Errorf("update install: written %v, %w", r.Written, err)
+	}
+	var slot string
+	err = c.retry(ctx, 4*time.Minute, func() error {
+		u, err := c.site.Update(ctx)
+		if err == nil && (u.Running.Number != c.after || u.Running.Floor != c.after || u.Trial) {
+			err = &failure{fmt.Sprintf("release %d, floor %d", c.after, c.after), fmt.Sprintf("release %d, floor %d, trial %v, %s", u.Running.Number, u.Running.Floor, u.Trial, u.Phase), "update status"}
+		}
+		slot = u.Running.Slot
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if slot == was.Running.Slot {
+		return "", &failure{"the other slot to run", slot, ""}
+	}
+	return fmt.Sprintf("release %d, sent as %.1f MiB, runs from slot %s, marked good, floor raised: %d s in all", c.after, float64(len(bundle))/(1<<20), slot, int(time.Since(start).Seconds())), nil
+}
+
+// olderImage: what was delivered is signed as well as ever, and gets nothing any more.
+func (c *sealedCast) olderImage(ctx context.Context) (string, error) {
+	if err := c.stop(ctx); err != nil {
+		return "", err
+	}
+	if err := c.site.BootDelivered(ctx); err != nil {
+		return "", err
+	}
+	defer c.site.Node.Kill()
+	r, err := c.shut(ctx, "seal-old-image")
+	return "refused: " + r.What, err
 }

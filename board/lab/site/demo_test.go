@@ -31,7 +31,7 @@ func TestDemo(t *testing.T) {
 	build := buildDir(t)
 	demo := filepath.Join(build, "bin", "demo")
 	compile(t, demo, "guardhouse/board/lab/demo")
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, demo, "-build", build, "-chapter", "all")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

@@ -33,7 +33,9 @@ type Options struct {
 	Name  string
 	HSM   string // as mkimage's --hsm; empty = attached. A pack or module of somebody else's serves p11-kit's client, for all that Answers knows
 	Fresh bool   // throw away what an earlier run of this name left
-	Logf  func(format string, args ...any)
+	// OwnDisk gives the node a boot disk of its own, which updates write to; without it all nodes read the image's.
+	OwnDisk bool
+	Logf    func(format string, args ...any)
 }
 
 // Site is a running site. Close ends everything it started.
@@ -205,6 +207,12 @@ func (s *Site) BootWith(ctx context.Context, adjust func(*lab.NodeOptions)) erro
 	o := lab.NodeOptions{Name: s.Name, Image: s.Image.Disk, Token: s.Token, SecureBoot: true}
 	if s.HSM != "" && s.HSM != Attached {
 		o.Token = nil
+	}
+	if s.OwnDisk {
+		if err := s.ownDisk(ctx); err != nil {
+			return err
+		}
+		o.Image, o.ImageWritable = s.bootDisk(), true
 	}
 	if adjust != nil {
 		adjust(&o)
