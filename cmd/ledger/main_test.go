@@ -370,7 +370,8 @@ func TestTellsItsSupervisorAndStopsWithinThreeSeconds(t *testing.T) {
 		}
 		said += string(buf[:k]) + ";"
 	}
-	if !strings.Contains(said, "READY=1") || !strings.Contains(said, "not update-safe") {
+	// Nobody answers as init here: where the ledger has found that out already, that is its status.
+	if !strings.Contains(said, "READY=1") || !strings.Contains(said, "not update-safe") && !strings.Contains(said, "init.d") {
 		t.Errorf("it said %q", said)
 	}
 	begin := time.Now()

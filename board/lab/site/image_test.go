@@ -24,13 +24,14 @@ var allowed = []struct {
 	path   *regexp.Regexp
 	origin *regexp.Regexp
 }{
-	{"our programs", regexp.MustCompile(`^/bin/(init|ledger|hsm|hgs|clock|console)$`), regexp.MustCompile(`^go \./cmd/`)},
+	{"our programs", regexp.MustCompile(`^/bin/(init|ledger|hsm|hgs|clock|console|forward)$`), regexp.MustCompile(`^go \./cmd/`)},
 	{"kernel modules", regexp.MustCompile(`^/lib/modules/.*\.ko$|^/lib/modules/[^/]+/modules\.`), regexp.MustCompile(`.`)},
 	{"our list of modules", regexp.MustCompile(`^/etc/modules`), regexp.MustCompile(`^made`)},
 	{"the PKCS#11 module", regexp.MustCompile(`^/usr/lib/pkcs11/[^/]+\.so$`), regexp.MustCompile(`^file /usr/lib/`)},
 	{"shared libraries", regexp.MustCompile(`^(/usr)?/lib(64)?/.*\.so(\.[0-9.]+)?$`), regexp.MustCompile(`^file (/usr)?/lib`)},
 	{"disk tools", regexp.MustCompile(`^/sbin/(mkfs\.ext4|e2fsck)$`), regexp.MustCompile(`^file /sbin/`)},
 	{"text", regexp.MustCompile(`^/etc/`), regexp.MustCompile(`^made`)},
+	{"the release key", regexp.MustCompile(`^/etc/guardhouse/release\.pub$`), regexp.MustCompile(`^key set$`)},
 }
 
 // testPackages are what no program of a release may be linked with.
