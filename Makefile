@@ -22,7 +22,7 @@ export GUARDHOUSE_CACHE ?= $(BUILD)/cache/tests
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 
-demo: ## boot a node and let a guarded host get its key (CHAPTER=foundation|tpm|rotation|all)
+demo: ## boot a node and let a guarded host get its key (CHAPTER=foundation|tpm|rotation|sealed|time|all)
 	@board/lab/deps.sh demo
 	@$(GO) run ./board/lab/demo -build $(BUILD) -hsm $(HSM) -chapter $(CHAPTER)
 
