@@ -19,7 +19,7 @@ import (
 	"guardhouse/board/lab/site"
 )
 
-// chapters in the order in which CHAPTER=all runs them; each takes at most 4 minutes.
+// chapters in the order in which CHAPTER=all runs them; each may take chapterLimit.
 var chapters = []struct {
 	name string
 	tell func(context.Context, *teller, *story) error
