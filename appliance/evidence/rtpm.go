@@ -32,7 +32,7 @@ const (
 	maxResponse    = 4096
 	maxCommandSize = 4096
 
-	rcHash      = 0x083 // TPM_RC_HASH: the algorithm is not implemented
+	rcHash      = 0x083 // TPM_RC_HASH: the TPM has no such algorithm
 	rcParameter = 0xf40 // which parameter the response code is about
 )
 

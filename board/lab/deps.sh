@@ -68,7 +68,7 @@ else
 fi
 case $target in
 demo) line time "expected" "about 6 minutes the first time, 2 after that" ;;
-test) line time "expected" "about 15 minutes" ;;
+test) line time "expected" "about 45 minutes, most of them for machines in QEMU, one at a time" ;;
 run) line time "expected" "about 4 minutes the first time, 1 after that" ;;
 image) line time "expected" "about 3 minutes the first time" ;;
 esac
