@@ -243,7 +243,7 @@ func (p *process) waitReady(ctx context.Context, limit time.Duration) (*TokenInf
 	return a.Info, nil
 }
 
-// errGone is what roundTrip gives when the worker had died before the call.
+// errGone is what roundTrip gives when the worker had died before it got the call.
 var errGone = &Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the worker is gone", Remedy: "try again"}
 
 // begin takes a lane for a call and starts its deadline.
@@ -275,7 +275,9 @@ func (p *process) roundTrip(ctx context.Context, c call, body []byte, limit time
 		return answer{}, nil, err
 	}
 	if err := e.lane.write(e.id, c, body); err != nil { // it can't block: there is room for a call in an empty socket
-		p.kill(&Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the worker takes no calls: " + err.Error()})
+		e.timer.Stop()
+		p.broken(fmt.Errorf("it takes no calls: %w", err))
+		return answer{}, nil, errGone // it has no call that is not complete
 	}
 	stop := context.AfterFunc(ctx, func() { p.callAway(e, ctx.Err()) })
 	a, out, err := p.collect(e)
