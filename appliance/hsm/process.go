@@ -22,6 +22,7 @@ type process struct {
 	queue *queue        // gets slots back, and hears of the worker's death
 	dead  chan struct{} // closed when the worker is done for
 	ready chan *answer  // the last answer before calls: ready or a failure
+	heard chan struct{} // closed when the worker's phases have ended
 
 	mu       sync.Mutex
 	next     uint64
@@ -56,7 +57,7 @@ type pending struct {
 // it the PIN through a pipe on descriptor 4 (see Serve). It copies the PIN nowhere
 // but into the kernel.
 func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte, q *queue) (*process, error) {
-	p := &process{cmd: cmd, queue: q, dead: make(chan struct{}), ready: make(chan *answer, 1), at: phaseLoad}
+	p := &process{cmd: cmd, queue: q, dead: make(chan struct{}), ready: make(chan *answer, 1), heard: make(chan struct{}), at: phaseLoad}
 	pinR, pinW, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("pipe: %w", err)
@@ -81,9 +82,14 @@ func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte, q *
 	}
 	go func() {
 		_ = cmd.Wait()
+		select { // why a token did not open may still be in the socket
+		case <-p.heard:
+		case <-time.After(200 * time.Millisecond):
+		}
 		p.kill(&Error{Kind: KindUnavailable, Class: ClassModule, Detail: "the worker ended: " + cmd.ProcessState.String(), Remedy: "see the log of hsm"})
 	}()
 	keeper := &lane{conn: p.conn}
+	go p.listen(keeper)
 	// A pipe takes this much without blocking.
 	if _, err = pinW.Write([]byte{byte(len(pin))}); err == nil {
 		_, err = pinW.Write(pin)
@@ -96,7 +102,6 @@ func startProcess(cmd *exec.Cmd, cfg ModuleConfig, env []string, pin []byte, q *
 		p.kill(e)
 		return nil, e
 	}
-	go p.listen(keeper)
 	return p, nil
 }
 
@@ -199,6 +204,7 @@ func (p *process) listen(keeper *lane) {
 		var a answer
 		_, _, err := keeper.receive(&a)
 		if err != nil {
+			close(p.heard)
 			p.broken(err)
 			return
 		}
