@@ -39,6 +39,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerSyslogRequest, f.syslogRequest)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)
 	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
 	on(f, s, rpc.LedgerKeyImport, f.keyImport)
