@@ -275,9 +275,12 @@ func TestForwardReachesWhatIsOnRecordOnly(t *testing.T) {
 	if _, _, err := b.l.Propose(t.Context(), command(ada, policy.CmdAuditSyslog, policy.SyslogSet{})); err != nil {
 		t.Fatal(err)
 	}
+	fault = errors.New("init is away")
 	turn()
+	fault = nil
+	turn() // what failed is asked again
 	turn()
-	if want := []string{"", "siem.example.test:6514", "siem.example.test:6514", "siem.example.test:6514", ""}; !slices.Equal(asked, want) {
+	if want := []string{"", "siem.example.test:6514", "siem.example.test:6514", "siem.example.test:6514", "", ""}; !slices.Equal(asked, want) {
 		t.Errorf("init was asked for %q, want %q", asked, want)
 	}
 }
