@@ -25,7 +25,7 @@ type clockNow struct {
 	State, Reason, FloorFrom string
 	Floor                    time.Time
 	Bound, SinceLock         time.Duration
-	Drift                    float64
+	DriftPPM                 float64
 	Sources                  []struct{ Address, State string }
 }
 
@@ -153,8 +153,11 @@ func TestIssuingStopsAtTheBoundAndReturns(t *testing.T) {
 	s.verb(t, "service", "set", "--time-limit", limit.String())
 	// The worse this machine's clock is known, the faster the bound grows: the rest up to the limit shall last about three minutes.
 	c := bound(time.Second)
-	rest := max(20*time.Millisecond, time.Duration(c.Drift/1e6*float64(3*time.Minute)))
-	t.Logf("drift known to %.0f ppm: servers within %s of the limit, %s of it their distance", c.Drift, rest, c.Bound-time.Second)
+	rest := max(20*time.Millisecond, time.Duration(c.DriftPPM/1e6*float64(3*time.Minute)))
+	if c.DriftPPM == 0 {
+		t.Fatal("the clock does not say how well its rate is known")
+	}
+	t.Logf("drift known to %.0f ppm: servers within %s of the limit, %s of it their distance", c.DriftPPM, rest, c.Bound-time.Second)
 	bound(limit - rest - (c.Bound - time.Second))
 	s.issuesNow(t)
 	for _, l := range servers {
