@@ -151,9 +151,9 @@ func TestIssuingStopsAtTheBoundAndReturns(t *testing.T) {
 	}
 	s.verb(t, words...)
 	s.verb(t, "service", "set", "--time-limit", limit.String())
-	// The worse this machine's clock is known, the faster the bound grows: the rest up to the limit shall last about three minutes.
+	// The worse this machine's clock is known, the faster the bound grows: the rest up to the limit shall last about two minutes.
 	c := bound(time.Second)
-	rest := max(20*time.Millisecond, time.Duration(c.DriftPPM/1e6*float64(3*time.Minute)))
+	rest := max(20*time.Millisecond, time.Duration(c.DriftPPM/1e6*float64(2*time.Minute)))
 	if c.DriftPPM == 0 {
 		t.Fatal("the clock does not say how well its rate is known")
 	}
