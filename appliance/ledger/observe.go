@@ -22,10 +22,10 @@ import (
 var observedLimits = map[policy.ObservationKind]struct{ count, facts int }{
 	policy.ObservedHost:     {policy.MaxHosts, 256}, // source, verdict
 	policy.ObservedIdentity: {8000, 160},            // source, hash of a key
-	policy.ObservedPending:  {1000, 2048},           // source, public key of 4096 bits in base64
-	policy.ObservedOldTLS:   {1000, 512},            // version, name
-	policy.ObservedGood:     {10000, 4096},          // verdict and proved facts, packed
-	policy.ObservedFindings: {2048, 16 << 10},       // and findings, of at most appraise.MaxRecord bytes
+	policy.ObservedPending:  {policy.MaxPending, policy.MaxPendingFacts},
+	policy.ObservedOldTLS:   {1000, 512},      // version, name
+	policy.ObservedGood:     {10000, 4096},    // verdict and proved facts, packed
+	policy.ObservedFindings: {2048, 16 << 10}, // and findings, of at most appraise.MaxRecord bytes
 }
 
 const (

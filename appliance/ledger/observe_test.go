@@ -106,6 +106,9 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 			t.Fatalf("%s: kept", name)
 		}
 	}
+	if o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"certificate": strings.Repeat("x", policy.MaxPendingFacts)}}}); len(o.list("", "", 0)) != 0 {
+		t.Fatal("an endless certificate was kept")
+	}
 	total := 0
 	for _, l := range observedLimits {
 		total += l.count * (l.facts + 2*maxObservedSubject)
@@ -113,7 +116,7 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 	if total > 150<<20 {
 		t.Errorf("%d bytes of observations may lie in memory", total)
 	}
-	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long}}})
+	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long, "certificate": long + long + long + long}}})
 	if len(o.list("", "", 0)) != 2 {
 		t.Fatal("the control: what is usual was dropped")
 	}

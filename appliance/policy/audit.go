@@ -67,12 +67,19 @@ type Observation struct {
 	Facts   map[string]string `json:"facts,omitempty"` // of the newer one
 }
 
+// MaxPending is how many unknown hosts a node remembers; beyond it the ones that asked longest ago go.
+const MaxPending = 1000
+
+// MaxPendingFacts bounds the facts of one ObservedPending, in bytes of names and values: a public key and a certificate in base64 are the
+// most of it. The service that notes one stays below, the ledger drops what is above.
+const MaxPendingFacts = 8 << 10
+
 // ObservationKind names a class of observations; each has its own bound.
 type ObservationKind string
 
 const (
 	ObservedHost     ObservationKind = "host"     // subject: host id; last attestation and its verdict
-	ObservedPending  ObservationKind = "pending"  // subject: host id of an unknown host; facts: source, spki (base64)
+	ObservedPending  ObservationKind = "pending"  // subject: host id of an unknown host; facts: source, spki and, of a TPM, certificate (base64)
 	ObservedIdentity ObservationKind = "identity" // subject: host id; facts: vsmKey, the hash of the key its last health certificate certifies
 	ObservedOldTLS   ObservationKind = "tls-old"  // subject: address of a caller that offers no TLS 1.2; facts: offered, name (which it asked for)
 	// TPM mode; facts as appraise.Record makes them.
