@@ -339,7 +339,7 @@ func (q *request) pendingTPM(c claim, id string) {
 }
 
 // maxPendingCertificate bounds a stranger's certificate in base64: of 3 KiB, where TPMs have room for about 2. With all other facts at their
-// longest it stays below policy.MaxPendingFacts.
+// longest it stays below policy.ObservedBounds.
 const maxPendingCertificate = 4 << 10
 
 func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), policy.MaxAuditField)], "") }
