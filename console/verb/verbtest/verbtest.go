@@ -66,9 +66,11 @@ type Fake struct {
 	sick     map[policy.KeyRef]policy.Problem // what tests find
 	sealed   []byte
 	vol      rpc.VolumeReply
-	clocked  *rpc.ClockStatusReply
-	asked    []rpc.TimeAskRequest
-	timeKeys []rpc.TimeKeyRequest
+
+	recovered []rpc.TimeRecoverRequest
+	clocked   *rpc.ClockStatusReply
+	asked     []rpc.TimeAskRequest
+	timeKeys  []rpc.TimeKeyRequest
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
