@@ -136,7 +136,7 @@ func TestWithoutAMajorityTheBoundGrowsAndIssuingStopsAtTheLimit(t *testing.T) {
 		w.run(2 * time.Hour)
 		w.withheld(t, Stopped)
 		w.all(func(f *fakeServer) { f.down = false })
-		w.run(time.Minute)
+		w.run(pollSlow + 10*time.Second)
 		w.containsTruth(t)
 		if w.clock.steps != 1 {
 			t.Errorf("seed %d: the wall clock was stepped %d times", seed, w.clock.steps)
@@ -218,7 +218,7 @@ func TestABlackStartUsesAnApprovedTimeUntilTheFirstMajority(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.all(func(f *fakeServer) { f.down = false })
-	w.run(time.Minute)
+	w.run(pollSlow + 10*time.Second)
 	if b := w.containsTruth(t); b > time.Second || w.k.trusted.Manual {
 		t.Errorf("the first majority did not replace the manual time: %+v", w.k.trusted)
 	}

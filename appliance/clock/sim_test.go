@@ -112,7 +112,7 @@ type fakeServer struct {
 	err                 time.Duration
 	loss                float64
 	lie                 time.Duration
-	down                bool
+	down, cut           bool // silent; not to be reached from here
 	kiss                string
 	announces           int
 	asked               int
@@ -188,6 +188,8 @@ func (w *world) ask(s Server) {
 	out, back := f.there+wave(), f.back+wave()
 	e := event{at: w.now + out + back, server: s}
 	switch {
+	case f.cut:
+		e.at, e.err = w.now+time.Millisecond, errCut
 	case f.down || w.rnd.Float64() < f.loss:
 		e.at, e.err = w.now+queryTimeout, errors.New("timeout")
 	case f.kiss != "":

@@ -79,7 +79,7 @@ var (
 // Methods of the clock; its stream of trusted time is in time.go.
 var (
 	ClockStatus  = Method[Empty, ClockStatusReply]{"clock.Status"}                // [console ledger]
-	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; console on a node that was never set up]
+	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; init where there are no administrators]
 	ClockFloor   = Method[ClockFloorRequest, ClockFloorReply]{"clock.Floor"}      // [ledger] what its records know of the past, and back
 )
 

@@ -24,7 +24,7 @@ func (still) Rate(float64) error   { return errors.New("not permitted") }
 func (still) Applied() float64     { return 0 }
 
 // serve starts the rpc server for a caller that is the named process.
-func serve(t *testing.T, caller string, never *neverSetUp) (*clock.Keeper, *rpc.Client) {
+func serve(t *testing.T, caller string, admins *administered) (*clock.Keeper, *rpc.Client) {
 	t.Helper()
 	k := clock.New()
 	k.Clock, k.Boot, k.Build, k.Log = still{time.Now()}, "boot", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), t.Logf
@@ -39,35 +39,40 @@ func serve(t *testing.T, caller string, never *neverSetUp) (*clock.Keeper, *rpc.
 	uid := uint32(os.Getuid())
 	done := make(chan struct{})
 	ctx := t.Context()
-	go func() { defer close(done); server(rpc.UIDs{caller: uid}, k, never).Serve(ctx, l) }()
+	go func() { defer close(done); server(rpc.UIDs{caller: uid}, k, admins).Serve(ctx, l) }()
 	c := rpc.NewProvedClient(rpc.SocketPath(dir, rpc.Clock), uid)
 	t.Cleanup(func() { c.Close(); <-done })
 	return k, c
 }
 
-func TestOnlyTheLedgerDecidesAboutApprovalsOfANodeThatWasSetUp(t *testing.T) {
+// TestOnlyTheLedgerDecidesWhereThereAreAdministrators: init has checked the recovery secret, which counts where nobody can be asked, and for
+// a time alone. The console's own word counts for nothing.
+func TestOnlyTheLedgerDecidesWhereThereAreAdministrators(t *testing.T) {
 	setUp := policy.Snapshot{State: policy.State{Service: &policy.Service{}}}
 	for name, tt := range map[string]struct {
 		caller string
+		kind   string
 		seen   []policy.Snapshot
 		obeyed bool
 	}{
-		"console, before the records came":   {rpc.Console, nil, false},
-		"console, never set up":              {rpc.Console, []policy.Snapshot{{}}, true},
-		"console, set up":                    {rpc.Console, []policy.Snapshot{setUp}, false},
-		"console, records that were emptied": {rpc.Console, []policy.Snapshot{setUp, {}}, false},
-		"ledger":                             {rpc.Ledger, []policy.Snapshot{setUp}, true},
-		"hgs":                                {rpc.HGS, []policy.Snapshot{{}}, false},
+		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, true},
+		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, true},
+		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false},
+		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false},
+		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false},
+		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false},
+		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, true},
+		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			never := &neverSetUp{}
+			admins := &administered{}
 			for _, s := range tt.seen {
-				never.saw(s)
+				admins.saw(s)
 			}
-			k, c := serve(t, tt.caller, never)
+			k, c := serve(t, tt.caller, admins)
 			now := k.Clock.Read().Boot
 			utc := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-			r, err := rpc.ClockApprove.Call(t.Context(), c, rpc.ClockApproveRequest{Kind: rpc.ApproveManual, UTC: utc, Boot: "boot", BootTime: now, Asked: now, By: []string{"ada"}})
+			r, err := rpc.ClockApprove.Call(t.Context(), c, rpc.ClockApproveRequest{Kind: tt.kind, UTC: utc, Boot: "boot", BootTime: now, Asked: now, By: []string{"ada"}})
 			if tt.obeyed {
 				if err != nil || r.State != rpc.ClockManual || !r.Trusted.OK || !r.Trusted.Manual || len(r.Why) != 3 {
 					t.Errorf("%+v, %v", r, err)
@@ -87,7 +92,7 @@ func TestOnlyTheLedgerDecidesAboutApprovalsOfANodeThatWasSetUp(t *testing.T) {
 func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
 	moment := time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
 	for caller, obeyed := range map[string]bool{rpc.Ledger: true, rpc.Console: false, rpc.HGS: false, rpc.HSM: false} {
-		k, c := serve(t, caller, &neverSetUp{})
+		k, c := serve(t, caller, &administered{})
 		r, err := rpc.ClockFloor.Call(t.Context(), c, rpc.ClockFloorRequest{Floor: moment, From: "tpm"})
 		if floor, _ := k.Floor(time.Time{}, ""); floor.Equal(moment) != obeyed || (err == nil) != obeyed || obeyed && r.From != "tpm" {
 			t.Errorf("%s: floor %v, %+v, %v", caller, floor, r, err)

@@ -68,6 +68,8 @@ type Fake struct {
 	sealed    []byte
 	syslogKey crypto.Signer
 	vol       rpc.VolumeReply
+
+	recovered []rpc.TimeRecoverRequest
 	clocked   *rpc.ClockStatusReply
 	asked     []rpc.TimeAskRequest
 	timeKeys  []rpc.TimeKeyRequest
