@@ -13,7 +13,6 @@ import (
 
 	"guardhouse/board/lab"
 	"guardhouse/board/lab/site"
-	"guardhouse/console/verb"
 )
 
 // foundation: a blank node becomes a service, a guarded host gets its key, everybody else gets a reason.
@@ -136,6 +135,9 @@ func (c *cast) timeTrusted(ctx context.Context) (string, error) {
 	return fmt.Sprintf("+-%d ms, %d of 3 servers agree", v.Trusted.Latest.Sub(v.Trusted.Earliest).Milliseconds()/2, len(v.Trusted.Sources)), nil
 }
 
+// exitFailed is the exit code of a verb that was refused or whose work did not succeed (package console/exec).
+const exitFailed = 1
+
 func (c *cast) keysMade(ctx context.Context) (string, error) {
 	var made struct {
 		Keys []struct {
@@ -150,7 +152,7 @@ func (c *cast) keysMade(ctx context.Context) (string, error) {
 	var failed *site.ExitError
 	err := c.retry(ctx, 20*time.Second, func() error {
 		err := c.site.JSON(ctx, nil, &made, "key", "new", "--roles", "all")
-		if errors.As(err, &failed) && failed.Code == verb.ExitFailed { // made, but not good: once more would make more of them
+		if errors.As(err, &failed) && failed.Code == exitFailed { // made, but not good: once more would make more of them
 			return nil
 		}
 		failed = nil
