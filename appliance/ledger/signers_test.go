@@ -82,7 +82,9 @@ func TestASteppedClockGetsASignerThatIsValidNow(t *testing.T) {
 	wrong := time.Date(2036, 11, 22, 10, 30, 0, 0, time.UTC)
 	b, _, ada := withSigner(t, wrong)
 	right := wrong.AddDate(-10, 0, 0)
-	stepped, looks := make(chan struct{}), make(chan struct{}, 100)
+	stepped, looks, reads := make(chan struct{}), make(chan struct{}, 100), make(chan struct{}, 1000)
+	clock := b.l.cfg.Time
+	b.l.cfg.Time = func() policy.TrustedTime { t := clock(); reads <- struct{}{}; return t }
 	b.l.cfg.TimeEvent = func() <-chan struct{} {
 		looks <- struct{}{}
 		b.mu.Lock()
@@ -93,7 +95,8 @@ func TestASteppedClockGetsASignerThatIsValidNow(t *testing.T) {
 	defer cancel()
 	done := make(chan struct{})
 	go func() { defer close(done); b.l.keepSigner(ctx) }()
-	<-looks // nothing is due by the wrong clock
+	<-looks
+	<-reads // nothing is due by the wrong clock, which this look has read
 	b.trust(right)
 	b.mu.Lock()
 	now := stepped
