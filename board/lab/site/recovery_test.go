@@ -48,7 +48,7 @@ func blackStart(t *testing.T, s *stage) {
 	s.typed(t, "no", "nothing was changed")
 	now := "time recover " + time.Now().UTC().Format(time.RFC3339)
 	for _, try := range []struct{ line, secret, want string }{
-		{"time recover 2011-01-01T00:00:00Z", "", "it was later"},
+		{"time recover 2011-01-01T00:00:00Z", "", "this lies before"},
 		{now, "0000-0000-0000-0000-0000-0000-0000", `mistyped|this is not recovery secret`},
 		{now, r.Recovery, "the time counts now, as manual"},
 	} {
