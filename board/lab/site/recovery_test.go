@@ -191,7 +191,7 @@ func otherTPM(t *testing.T, s *stage) {
 		t.Logf("open %v after PID 1 began, %d TPM commands, %s", after, commands, by)
 		return err
 	})
-	if log := s.verb(t, "log", "show", "--boot", "-1", "--lines", "400"); !regexp.MustCompile(`(?s)poweroff: .*the TPM keeps the time's floor at 20\d\d-`).MatchString(log) {
+	if log := s.verb(t, "log", "show", "--boot", "-1", "--lines", "400"); !regexp.MustCompile(`(?s) off: .*the TPM keeps the time's floor at 20\d\d-`).MatchString(log) {
 		t.Errorf("the TPM was not given the time's floor when the node stopped: %s", log)
 	}
 	if tail := s.verb(t, "audit", "tail", "--lines", "20"); !strings.Contains(tail, "recover") || !strings.Contains(tail, "reseal") {
