@@ -328,7 +328,7 @@ func TestForcedHostsSayWhy(t *testing.T) {
 	}
 	mustCall(t, s, "host add only", armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&other.PublicKey)))
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 3 })
-	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to undo: service set --mode HostKey") {
+	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to go back: mode undo") {
 		t.Errorf("service set said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return st.Service.Mode == policy.ModeTPM })
