@@ -82,6 +82,7 @@ type Keeper struct {
 	wake     chan struct{}
 	beat     time.Time
 	dirty    bool // the store should be written soon
+	resumed  bool // what an earlier process kept was read
 }
 
 // New makes a keeper.

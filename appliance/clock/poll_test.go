@@ -228,4 +228,27 @@ func TestTheClockStartsWithoutTheLedger(t *testing.T) {
 	}
 }
 
+// TestAProcessThatStartsAnewTakesNothingBack: its first word is what the one before it said, so that others notice nothing.
+func TestAProcessThatStartsAnewTakesNothingBack(t *testing.T) {
+	w := newWorld(24, 4)
+	w.run(2 * time.Hour)
+	before, _ := w.k.Current()
+	dir := t.TempDir()
+	if err := w.k.Keep(dir); err != nil {
+		t.Fatal(err)
+	}
+	w.run(5 * time.Minute) // it dies here
+	w.start()
+	if w.k.Resume(dir + "/not mounted yet") {
+		t.Error("resumed from nothing")
+	}
+	if !w.k.Resume(dir) || !w.k.Resume(dir) {
+		t.Error("not resumed")
+	}
+	if now, _ := w.k.Current(); now.UTC.IsZero() || now.Locks != before.Locks {
+		t.Errorf("its first word is %+v, after %+v", now, before)
+	}
+	w.containsTruth(t)
+}
+
 var errCut = fmt.Errorf("ask: dial udp: connect: %w", syscall.ENETUNREACH)

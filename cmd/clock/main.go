@@ -60,6 +60,7 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	tell := newTeller(k, ledger)
 	k.Event = tell.event
 
+	k.Resume(data)
 	var admins administered
 	var work sync.WaitGroup
 	work.Go(func() { k.Persist(ctx, data) })

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +89,48 @@ func TestOnlyTheLedgerDecidesWhereThereAreAdministrators(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater: as it was when the time was approved, marked manual, with whose word it was.
+func TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater(t *testing.T) {
+	k := clock.New()
+	k.Clock, k.Boot, k.Build, k.Log = still{time.Now().Add(-rpc.BootTime() + time.Hour)}, "boot", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), t.Logf
+	dir, uid := t.TempDir(), uint32(os.Getuid())
+	path := filepath.Join(dir, "ledger.sock")
+	c := rpc.NewProvedClient(path, uid)
+	defer c.Close()
+	tell := newTeller(k, c)
+	k.Event = tell.event
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{}, 2)
+	go func() { tell.run(ctx); done <- struct{}{} }()
+	now := k.Clock.Read().Boot
+	if err := k.Approve(clock.Approval{Kind: "manual", UTC: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Boot: "boot", BootTime: now, Asked: now, By: []string{"recovery secret 0badcafe"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	heard := make(chan policy.AuditEntry, 8)
+	s := rpc.NewServer(rpc.UIDs{rpc.Clock: uid})
+	rpc.Handle(s, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
+		heard <- e
+		return policy.AuditReceipt{}, nil
+	}, rpc.Clock)
+	l, err := rpc.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { s.Serve(ctx, l); done <- struct{}{} }()
+	select {
+	case e := <-heard:
+		if e.Action != "time-manual" || !strings.Contains(e.Detail, "recovery secret 0badcafe") || !e.At.Manual || e.At.Boot != "boot" || time.UnixMilli(e.At.Latest).UTC().Year() != 2026 {
+			t.Errorf("%+v", e)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the audit never heard of it")
+	}
+	cancel()
+	<-done
+	<-done
 }
 
 func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
