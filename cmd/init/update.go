@@ -242,6 +242,7 @@ func (n *node) endTrial(ctx context.Context) {
 			n.ask(powerRequest{powerReboot, "release " + strconv.FormatUint(n.release.Number, 10) + " did not pass its trial"})
 			return
 		}
+		n.logf("release %d passed its trial; it is copied to the other slot now", n.release.Number)
 		n.auditUpdate(ctx, "update.good", "ok", "services ready, HSM keys used, time trusted")
 	}
 	n.updates.mu.Lock()

@@ -195,7 +195,12 @@ func (s *stage) cutWhileCopying(t *testing.T, bundle []byte, next uint64) {
 	t.Logf("update install, until it restarts: %s", time.Since(start).Round(time.Second))
 	s.line(t, `BdsDxe: starting Boot[0-9A-F]{4} "guardhouse B"`)
 	s.ready(t, true)
-	s.updateIs(t, "the trial's end", func(u rpc.UpdateStatus) bool { return u.Running.Number == next && u.Phase == "good" })
+	eventually(t, 3*time.Minute, func(ctx context.Context) error {
+		s.Verb(ctx, nil, "time", "release")
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second) // the time may need another release
+		defer cancel()
+		return s.Follow(ctx, fmt.Sprintf("release %d passed its trial; it is copied", next), "log", "follow", "init", "--lines", "1000")
+	})
 	s.Node.PowerCut(3)
 	t.Logf("update, until the release was good: %s", time.Since(start).Round(time.Second))
 }
