@@ -10,7 +10,7 @@ import (
 	"guardhouse/appliance/disk"
 )
 
-// release is what one reads and writes.
+// reads is a release that reads and writes these forms.
 func reads(oldest, newest, writes int) Manifest {
 	return Manifest{MinStoredFormat: oldest, StoredFormat: newest, WritesFormat: writes}
 }

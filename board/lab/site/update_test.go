@@ -175,7 +175,8 @@ func (s *stage) cutInTheFirstBoot(t *testing.T, bundle []byte, stick string, nex
 		t.Errorf("an empty stick: %s", said)
 	}
 	fillStick(t, stick, fmt.Sprintf("guardhouse-update-%d", next), bundle)
-	if err := s.Node.Serial.Send("update install --stick"); err != nil {
+	s.typed(t, "update install --stick", "type yes to go on: ")
+	if err := s.Node.Serial.Send("yes"); err != nil {
 		t.Fatal(err)
 	}
 	s.line(t, "verified and read back")
