@@ -31,6 +31,7 @@ type Process struct {
 	Fenced    bool          // is started only behind the network fence: hsm reaches nothing but the HSM pack's addresses, forward nothing but the collector
 	View      View          // mounts of its own
 	Umask     int           // 0 = init's
+	Confine   *Confinement  // files and system calls that are left to it; nil = those of its uid
 }
 
 // Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
@@ -146,6 +147,8 @@ var UpdateProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 	OOMScore: 600,
 	View:     View{Tmp: "/tmp", Hide: []string{"/data", "/run"}},
+	// The release keys are all that it opens; the slot comes over its socket.
+	Confine: &Confinement{Files: []Reach{{Path: "/etc/guardhouse/release.pub"}}, Calls: withCalls("recvmsg", "fsync", "fadvise64")},
 }
 
 // Resolve is the process that asks the name servers for one name: init itself under another name, without init's rights. It has no rpc
