@@ -32,6 +32,7 @@ const (
 	opDecrypt  = "decrypt"
 	opCheck    = "check"
 	opRequest  = "request"
+	opDestroy  = "destroy"
 	opLoad     = "load" // of a software worker only: the body is a private key, PKCS#8
 )
 
@@ -55,6 +56,8 @@ type call struct {
 	Hash   crypto.Hash    `json:"hash,omitempty"`
 	Scheme Scheme         `json:"scheme,omitempty"`
 	OAEP   *OAEP          `json:"oaep,omitempty"`
+
+	Destroy *DestroyRequest `json:"destroy,omitempty"`
 }
 
 // answer is the header of a frame from the worker. The body is a signature or
@@ -65,6 +68,8 @@ type answer struct {
 	Error *Error     `json:"error,omitempty"`
 	Keys  []Key      `json:"keys,omitempty"`
 	Info  *TokenInfo `json:"info,omitempty"`
+
+	Objects int `json:"objects,omitempty"` // destroyed
 }
 
 // writeFrame sends one frame in a single write, and wipes its copy of body.

@@ -66,9 +66,13 @@ type Fake struct {
 	sick     map[policy.KeyRef]policy.Problem // what tests find
 	sealed   []byte
 	vol      rpc.VolumeReply
-	clocked  *rpc.ClockStatusReply
-	asked    []rpc.TimeAskRequest
-	timeKeys []rpc.TimeKeyRequest
+
+	resetKeys rpc.ResetKeysReply
+	fate      *rpc.DestroyKeysReply // nil: all that were asked for are gone
+	destroyed []policy.KeyRef
+	clocked   *rpc.ClockStatusReply
+	asked     []rpc.TimeAskRequest
+	timeKeys  []rpc.TimeKeyRequest
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
