@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
 	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/update"
 	"guardhouse/appliance/volume"
 )
 
@@ -55,12 +57,15 @@ type node struct {
 	drivers   chan struct{} // closed when all are loaded
 	unsealed  chan struct{} // closed when the TPM has been asked for the volume key once
 	unsealing sync.Once     // closes it
-	fenced    chan struct{} // closed when the network fence of hsm stands
+	fenced    chan struct{} // closed when the network fence of hsm and forward stands
 	pack      pack.Manifest // the image's HSM pack; zero where there is none
 
 	updates updates
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
 	custody
+
+	fencing   sync.Mutex       // one change of the fence at a time
+	collector []netip.AddrPort // which forward may reach; guarded by fencing
 
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
@@ -68,6 +73,7 @@ type node struct {
 	mu         sync.Mutex
 	disk       string                    // one line for people
 	mounted    bool                      //
+	format     int                       // of the stored data; set once, before anything reads them
 	signedBoot *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
 	problems   map[string]policy.Problem // by kind
 	sockets    map[string]*socketSet     // by process
@@ -231,6 +237,13 @@ func (n *node) adopt(v *volume.Volume) error {
 	if err != nil {
 		return errors.Join(err, v.Close())
 	}
+	format, err := update.ClaimFormat(formatFile, n.release.Number)
+	if err != nil {
+		return errors.Join(err, v.Close())
+	}
+	n.mu.Lock()
+	n.format = format
+	n.mu.Unlock()
 	n.volume = v
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
@@ -339,6 +352,9 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 		return
 	}
 	n.diskFailed(err)
+	if errors.As(err, &de) && de.Kind == update.KindUnreadable {
+		return // trying again changes nothing
+	}
 	go func() {
 		for {
 			select {
