@@ -26,6 +26,7 @@ import (
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
 	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/update"
 	"guardhouse/appliance/volume"
 )
 
@@ -74,6 +75,7 @@ type node struct {
 	mu         sync.Mutex
 	disk       string                    // one line for people
 	mounted    bool                      //
+	format     int                       // of the stored data; set once, before anything reads them
 	signedBoot *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
 	problems   map[string]policy.Problem // by kind
 	sockets    map[string]*socketSet     // by process
@@ -246,6 +248,13 @@ func (n *node) adopt(v *volume.Volume) error {
 	if err != nil {
 		return errors.Join(err, v.Close())
 	}
+	format, err := update.ClaimFormat(formatFile, n.release.Number)
+	if err != nil {
+		return errors.Join(err, v.Close())
+	}
+	n.mu.Lock()
+	n.format = format
+	n.mu.Unlock()
 	n.volume = v
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
@@ -354,6 +363,9 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 		return
 	}
 	n.diskFailed(err)
+	if errors.As(err, &de) && de.Kind == update.KindUnreadable {
+		return // trying again changes nothing
+	}
 	go func() {
 		for {
 			select {
