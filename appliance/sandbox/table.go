@@ -90,7 +90,7 @@ var Table = []Process{
 			{Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}, // tokens of a module inside the image
 			// Site data of the HSM pack: what hsm writes gets the helper's group, which may read it.
 			{Path: pack.SiteDir, Mode: 0o750 | fs.ModeSetgid, OnDisk: true, Group: 907}},
-		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
+		Limits:   Limits{Files: 384, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
 		OOMScore: -500, Watchdog: 30 * time.Second, Fenced: true,
 	},
 	{
