@@ -95,8 +95,10 @@ func serial(module string) string {
 
 type fakeToken struct{ module string }
 
-func (f fakeToken) Info() TokenInfo    { return TokenInfo{Label: "fake", Serial: serial(f.module)} }
-func (fakeToken) List() ([]Key, error) { return []Key{{Ref: "r", Label: "l"}}, nil }
+func (f fakeToken) Info() TokenInfo                   { return TokenInfo{Label: "fake", Serial: serial(f.module)} }
+func (fakeToken) List() ([]Key, error)                { return []Key{{Ref: "r", Label: "l"}}, nil }
+func (fakeToken) Destroy(DestroyRequest) (int, error) { return 3, nil }
+
 func (f fakeToken) Check() error {
 	for {
 		if _, err := os.Stat(f.module + hangFile); err != nil {

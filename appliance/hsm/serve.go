@@ -202,6 +202,13 @@ func (w *worker) do(c call, body []byte, a *answer) (out []byte, err error) {
 		out, err = w.token.Decrypt(c.Ref, body, *c.OAEP)
 	case opRequest:
 		out, err = w.token.Request(c.Ref, body)
+	case opDestroy:
+		if c.Destroy == nil {
+			return nil, badRequest("a destruction needs a key")
+		}
+		if err = c.Destroy.Valid(); err == nil {
+			a.Objects, err = w.token.Destroy(*c.Destroy)
+		}
 	case opCheck:
 		err = w.token.Check()
 		info := w.token.Info()

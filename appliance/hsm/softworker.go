@@ -193,5 +193,10 @@ func (s *softToken) Request(ref policy.KeyRef, info []byte) ([]byte, error) {
 	return rsa.SignPKCS1v15(nil, k.key, crypto.SHA256, digest[:])
 }
 
+// Destroy refuses: the ledger wipes a software key where it is sealed.
+func (s *softToken) Destroy(DestroyRequest) (int, error) {
+	return 0, badRequest("software keys are not destroyed here")
+}
+
 // Check implements Token.
 func (s *softToken) Check() error { return nil }

@@ -30,6 +30,7 @@ const (
 	opDecrypt  = "decrypt"
 	opCheck    = "check"
 	opRequest  = "request"
+	opDestroy  = "destroy"
 	opLoad     = "load" // of a software worker only: the body is a private key, PKCS#8
 )
 
@@ -52,6 +53,8 @@ type call struct {
 	Hash   crypto.Hash    `json:"hash,omitempty"`
 	Scheme Scheme         `json:"scheme,omitempty"`
 	OAEP   *OAEP          `json:"oaep,omitempty"`
+
+	Destroy *DestroyRequest `json:"destroy,omitempty"`
 }
 
 // answer is the header of a frame from the worker. The body is a signature or
@@ -61,4 +64,6 @@ type answer struct {
 	Error *Error     `json:"error,omitempty"`
 	Keys  []Key      `json:"keys,omitempty"`
 	Info  *TokenInfo `json:"info,omitempty"`
+
+	Objects int `json:"objects,omitempty"` // destroyed
 }
