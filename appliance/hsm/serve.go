@@ -145,6 +145,10 @@ func (w *worker) run() error {
 // maxKnown bounds the headers that a lane remembers.
 const maxKnown = 64
 
+// frequent tells whether op is one of those that hosts wait for. Their answers are
+// a body or an error.
+func frequent(op string) bool { return op == opSign || op == opDecrypt }
+
 // known decodes the header of a call. The same few come again and again: a node
 // has few keys and does few things with each.
 func (w *worker) known(header []byte) (call, error) {
@@ -154,6 +158,9 @@ func (w *worker) known(header []byte) (call, error) {
 	var c call
 	if err := decode(header, &c); err != nil {
 		return c, err
+	}
+	if !frequent(c.Op) {
+		return c, nil
 	}
 	if w.calls == nil || len(w.calls) == maxKnown {
 		w.calls = map[string]call{}
@@ -168,9 +175,9 @@ func (w *worker) answer(id uint64, c call, body []byte) error {
 	if err != nil {
 		a.Error = AsError(err)
 	}
-	var header any // nil where there is nothing to tell but the body
-	if a.Error != nil || a.Keys != nil || a.Info != nil {
-		header = a
+	var header any = a
+	if a.Error == nil && frequent(c.Op) { // there is nothing to tell but the body
+		header = nil
 	}
 	err = w.lane.write(id, header, out)
 	clear(out)
