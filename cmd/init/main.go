@@ -3,8 +3,8 @@
 // while they all do their work, keeps their logs, and is the one way to reboot or power off. It has no shell to fall back to and
 // nothing to configure: everything it does follows from the image's tables and from /data/init/network.json.
 //
-// It parses nothing that comes from outside: DHCP is spoken, and update bundles are read, by processes of their own (init again, under
-// another name and uid).
+// It parses nothing that comes from outside: DHCP is spoken, name servers are asked, and update bundles are read, by processes of their own
+// (init again, under another name and uid).
 package main
 
 import (
@@ -45,6 +45,13 @@ func main() {
 		}
 		return
 	}
+	if os.Args[0] == resolveName && len(os.Args) == 2 {
+		if err := resolveMain(os.Args[1]); err != nil {
+			fmt.Println(err) // read as the reason
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "init: the kernel starts this program as PID 1; to run services elsewhere use the systemd units")
 		os.Exit(2)
@@ -63,9 +70,9 @@ func main() {
 // newNode makes the machine ready for its disk.
 func newNode() (*node, error) {
 	n := &node{started: rpc.BootTime(), log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1),
-		drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
+		settled: make(chan struct{}), cards: make(chan struct{}), drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
 	ctx := context.Background()
-	n.prepare(ctx)
+	n.prepare()
 	n.release = sandbox.Release()
 	n.finder = &disk.Finder{Sys: "/sys", Dev: "/dev", Run: n.reaper.Output}
 	go n.reaper.Run(ctx)
@@ -84,6 +91,8 @@ func (n *node) run(ctx context.Context) powerRequest {
 	defer cancel()
 	go n.watchSignals(ctx)
 	n.findDisk(ctx, func() { n.diskOpened(ctx) })
+	n.askedTPM()                                             // without a disk there was nothing to ask, and nobody waits for it
+	go n.log.Kernel(context.WithoutCancel(ctx), "/dev/kmsg") // hundreds of lines by now, which the disk need not wait for
 	n.startNetwork(ctx)
 	go func() {
 		if err := n.serve(ctx); err != nil {
@@ -92,6 +101,7 @@ func (n *node) run(ctx context.Context) powerRequest {
 	}()
 	h := &herald{n: n}
 	h.look() // before the console takes the line
+	<-n.settled
 	n.startServices(ctx)
 	go func() {
 		<-n.drivers

@@ -1,6 +1,9 @@
 package verb
 
-import "guardhouse/appliance/policy"
+import (
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
 
 var (
 	everywhere = []policy.Door{policy.DoorSetup, policy.DoorSerial, policy.DoorSSH}
@@ -393,6 +396,17 @@ func auditVerbs() []Verb {
 			Help: "where the audit is sent, and how far it has got", Example: "audit syslog show"},
 		{Name: "audit syslog test", Role: operator, Doors: loggedIn, Risk: Reads, Run: syslogTest,
 			Help: "send one test message to the collector, from this node", Example: "audit syslog test"},
+		{Name: "audit syslog csr", Role: owner, Doors: loggedIn, Risk: Changes, Run: syslogCSR,
+			Params: []Param{flag("key", Choice, "default new (P-256)", rpc.HTTPSKeyNew, rpc.HTTPSKeyNewRSA, rpc.HTTPSKeyCurrent)},
+			Help:   "request a client certificate for the collector", Example: "audit syslog csr > node1.csr",
+			More: "For collectors that ask who sends (mutual TLS). The key is made on the node and never leaves it; each node has its own. What is shown does not change " +
+				"before audit syslog install."},
+		{Name: "audit syslog install", Role: owner, Doors: loggedIn, Risk: Changes, Run: syslogInstall,
+			Stdin: "the issued certificate and its chain: PEM, DER or PKCS#7",
+			Help:  "show the collector this client certificate", Example: "audit syslog install < node1.pem",
+			More: "It must be for client authentication, and for the key of a request of audit syslog csr. The connection is made anew at once."},
+		{Name: "audit syslog uninstall", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: syslogUninstall,
+			Help: "show it no client certificate any more", Example: "audit syslog uninstall"},
 		{Name: "audit syslog off", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: syslogOff,
 			Help: "send the audit nowhere any more", Example: "audit syslog off"},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,

@@ -36,9 +36,15 @@ func on[Req, Resp any](f *Fake, s *rpc.Server, m rpc.Method[Req, Resp], fn func(
 func (f *Fake) ledger(s *rpc.Server) {
 	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
 	on(f, s, rpc.LedgerPropose, f.propose)
+	on(f, s, rpc.LedgerResetKeys, func(rpc.Empty) (rpc.ResetKeysReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.resetKeys, nil
+	})
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerSyslogRequest, f.syslogRequest)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)
 	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
 	on(f, s, rpc.LedgerKeyImport, f.keyImport)
@@ -186,7 +192,12 @@ func (f *Fake) makeKeys(r rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
 		if err != nil {
 			return reply, err
 		}
-		body, err := json.Marshal(policy.KeyAdd{Role: role, Label: "gh-" + string(role), Certificate: der})
+		spki, _ := x509.MarshalPKIXPublicKey(key.Public())
+		f.mu.Lock()
+		test := f.tested(policy.RefOf(spki), role)
+		f.mu.Unlock()
+		reply.Tests = append(reply.Tests, test)
+		body, err := json.Marshal(policy.KeyAdd{Role: role, Label: "gh-" + string(role), Certificate: der, Spare: !test.OK})
 		if err != nil {
 			return reply, err
 		}
