@@ -81,6 +81,11 @@ func (n *node) obstacle(up time.Duration) policy.Problem {
 			return problems[kind]
 		}
 	}
+	for _, s := range n.super.Status() {
+		if p, found := problems[kindChanged]; found && s.Name == rpc.Ledger && s.State != supervise.StateReady && s.Restarts > 0 {
+			return p
+		}
+	}
 	if up < heraldPatience {
 		return policy.Problem{}
 	}

@@ -63,7 +63,7 @@ func main() {
 // newNode makes the machine ready for its disk.
 func newNode() (*node, error) {
 	n := &node{started: rpc.BootTime(), log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1),
-		drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
+		drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), damage: newDamage(), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
 	ctx := context.Background()
 	n.prepare(ctx)
 	n.release = sandbox.Release()
@@ -100,6 +100,8 @@ func (n *node) run(ctx context.Context) powerRequest {
 	}()
 	go h.run(ctx)
 	go n.auditStart(ctx)
+	go n.watchDamage(ctx)
+	n.damage.scrub.Go(func() { n.scrubs(ctx) })
 	go n.startUpdates(ctx)
 	return <-n.power
 }

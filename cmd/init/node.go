@@ -21,6 +21,7 @@ import (
 	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -59,6 +60,7 @@ type node struct {
 	pack      pack.Manifest // the image's HSM pack; zero where there is none
 
 	updates updates
+	damage  damage
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
 	custody
 
@@ -100,7 +102,7 @@ func (n *node) prepare(ctx context.Context) {
 		}
 	}
 	note("init-mounts", mountAll(mounts), "the image does not fit this kernel; build it again")
-	go n.log.Kernel(ctx, "/dev/kmsg")
+	go n.log.Kernel(ctx, "/dev/kmsg", n.kernelSays)
 	n.boot = bootID()
 	n.readPack()
 	n.loadDrivers()
@@ -232,6 +234,9 @@ func (n *node) adopt(v *volume.Volume) error {
 		return errors.Join(err, v.Close())
 	}
 	n.volume = v
+	if v.Did == volume.Formatted {
+		n.forgetDamage()
+	}
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
 	}
@@ -297,6 +302,9 @@ func (n *node) bootOf() (volume.Boot, error) {
 		return volume.Boot{}, &tpm.Error{Kind: tpm.KindNoPolicy, What: "the image came without the key of its policies: " + err.Error(), Remedy: "boot the image as it was delivered, by UEFI firmware"}
 	}
 	boot := volume.Boot{Authority: authority}
+	if boot.Log, err = readBounded(bootLogFile, quote.MaxLog); err != nil {
+		n.logf("boot log: %v", err)
+	}
 	files, notes := n.finder.BootFiles(bootDir, policyFile, tpm.MaxPolicyFile)
 	for _, b := range files {
 		f, err := tpm.ParsePolicyFile(b)
