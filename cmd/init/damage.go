@@ -49,6 +49,16 @@ func newDamage() damage {
 	return damage{queue: make(chan disk.Damage, damageQueue), places: map[int64]place{}}
 }
 
+// next is one place that waits to be named; ok is false where none does.
+func (d *damage) next() (next disk.Damage, ok bool) {
+	select {
+	case next = <-d.queue:
+		return next, true
+	default:
+		return next, false
+	}
+}
+
 // kernelSays looks at each line of the kernel's log. It must not wait.
 func (n *node) kernelSays(line string) {
 	if d, ok := disk.KernelDamage(line); ok {
@@ -67,14 +77,20 @@ func (n *node) damaged(d disk.Damage) {
 	}
 }
 
-// watchDamage names places and tells of them until ctx ends.
+// watchDamage names places and tells of them until ctx ends, once a second: a dead disk has many.
 func (n *node) watchDamage(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case d := <-n.damage.queue:
-			n.nameDamage(d)
+			for ok := true; ok; d, ok = n.damage.next() {
+				n.nameDamage(d)
+			}
+			n.tellDamage()
+		}
+		if !pause(ctx, time.Second) {
+			return
 		}
 	}
 }
@@ -95,7 +111,6 @@ func (n *node) nameDamage(d disk.Damage) {
 	n.damage.mu.Lock()
 	n.damage.places[d.Sector] = p
 	n.damage.mu.Unlock()
-	n.tellDamage()
 }
 
 // tellDamage makes problems of what is known.
@@ -146,13 +161,7 @@ func describeDamage(places map[int64]place, changed bool) string {
 
 // forgetDamage is for a volume that was just made: before every sector was written, reading one was refused.
 func (n *node) forgetDamage() {
-	for {
-		select {
-		case <-n.damage.queue:
-			continue
-		default:
-		}
-		break
+	for ok := true; ok; _, ok = n.damage.next() {
 	}
 	n.damage.mu.Lock()
 	clear(n.damage.places)

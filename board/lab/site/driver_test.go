@@ -66,6 +66,7 @@ func (s *stage) diskWithDriver(t *testing.T) string {
 		}
 		return b
 	}
+	t.Setenv(esp.EpochVariable, "1795000000")
 	name := filepath.Join(s.Lab.Dir, "with-driver.img")
 	if err := esp.Write(name, []esp.File{{Path: esp.BootPath, Data: read(s.Image.EFI)}, {Path: driverPath, Data: bootDriver()},
 		{Path: images.PolicyPath, Data: read(filepath.Join(s.built, images.PolicyFile))}}); err != nil {
