@@ -129,6 +129,13 @@ func (n *node) tellDamage() {
 	n.problem(kindUnreadable, unreadable, remedy)
 }
 
+// damageStops is true where the node does not come up and what it lost may be the reason: the volume is shut, or the ledger keeps ending.
+func (n *node) damageStops() bool {
+	return !n.hasDisk() || slices.ContainsFunc(n.super.Status(), func(s rpc.ServiceStatus) bool {
+		return s.Name == rpc.Ledger && s.State != supervise.StateReady && s.Restarts > 0
+	})
+}
+
 // describeDamage is "sector 8 (/data/x)" or "12 places: sector 8 (/data/x), sector 24 (no file), .."; "" for none. Those in files come
 // first.
 func describeDamage(places map[int64]place, changed bool) string {

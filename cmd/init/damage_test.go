@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"guardhouse/appliance/disk"
 )
@@ -55,6 +56,17 @@ func TestNamesFilesFirstAndNotAllPlaces(t *testing.T) {
 	}
 	if got := describeDamage(nil, true); got != "" {
 		t.Error(got)
+	}
+}
+
+// A shut volume has its reason in what it lost rather than in the program that could not read it.
+func TestTellsOfDamageWhereTheDiskStaysShut(t *testing.T) {
+	n := testNode(t)
+	n.diskFailed(&disk.Error{Kind: disk.KindFailed, What: "can't mount", Remedy: "restart"})
+	n.nameDamage(disk.Damage{Sector: 8, Changed: true})
+	n.tellDamage()
+	if s := n.fiveLines(n.obstacle(time.Second)); !strings.Contains(s, "["+kindChanged+"]") || strings.Count(s, "\n") > 4 {
+		t.Error(s)
 	}
 }
 

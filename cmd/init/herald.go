@@ -76,14 +76,12 @@ func (n *node) obstacle(up time.Duration) policy.Problem {
 	n.mu.Lock()
 	problems := maps.Clone(n.problems)
 	n.mu.Unlock()
+	if p, found := problems[kindChanged]; found && n.damageStops() {
+		return p
+	}
 	for _, kind := range slices.Sorted(maps.Keys(problems)) {
 		if keepsDiskShut(kind) {
 			return problems[kind]
-		}
-	}
-	for _, s := range n.super.Status() {
-		if p, found := problems[kindChanged]; found && s.Name == rpc.Ledger && s.State != supervise.StateReady && s.Restarts > 0 {
-			return p
 		}
 	}
 	if up < heraldPatience {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -264,14 +265,69 @@ func asksAfterDBXUpdate(t *testing.T, s *stage) {
 	s.dbx(t, dbxShipped)
 }
 
-// namesACorruptedSector flips a bit in a file that nothing needs for a start: the check of the whole volume finds it.
+// namesACorruptedSector flips a bit of a file that nothing needs for a start: the check of the whole volume finds it.
 func namesACorruptedSector(t *testing.T, s *stage) {
-	disk := s.rawDisk(t)
-	plain := disk.plain()
-	file := "/ledger/audit"
-	t.Log(debugfs(t, plain, "ls -p /ledger"), debugfs(t, plain, "ls -p "+file), debugfs(t, plain, "ls -p /init"), debugfs(t, plain, "ls -p /init/log"))
-	_ = lab.UEFI
+	raw := s.rawDisk(t)
+	plain := raw.plain()
+	file, size := "", int64(0)
+	for line := range strings.Lines(debugfs(t, plain, "ls -p /init/log")) { // /inode/mode/uid/gid/name/size/
+		f := strings.Split(line, "/")
+		if len(f) < 8 {
+			continue
+		}
+		if n, err := strconv.ParseInt(f[6], 10, 64); err == nil && n > size {
+			file, size = f[5], n
+		}
+	}
+	if file == "" {
+		t.Fatal("the node kept no log")
+	}
+	sector := raw.blocks(plain, "/init/log/"+file)[0]
+	raw.flip(sector)
+	t.Logf("sector %d of the volume, %s, changed", sector, file)
+	if err := s.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.ready(t, true)
+	eventually(t, 60*time.Second, func(ctx context.Context) error {
+		st, err := s.status(ctx)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(st.Problems, func(p problem) bool { return p.Kind == "data-corrupt" })
+		if i < 0 {
+			return fmt.Errorf("not found yet: %+v", st.Problems)
+		}
+		p := st.Problems[i]
+		if !strings.Contains(p.What, fmt.Sprintf("integrity check at sector %d (/data/init/log/%s)", sector, file)) || !strings.Contains(p.Remedy, "restore") {
+			t.Errorf("%+v", p)
+		}
+		return nil
+	})
+	s.off(t)
+	raw.flip(sector) // undone
 }
 
+// namesACorruptedDatabase flips a bit in the records themselves: the node says on its serial line why it serves nobody, and invents nothing.
 func namesACorruptedDatabase(t *testing.T, s *stage) {
+	raw := s.rawDisk(t)
+	sector := raw.blocks(raw.plain(), "/ledger/state.db")[0]
+	raw.flip(sector)
+	if err := s.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := s.shut(t, "data-corrupt")
+	if !strings.Contains(r.What, fmt.Sprintf("sector %d (/data/ledger/state.db)", sector)) || !strings.Contains(r.Remedy, "restore") {
+		t.Errorf("%s / %s", r.What, r.Remedy)
+	}
+	if st := s.waiting(t, "status"); !strings.Contains(st, "/data/ledger/state.db") || !strings.Contains(st, "ledger") {
+		t.Error(st)
+	}
+	s.off(t)
+	raw.flip(sector) // undone: all is as it was
+	if err := s.Boot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.ready(t, true)
+	s.wellNow(t)
 }
