@@ -40,7 +40,7 @@ func Unsigned(firmware []byte, pcrs map[int]string, secureBoot []string) []strin
 	if proved(2) {
 		for i := range l.Events {
 			if e := &l.Events[i]; e.PCR == 2 && (e.Type == typeBootDriver || e.Type == typeRunDriver) && imagePath(e.Data) != "" {
-				why = append(why, "firmware loaded the driver"+quoted(word(imagePath(e.Data)))+" (PCR 2)")
+				why = append(why, "firmware loaded the driver "+word(imagePath(e.Data))+" (PCR 2)")
 				break // the others are in the boot log
 			}
 		}
@@ -48,7 +48,7 @@ func Unsigned(firmware []byte, pcrs map[int]string, secureBoot []string) []strin
 	if proved(12) {
 		for i := range l.Events {
 			if e := &l.Events[i]; e.PCR == 12 && e.Type == evidence.EventIPL {
-				why = append(why, "the boot stub took something from beside the image, such as another command line:"+quoted(word(text(e.Data))))
+				why = append(why, "the boot stub took another command line or a credential (PCR 12):"+quoted(word(text(e.Data))))
 				break
 			}
 		}

@@ -49,11 +49,11 @@ func TestSaysWhyABootIsNotASignedOne(t *testing.T) {
 		"another dbx":            {func(w *evidence.Writer) { settings(w, 1, []byte("revoked")) }, []string{"dbx was changed (7 bytes, SHA-256 "}},
 		"dbx and something else": {func(w *evidence.Writer) { settings(w, 1, []byte("revoked")); w.Separator(7) }, nil},
 		"a driver of a card":     {func(w *evidence.Writer) { settings(w, 1, nil); w.Measure(2, driver, []byte("code"), loaded("")) }, nil},
-		"a driver of a disk":     {func(w *evidence.Writer) { settings(w, 0, nil); w.Measure(2, driver, []byte("code"), loaded(`\d.efi`)) }, []string{"Secure Boot is off", `firmware loaded the driver "\\d.efi" (PCR 2)`}},
+		"a driver of a disk":     {func(w *evidence.Writer) { settings(w, 0, nil); w.Measure(2, driver, []byte("code"), loaded(`\d.efi`)) }, []string{"Secure Boot is off", `firmware loaded the driver \d.efi (PCR 2)`}},
 		"another command line": {func(w *evidence.Writer) {
 			settings(w, 1, nil)
 			w.Event(12, evidence.EventIPL, []byte("init=/bin/sh\x00"))
-		}, []string{`such as another command line: "init=/bin/sh"`}},
+		}, []string{`another command line or a credential (PCR 12): "init=/bin/sh"`}},
 		"a command line of a page": {func(w *evidence.Writer) {
 			settings(w, 1, nil)
 			w.Event(12, evidence.EventIPL, []byte(strings.Repeat("long ", 900)))
