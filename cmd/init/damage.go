@@ -38,6 +38,7 @@ type damage struct {
 
 	mu     sync.Mutex
 	places map[int64]place
+	told   bool // on the serial line, once
 }
 
 type place struct {
@@ -117,7 +118,12 @@ func (n *node) nameDamage(d disk.Damage) {
 func (n *node) tellDamage() {
 	n.damage.mu.Lock()
 	changed, unreadable := describeDamage(n.damage.places, true), describeDamage(n.damage.places, false)
+	tell := changed != "" && !n.damage.told
+	n.damage.told = n.damage.told || tell
 	n.damage.mu.Unlock()
+	if tell {
+		n.say("the data volume fails its integrity check at " + changed + "; status says what to do")
+	}
 	if changed != "" {
 		changed = "the data volume fails its integrity check at " + changed + ": changed by somebody who had the disk, or decayed; what was there is lost, and nothing else is read in its place"
 	}

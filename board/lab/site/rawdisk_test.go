@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -200,6 +201,21 @@ func (r *rawDisk) blocks(plain, file string) (sectors []int64) {
 		r.t.Fatalf("%s has no blocks", file)
 	}
 	return sectors
+}
+
+// list is what is in a folder, sorted.
+func (r *rawDisk) list(plain, folder string) (names []string) {
+	r.t.Helper()
+	for line := range strings.Lines(debugfs(r.t, plain, "ls -p "+folder)) { // /inode/mode/uid/gid/name/size/
+		if f := strings.Split(line, "/"); len(f) >= 7 && f[5] != "." && f[5] != ".." {
+			names = append(names, f[5])
+		}
+	}
+	slices.Sort(names)
+	if len(names) == 0 {
+		r.t.Fatalf("nothing in %s", folder)
+	}
+	return names
 }
 
 func debugfs(t *testing.T, image, command string) string {

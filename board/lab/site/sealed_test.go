@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -266,6 +265,15 @@ func asksAfterDBXUpdate(t *testing.T, s *stage) {
 	s.dbx(t, dbxShipped)
 }
 
+// damageTold waits for the line that names the sector, and whose it was.
+func (s *stage) damageTold(t *testing.T, sector int64, file string) {
+	t.Helper()
+	m := s.expect(t, `guardhouse[A-Z ]*: the data volume fails its integrity check at (sector \d+) \(([^)]*)\)[^\r\n]*[\r\n]`)
+	if m[1] != fmt.Sprintf("sector %d", sector) || m[2] != file {
+		t.Errorf("%q, want sector %d of %s", m[1:], sector, file)
+	}
+}
+
 // namesACorruptedDatabase flips a bit in the records themselves: the node says on its serial line why it serves nobody, and invents nothing.
 func namesACorruptedDatabase(t *testing.T, s *stage) {
 	raw := s.rawDisk(t)
@@ -274,13 +282,19 @@ func namesACorruptedDatabase(t *testing.T, s *stage) {
 	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r := s.shut(t, "data-corrupt")
-	if !strings.Contains(r.What, fmt.Sprintf("sector %d (/data/ledger/state.db)", sector)) || !strings.Contains(r.Remedy, "restore") {
-		t.Errorf("%s / %s", r.What, r.Remedy)
-	}
-	if st := s.waiting(t, "status"); !strings.Contains(st, "/data/ledger/state.db") || !strings.Contains(st, "ledger") {
-		t.Error(st)
-	}
+	s.damageTold(t, sector, "/data/ledger/state.db")
+	eventually(t, 40*time.Second, func(context.Context) error {
+		st := s.waiting(t, "status")
+		if strings.Contains(st, "not set up") {
+			t.Fatalf("takes the node for a new one: %s", st)
+		}
+		for _, want := range []string{"the records can't be read", "fails its integrity check", "/data/ledger/state.db", "restore"} {
+			if !strings.Contains(st, want) {
+				return fmt.Errorf("status does not say %q: %s", want, st)
+			}
+		}
+		return nil
+	})
 	s.off(t)
 	raw.flip(sector) // undone: the next step finds all as it was
 }
@@ -289,26 +303,18 @@ func namesACorruptedDatabase(t *testing.T, s *stage) {
 func namesACorruptedSector(t *testing.T, s *stage) {
 	raw := s.rawDisk(t)
 	plain := raw.plain()
-	file, size := "", int64(0)
-	for line := range strings.Lines(debugfs(t, plain, "ls -p /init/log")) { // /inode/mode/uid/gid/name/size/
-		f := strings.Split(line, "/")
-		if len(f) < 8 {
-			continue
-		}
-		if n, err := strconv.ParseInt(f[6], 10, 64); err == nil && n > size {
-			file, size = f[5], n
-		}
-	}
-	if file == "" {
-		t.Fatal("the node kept no log")
-	}
-	sector := raw.blocks(plain, "/init/log/"+file)[0]
+	const logs = "/init/log/"
+	boots := raw.list(plain, logs)
+	file := logs + boots[len(boots)-1] + "/" // the newest: older ones may be deleted at the start
+	file += raw.list(plain, file)[0]
+	sector := raw.blocks(plain, file)[0]
 	raw.flip(sector)
 	t.Logf("sector %d of the volume, %s, changed", sector, file)
 	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.ready(t, true)
+	s.damageTold(t, sector, "/data"+file)
 	eventually(t, 60*time.Second, func(ctx context.Context) error {
 		st, err := s.status(ctx)
 		if err != nil {
@@ -319,7 +325,7 @@ func namesACorruptedSector(t *testing.T, s *stage) {
 			return fmt.Errorf("not found yet: %+v", st.Problems)
 		}
 		p := st.Problems[i]
-		if !strings.Contains(p.What, fmt.Sprintf("integrity check at sector %d (/data/init/log/%s)", sector, file)) || !strings.Contains(p.Remedy, "restore") {
+		if !strings.Contains(p.What, fmt.Sprintf("integrity check at sector %d (/data%s)", sector, file)) || !strings.Contains(p.Remedy, "restore") {
 			t.Errorf("%+v", p)
 		}
 		return nil
