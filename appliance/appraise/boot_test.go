@@ -29,6 +29,7 @@ type boot struct {
 	debugger  bool
 	noDMA     bool
 	twice     map[evidence.SettingID]uint64 // measured again by another boot program
+	once      bool                          // Windows measures everything a second time into PCR 13; not here
 }
 
 func goodBoot() *boot {
@@ -110,7 +111,9 @@ func (b *boot) write() *evidence.Writer {
 		events = append(events, evidence.TaggedDumpKey(b.dumpKey))
 	}
 	w.Event(12, evidence.EventTag, evidence.TrustBoundary(events...))
-	w.Event(13, evidence.EventTag, evidence.TrustBoundary(events...))
+	if !b.once {
+		w.Event(13, evidence.EventTag, evidence.TrustBoundary(events...))
+	}
 	for pcr := 12; pcr <= 14; pcr++ {
 		w.Separator(pcr)
 	}

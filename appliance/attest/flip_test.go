@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"maps"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,8 +33,12 @@ func (r *refusedRequest) ask(body []byte) (passed bool, w *httptest.ResponseReco
 	return err == nil && bytes.Contains(w.Body.Bytes(), []byte("HealthCertificateReply")), w
 }
 
+// oneBitAway is a host whose log differs in one bit from that of a host that
+// passes: only its digests and the PCRs keep that bit from being flipped.
+const oneBitAway = "TPM: Secure Boot is off"
+
 // refusedRequests are requests in both modes that are refused, each for another
-// reason and far from being right.
+// reason; what proves them is far from being right.
 func refusedRequests(t testing.TB) []refusedRequest {
 	t.Helper()
 	var all []refusedRequest
@@ -95,6 +100,10 @@ func refusedRequests(t testing.TB) []refusedRequest {
 	tpm("TPM: log and PCRs do not fit", func(n *node, s *softTPM) {
 		s.pcrs[12] = bytes.Repeat([]byte{0x5a}, 32)
 	}, nil)
+	tpm(oneBitAway, func(n *node, s *softTPM) {
+		w := windowsBootWith(t, n, 0, 0, evidence.SHA256)
+		s.log, s.pcrs = w.Log(), w.PCRs(evidence.SHA256)
+	}, nil)
 	for i := range all {
 		all[i].n.d.GrantsPerMinute = 1 << 30
 		if passed, w := all[i].ask(all[i].body); passed {
@@ -135,20 +144,24 @@ func TestNoFlippedBitOfARequestTurnsARefusalIntoAPass(t *testing.T) {
 
 // TestNoFlippedBitOfALogOrContextTurnsARefusalIntoAPass changes the context
 // inside of the request: every byte of the log, state and answer of a host that
-// fails one policy, behind an honest TPM.
+// fails one policy, behind an honest TPM. Each byte's lowest bit is among those
+// flipped, because that is what the host lacks.
 func TestNoFlippedBitOfALogOrContextTurnsARefusalIntoAPass(t *testing.T) {
-	r := refusedRequests(t)[3]
+	all := refusedRequests(t)
+	r := all[slices.IndexFunc(all, func(r refusedRequest) bool { return r.name == oneBitAway })]
 	request, _, err := hgsa.DecodeAttest(r.body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := request.(*hgsa.TpmRequestContinue)
 	for i := range m.RtpmNewContext {
-		m.RtpmNewContext[i] ^= 1 << (i % 8)
-		if passed, _ := r.ask(hgsa.EncodeRequest(m, hgsa.Style{Base64: true})); passed {
-			t.Fatalf("passes with a flipped bit in byte %d of its context", i)
+		for _, bit := range []byte{1, 1 << (1 + i%7)} {
+			m.RtpmNewContext[i] ^= bit
+			if passed, _ := r.ask(hgsa.EncodeRequest(m, hgsa.Style{Base64: true})); passed {
+				t.Fatalf("passes with bit %#x flipped in byte %d of its context", bit, i)
+			}
+			m.RtpmNewContext[i] ^= bit
 		}
-		m.RtpmNewContext[i] ^= 1 << (i % 8)
 	}
 }
 

@@ -128,6 +128,11 @@ func newNode(t testing.TB) *node {
 		Observe: func(_ context.Context, o []policy.Observation) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
+			for i := range o {
+				if !o[i].Fits() {
+					t.Errorf("an observation that the ledger drops: %+v", o[i])
+				}
+			}
 			n.observed = append(n.observed, o...)
 		},
 		Random: rand.Reader,

@@ -168,8 +168,14 @@ func windowsBoot(t testing.TB, n *node, more int) *evidence.Writer {
 
 func windowsBootIn(t testing.TB, n *node, more int, banks ...evidence.Bank) *evidence.Writer {
 	t.Helper()
+	return windowsBootWith(t, n, more, 1, banks...)
+}
+
+// windowsBootWith has a value of the variable SecureBoot, which is measured once and which nothing else contradicts.
+func windowsBootWith(t testing.TB, n *node, more int, secureBoot byte, banks ...evidence.Bank) *evidence.Writer {
+	t.Helper()
 	w := evidence.NewWriter(banks...)
-	w.Event(7, evidence.EventVariable, evidence.UEFIVariable("SecureBoot", []byte{1}))
+	w.Event(7, evidence.EventVariable, evidence.UEFIVariable("SecureBoot", []byte{secureBoot}))
 	for _, v := range []string{"PK", "KEK", "db", "dbx"} {
 		w.Event(7, evidence.EventVariable, evidence.UEFIVariable(v, bytes.Repeat([]byte(v), 40)))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"guardhouse/appliance/evidence"
@@ -330,14 +331,15 @@ func (q *request) pendingTPM(c claim, id string) {
 		manufacturer, model, version := c.certificate.TPM()
 		facts["tpm"] = clip(fmt.Sprintf("%s %s %s", manufacturer, model, version))
 		facts["issuer"] = clip(c.certificate.Issuer.String())
-		if der := base64.StdEncoding.EncodeToString(c.certificate.Raw); len(der) <= maxFact {
+		if der := base64.StdEncoding.EncodeToString(c.certificate.Original); len(der) <= maxPendingCertificate {
 			facts["certificate"] = der
 		}
 	}
 	q.observeFacts(policy.ObservedPending, id, facts)
 }
 
-// maxFact bounds one fact of an observation, in bytes; the ledger drops longer ones.
-const maxFact = 2048
+// maxPendingCertificate bounds a stranger's certificate in base64: of 3 KiB, where TPMs have room for about 2. With all other facts at their
+// longest it stays below policy.ObservedBounds.
+const maxPendingCertificate = 4 << 10
 
-func clip(s string) string { return s[:min(len(s), policy.MaxAuditField)] }
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), policy.MaxAuditField)], "") }

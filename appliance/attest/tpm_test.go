@@ -3,8 +3,10 @@ package attest
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/hgsa"
@@ -230,6 +233,52 @@ func TestPendingTPMKeepsItsCertificate(t *testing.T) {
 	n.do("POST", tpmV1, initial(ek, 1))
 	if len(n.observed) != 2 {
 		t.Error("a host without a certificate is not noted")
+	}
+}
+
+// TestAPendingTPMFitsTheListWhateverItsCertificate: what does not fit is dropped (newNode looks at each observation), and then nobody could
+// accept the host from the list; and a certificate that had to be mended is kept as its issuer signed it.
+func TestAPendingTPMFitsTheListWhateverItsCertificate(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := func(n *node, padding int, serial []byte) []byte {
+		c := &x509.Certificate{SerialNumber: big.NewInt(0x7f5a), NotAfter: noon, Subject: pkix.Name{CommonName: strings.Repeat("\u00e9", 300)},
+			ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 99}, Value: make([]byte, padding)}}}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Replace(der, []byte{2, 2, 0x7f, 0x5a}, serial, 1)
+	}
+	asMade := []byte{2, 2, 0x7f, 0x5a}
+	for name, c := range map[string]struct {
+		padding int
+		serial  []byte
+		kept    bool
+	}{
+		"as large as TPMs have room for": {0, asMade, true},
+		"the largest that is kept":       {maxPendingCertificate/4*3 - 2450, asMade, true},
+		"larger than any":                {8 << 10, asMade, false},
+		"negative serial number":         {0, []byte{2, 2, 0x80, 0x5a}, true},
+	} {
+		n := inTPMMode(t)
+		certificate := made(n, c.padding, c.serial)
+		n.do("POST", tpmV2, version2(4, certificate))
+		if len(n.observed) != 1 {
+			t.Fatalf("%s: %+v, %v", name, n.observed, n.refusals)
+		}
+		facts := n.observed[0].Facts
+		for k, v := range facts {
+			if !utf8.ValidString(v) {
+				t.Errorf("%s: %s is no text", name, k)
+			}
+		}
+		got, err := base64.StdEncoding.DecodeString(facts["certificate"])
+		if err != nil || c.kept != bytes.Equal(got, certificate) {
+			t.Errorf("%s: a certificate of %d bytes is kept as one of %d", name, len(certificate), len(got))
+		}
 	}
 }
 

@@ -21,8 +21,9 @@
 // along: then the contradiction itself was taken back.
 //
 // Approvals: this package does not know administrators. The ledger decides whether enough of them approved and is believed by its uid; it
-// needs no time for that and works before the first majority. On a node that was never set up there is nothing the ledger could decide by;
-// there alone the console's word counts (presence at the serial line and the recovery secret). An approval is bound to this boot and dies
+// needs no time for that and works before the first majority. Where there is nothing the ledger could decide by (before setup, or while it
+// does not answer) init's word counts for a manual time: it has checked the volume's recovery secret, typed at the serial line, which gives
+// whoever has it the whole volume anyway. An approval is bound to this boot and dies
 // after 15 minutes of CLOCK_BOOTTIME. No approval brings the floor below the build date of the image, and a manual time is refused while
 // a majority is in reach: a taken-over ledger could otherwise choose the time of a healthy node.
 //

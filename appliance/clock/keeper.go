@@ -49,7 +49,7 @@ type Keeper struct {
 	Log   func(format string, args ...any)
 	// Event is told what an administrator should find in the audit: lock, suspect, release, manual, floor. It must not block; nil = nobody.
 	Event func(action, detail string)
-	// SetRTC writes the hardware clock, after the first majority and then daily; nil = there is none.
+	// SetRTC writes the hardware clock, after the first majority, daily and at the end (Stop); nil = there is none.
 	SetRTC func(utc time.Time) error
 
 	mu       sync.Mutex
@@ -82,6 +82,7 @@ type Keeper struct {
 	wake     chan struct{}
 	beat     time.Time
 	dirty    bool // the store should be written soon
+	resumed  bool // what an earlier process kept was read
 }
 
 // New makes a keeper.
@@ -198,7 +199,7 @@ func (k *Keeper) answer(now Reading, server Server, sample Sample, err error) {
 		}
 	}
 	k.decide(now)
-	s.Poll = max(k.poll, s.backoff)
+	s.Poll = k.pause(s)
 	s.due = now.Raw + s.Poll
 }
 
@@ -292,7 +293,11 @@ func (k *Keeper) contradiction(now Reading, v Vote) (kind, reason string) {
 	if len(v.Inside) == len(k.sources) {
 		who = "all time servers jumped together"
 	}
-	return "jump", fmt.Sprintf("%s: they differ from this clock by %s, which is certain to %s", who, short(off), short(bound))
+	reason = fmt.Sprintf("%s: they differ from this clock by %s, which is certain to %s", who, short(off), short(bound))
+	if off > 0 {
+		reason += "; it looks the same if this machine stood still as long (paused or moved by its host)"
+	}
+	return "jump", reason
 }
 
 // suspicion withholds the time.
@@ -316,11 +321,9 @@ func (k *Keeper) suspicion(now Reading, kind, reason string) {
 // without goes on when there is no majority.
 func (k *Keeper) without(now Reading, err error) {
 	k.agreed = 0
-	if k.poll > pollPatient {
-		k.trouble()
-	}
 	if k.worse == 0 {
 		k.worse = now.Raw
+		k.trouble() // who was left alone for being silent is needed now
 	}
 	k.slower(now)
 	switch k.state {

@@ -2,9 +2,12 @@ package clock
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"guardhouse/appliance/policy"
 )
 
 // containsTruth fails unless the time is trusted now and right.
@@ -121,7 +124,17 @@ func TestWithoutAMajorityTheBoundGrowsAndIssuingStopsAtTheLimit(t *testing.T) {
 		w.run(6 * time.Hour)
 		tight := w.containsTruth(t)
 		w.all(func(f *fakeServer) { f.down = true })
-		w.run(72 * time.Hour)
+		amber := func() bool {
+			return slices.ContainsFunc(w.k.Status().Problems(), func(p policy.Problem) bool {
+				return p.Kind == "time-holdover" && strings.Contains(p.What, "issuing will stop at 20")
+			})
+		}
+		for range 72 {
+			w.run(time.Hour)
+			if b := w.k.Status().Bound(); amber() != (b >= time.Second) {
+				t.Fatalf("seed %d: at a bound of %v people are warned: %v", seed, b, amber())
+			}
+		}
 		loose := w.containsTruth(t)
 		s := w.k.Status()
 		if s.State != Holdover || loose < tight+time.Second || loose > 30*time.Second {
@@ -136,7 +149,7 @@ func TestWithoutAMajorityTheBoundGrowsAndIssuingStopsAtTheLimit(t *testing.T) {
 		w.run(2 * time.Hour)
 		w.withheld(t, Stopped)
 		w.all(func(f *fakeServer) { f.down = false })
-		w.run(time.Minute)
+		w.run(pollSlow + 10*time.Second)
 		w.containsTruth(t)
 		if w.clock.steps != 1 {
 			t.Errorf("seed %d: the wall clock was stepped %d times", seed, w.clock.steps)
@@ -218,7 +231,7 @@ func TestABlackStartUsesAnApprovedTimeUntilTheFirstMajority(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.all(func(f *fakeServer) { f.down = false })
-	w.run(time.Minute)
+	w.run(pollSlow + 10*time.Second)
 	if b := w.containsTruth(t); b > time.Second || w.k.trusted.Manual {
 		t.Errorf("the first majority did not replace the manual time: %+v", w.k.trusted)
 	}

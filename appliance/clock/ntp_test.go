@@ -25,6 +25,12 @@ func (raw) Applied() float64       { return 0 }
 // responder answers every question with what reply makes of it.
 func responder(t testing.TB, reply func(question []byte) []byte) (address string) {
 	t.Helper()
+	return responderTo(t, func(_ int, question []byte) []byte { return reply(question) })
+}
+
+// responderTo also tells the port that asks.
+func responderTo(t testing.TB, reply func(port int, question []byte) []byte) (address string) {
+	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +43,7 @@ func responder(t testing.TB, reply func(question []byte) []byte) (address string
 			if err != nil {
 				return
 			}
-			if r := reply(b[:n]); r != nil {
+			if r := reply(from.Port, b[:n]); r != nil {
 				c.WriteToUDP(r, from)
 			}
 		}
@@ -62,7 +68,12 @@ func answer(question []byte, utc time.Time) []byte {
 
 func ask(t *testing.T, s Server, keys ...Key) (Sample, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	return askWithin(t, 2*time.Second, s, keys...)
+}
+
+func askWithin(t *testing.T, limit time.Duration, s Server, keys ...Key) (Sample, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	return QueryNTP(raw{time.Now()}, func(id uint16) (Key, bool) {
 		for _, k := range keys {

@@ -49,6 +49,11 @@ func live(t testing.TB, hours int) (checks, trusted int, ran time.Duration) {
 	const each = 50 * time.Hour
 	for seed := uint64(1); ran < time.Duration(hours)*time.Hour; seed++ {
 		w := newWorld(seed, 1+int(seed%8))
+		if seed%5 == 1 { // a second is inserted in the midst of it, and announced a day before
+			w.zero = time.Date(2026, 12, 30, 22, 0, 0, 0, time.UTC)
+			w.leap, w.announced = 26*time.Hour, true
+			w.k.Build = w.zero.AddDate(0, -3, 0)
+		}
 		rogue := seed%3 == 0 // a machine that calibrates its oscillator badly, and another way at each boot
 		if rogue {
 			w.reboot(t, w.between(-10000, 10000))

@@ -46,6 +46,20 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
+// Stop writes the hardware clock once more, by what a majority said; call it when Run has ended. The next boot does not believe it, but what
+// it logs before its first majority has nothing better.
+func (k *Keeper) Stop() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.SetRTC == nil || k.own == nil || k.state != Locked && k.state != Holdover {
+		return
+	}
+	utc, _ := k.own.at(k.Clock.Read().Raw)
+	if err := k.SetRTC(utc); err != nil {
+		k.Log("hardware clock not set: %v", err)
+	}
+}
+
 // Check fails when Run has not come round for 20 s: it is the process's self-check for its watchdog.
 func (k *Keeper) Check() error {
 	k.mu.Lock()

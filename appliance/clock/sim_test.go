@@ -13,14 +13,16 @@ import (
 
 // world is a seeded universe: true time, an oscillator with an error of its own, and a network of time servers that may lie.
 type world struct {
-	rnd   *rand.Rand
-	zero  time.Time     // UTC at now = 0
-	now   time.Duration // true time since
-	leap  time.Duration // when a second is inserted, 0 = never
-	k     *Keeper
-	clock *soft
-	net   []*fakeServer
-	out   []event
+	rnd  *rand.Rand
+	zero time.Time     // UTC at now = 0
+	now  time.Duration // true time since
+	leap time.Duration // when a second is inserted, 0 = never
+	// announced: every server announces it, in the day before. Else those do that say so.
+	announced bool
+	k         *Keeper
+	clock     *soft
+	net       []*fakeServer
+	out       []event
 	// how the run went
 	wrong, unflagged int
 	first            string
@@ -112,7 +114,7 @@ type fakeServer struct {
 	err                 time.Duration
 	loss                float64
 	lie                 time.Duration
-	down                bool
+	down, cut           bool // silent; not to be reached from here
 	kiss                string
 	announces           int
 	asked               int
@@ -188,6 +190,8 @@ func (w *world) ask(s Server) {
 	out, back := f.there+wave(), f.back+wave()
 	e := event{at: w.now + out + back, server: s}
 	switch {
+	case f.cut:
+		e.at, e.err = w.now+time.Millisecond, errCut
 	case f.down || w.rnd.Float64() < f.loss:
 		e.at, e.err = w.now+queryTimeout, errors.New("timeout")
 	case f.kiss != "":
@@ -197,7 +201,11 @@ func (w *world) ask(s Server) {
 		got := w.clock.raw(e.at)
 		rtt := got - w.clock.raw(w.now)
 		e.lied = f.lie != 0
-		e.sample = Sample{Raw: got, UTC: says.Add(rtt / 2), Distance: rtt/2 + f.disp, Stratum: 2, Leap: f.announces, Verified: s.Key != 0}
+		announces := f.announces
+		if w.announced && w.now < w.leap && w.now > w.leap-24*time.Hour {
+			announces = 1
+		}
+		e.sample = Sample{Raw: got, UTC: says.Add(rtt / 2), Distance: rtt/2 + f.disp, Stratum: 2, Leap: announces, Verified: s.Key != 0}
 	}
 	w.out = append(w.out, e)
 }

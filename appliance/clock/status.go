@@ -29,6 +29,10 @@ type Status struct {
 	Boot      string
 	SinceLock time.Duration
 	Told      bool // the servers are known
+	// Suspicion is in the state Suspect what is contradicted: jump (this clock) or floor. Ends is true if it ends by itself when the servers come
+	// back to what this clock said.
+	Suspicion string
+	Ends      bool
 }
 
 // Status looks at everything at once.
@@ -43,6 +47,9 @@ func (k *Keeper) Status() Status {
 		s.Odd = off
 	}
 	s.Floor, s.FloorFrom = k.floor.get(k.Build)
+	if k.state == Suspect {
+		s.Suspicion, s.Ends = k.suspect, k.own != nil
+	}
 	if k.state == Waiting && s.Reason == "" {
 		s.Reason = "no time server has answered yet"
 	}
@@ -109,7 +116,7 @@ func (s Status) Why() []string {
 			fmt.Sprintf("Issuing stops at %s, when the bound has grown to %s, unless a majority answers before.", stops, short(s.Limit))}
 	case Suspect:
 		return []string{"The time is suspect and nothing is issued, while what needs no clock goes on.", sentence(s.Reason),
-			"Compare the servers with a clock you trust (time status); two administrators release it (time release), or it ends when the servers come back to what this clock said."}
+			"Compare the servers with a clock you trust (time status); " + strings.Join(s.Decide(), "; ") + "."}
 	case Manual:
 		return []string{fmt.Sprintf("The time was said by administrators and is used with a bound of %s.", bound), sentence(s.Reason),
 			fmt.Sprintf("It ends at %s, or with the first majority of the time servers.", stops)}
@@ -119,6 +126,24 @@ func (s Status) Why() []string {
 	}
 	return []string{"The time is not trusted yet and nothing is issued.", sentence(s.Reason),
 		"It becomes trusted as soon as a majority of the time servers answers and agrees; if none can be reached, administrators may approve a time by hand (time approve)."}
+}
+
+// Decide says what administrators may do about a suspicion, a line for each thing that they may find; nil in other states.
+func (s Status) Decide() []string {
+	if s.State != Suspect {
+		return nil
+	}
+	right := "if the servers are right, release it: time release"
+	if s.Suspicion == "floor" {
+		right = "if the servers are right, a wrong time raised the floor, so lower it to a moment before what they say: time floor lower"
+	}
+	wrong := "if they are wrong, repair them or name others (time set)"
+	if s.Ends {
+		wrong += ": it ends by itself a minute after they come back to what this clock said"
+	} else {
+		wrong += ", then release it: nothing is left of this clock's time to which they could come back"
+	}
+	return []string{right, wrong, "administrators decide by two, the other one with time confirm, or alone where only one exists"}
 }
 
 // oscillator is what there is to say about this machine's clock, "" if it is as good as others.
@@ -158,7 +183,7 @@ func (s Status) Problems() (list []policy.Problem) {
 	}
 	switch s.State {
 	case Suspect:
-		add("time-suspect", "the time is suspect: "+s.Reason, "compare the servers (time status), then decide (time release); nothing is issued until then")
+		add("time-suspect", "the time is suspect: "+s.Reason, "compare the servers with a clock that you trust (time status), which names the verb to decide with; nothing is issued until then")
 	case Waiting, Stopped:
 		add("time-untrusted", "the time is not trusted: "+s.Reason, "check the time servers and the network (time status, network show); nothing is signed until then")
 	case Manual:

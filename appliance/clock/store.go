@@ -139,21 +139,35 @@ func (k *Keeper) Keep(dir string) error {
 	return replace(filepath.Join(dir, stateFile), b)
 }
 
-// Persist restores from dir as soon as it exists, which is when the data disk was opened, keeps the state there while ctx lasts, and once
+// Resume restores from dir if it exists and was not restored from. Call it before anybody may ask: a process that starts anew must not take
+// back for a moment what the one before it said.
+func (k *Keeper) Resume(dir string) (resumed bool) {
+	k.mu.Lock()
+	resumed = k.resumed
+	k.mu.Unlock()
+	if resumed {
+		return true
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return false
+	}
+	if err := k.Restore(dir); err != nil {
+		k.Log("%v", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.resumed = true
+	return true
+}
+
+// Persist resumes from dir as soon as it exists, which is when the data disk was opened, keeps the state there while ctx lasts, and once
 // more at its end.
 func (k *Keeper) Persist(ctx context.Context, dir string) {
-	restored, last, told := false, time.Time{}, ""
+	last, told := time.Time{}, ""
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		if !restored {
-			if _, err := os.Stat(dir); err == nil {
-				restored = true
-				if err := k.Restore(dir); err != nil {
-					k.Log("%v", err)
-				}
-			}
-		}
+		restored := k.Resume(dir)
 		if restored {
 			k.mu.Lock()
 			due := k.dirty && k.told || time.Since(last) > saveEvery && k.state != Waiting

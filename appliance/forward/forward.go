@@ -9,11 +9,14 @@
 // byte of it and the connection has stayed whole for Settle after that. A collector that confirms and then loses what it had not read for
 // longer than Settle has a gap, visible in the records' numbers; audit export is the record.
 //
-// Limits. No client certificate is shown. One collector. Clock and dialler are passed in; Run and Test may be used at the same time.
+// A collector that asks who sends is shown the node's client certificate; its key stays in the ledger, which signs the handshake.
+//
+// Limits. One collector. Clock and dialler are passed in; Run and Test may be used at the same time.
 package forward
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -33,6 +36,8 @@ type Deps struct {
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Now   func() time.Time // for the collector's certificate
 	Log   func(format string, args ...any)
+	// Key is the private half of the client certificate's key.
+	Key func(*x509.Certificate) crypto.Signer
 
 	Settle  time.Duration // how long a connection must stay whole after the last byte was confirmed; 2 s
 	Timeout time.Duration // for connecting, and for the collector to take one page; 30 s
@@ -114,7 +119,9 @@ func (f *Forwarder) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.Forw
 	r, err := f.d.Fetch(ctx, req)
 	if err == nil {
 		f.mu.Lock()
-		f.target = rpc.ForwardReply{Syslog: r.Syslog, Target: r.Target, Host: r.Host, Node: r.Node}
+		if r.Target != f.target.Target || req.Start { // only the answer to Start knows the addresses
+			f.target = rpc.ForwardReply{Syslog: r.Syslog, Target: r.Target, Host: r.Host, Node: r.Node, Client: r.Client, Peers: r.Peers, Unreachable: r.Unreachable}
+		}
 		f.mu.Unlock()
 	}
 	return r, err
@@ -122,7 +129,7 @@ func (f *Forwarder) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.Forw
 
 // session sends on one connection until it breaks, ctx ends or another collector is set. sent tells whether anything left at all.
 func (f *Forwarder) session(ctx context.Context, start rpc.ForwardReply) (sent bool, err error) {
-	c, err := f.connect(ctx, *start.Syslog)
+	c, err := f.connect(ctx, start)
 	if err != nil {
 		return false, err
 	}
@@ -178,10 +185,11 @@ func (c *conn) send(limit time.Duration, r rpc.ForwardReply) error {
 	return plain(err)
 }
 
-// connect proves the collector.
-func (f *Forwarder) connect(ctx context.Context, s policy.Syslog) (*conn, error) {
+// connect proves the collector, and this node where it is asked.
+func (f *Forwarder) connect(ctx context.Context, to rpc.ForwardReply) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.d.Timeout)
 	defer cancel()
+	s := *to.Syslog
 	pool := x509.NewCertPool()
 	for _, der := range s.CAs {
 		ca, err := x509.ParseCertificate(der)
@@ -190,21 +198,76 @@ func (f *Forwarder) connect(ctx context.Context, s policy.Syslog) (*conn, error)
 		}
 		pool.AddCert(ca)
 	}
-	nc, err := f.d.Dial(ctx, "tcp", s.Address)
+	var own tls.Certificate
+	if len(to.Client) > 0 {
+		leaf, err := x509.ParseCertificate(to.Client[0])
+		if err != nil {
+			return nil, fmt.Errorf("the client certificate on record does not parse: %w", err)
+		}
+		own = tls.Certificate{Certificate: to.Client, Leaf: leaf, PrivateKey: f.d.Key(leaf)}
+	}
+	nc, err := f.dial(ctx, to)
 	if err != nil {
-		return nil, plain(err)
+		return nil, err
 	}
 	raw := &counted{Conn: nc}
-	t := tls.Client(raw, &tls.Config{ServerName: s.Name, RootCAs: pool, MinVersion: tls.VersionTLS12, Time: f.d.Now})
+	// The one certificate is shown whatever CAs the collector names: it says itself what it does not like.
+	t := tls.Client(raw, &tls.Config{ServerName: s.Name, RootCAs: pool, MinVersion: tls.VersionTLS12, Time: f.d.Now,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }})
 	if err := t.HandshakeContext(ctx); err != nil {
 		nc.Close()
+		if cause := aboutClient(err); cause != nil {
+			return nil, cause
+		}
 		return nil, fmt.Errorf("the collector does not prove to be %s: %w", s.Name, plain(err))
 	}
 	return &conn{Conn: t, raw: raw}, nil
 }
 
+// dial tries the collector's addresses in order.
+func (f *Forwarder) dial(ctx context.Context, to rpc.ForwardReply) (nc net.Conn, err error) {
+	if to.Unreachable != "" {
+		return nil, errors.New(to.Unreachable)
+	}
+	addresses := to.Peers
+	if len(addresses) == 0 {
+		addresses = []string{to.Syslog.Address}
+	}
+	for i, a := range addresses {
+		// Each has its part of the time that is left, so that one that swallows everything leaves the others theirs.
+		part, cancel := ctx, context.CancelFunc(func() {})
+		if end, ok := ctx.Deadline(); ok {
+			part, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(len(addresses)-i))
+		}
+		nc, err = f.d.Dial(part, "tcp", a)
+		cancel()
+		if err == nil {
+			return nc, nil
+		}
+	}
+	return nil, plain(err)
+}
+
+// aboutClient is what a collector says of the client certificate, or that it wants one; nil where err is about something else. In TLS 1.3
+// it comes after the handshake. The text is that of crypto/tls, which has no type for it.
+func aboutClient(err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return nil
+	}
+	switch why := op.Err.Error(); why {
+	case "tls: certificate required", "tls: handshake failure", "tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate", "tls: expired certificate",
+		"tls: unknown certificate", "tls: unknown certificate authority", "tls: access denied":
+		return fmt.Errorf("the collector does not accept this node's client certificate, or wants one (%s); see audit syslog csr", why)
+	}
+	return nil
+}
+
 // plain drops the addresses that net puts before the cause, because they hold our own port, which is another one each time.
 func plain(err error) error {
+	if cause := aboutClient(err); cause != nil {
+		return cause
+	}
 	var op *net.OpError
 	if errors.As(err, &op) {
 		return fmt.Errorf("%s: %w", op.Op, op.Err)
@@ -212,7 +275,8 @@ func plain(err error) error {
 	return err
 }
 
-// Test sends one message that is no record on a connection of its own and waits until the collector's TCP has confirmed it.
+// Test sends one message that is no record on a connection of its own and waits until the collector's TCP has confirmed it and the
+// connection has stayed whole for Settle: in TLS 1.3 a collector refuses a client only after that.
 func (f *Forwarder) Test(ctx context.Context) (rpc.ForwardTestReply, error) {
 	f.mu.Lock()
 	t := f.target
@@ -222,7 +286,7 @@ func (f *Forwarder) Test(ctx context.Context) (rpc.ForwardTestReply, error) {
 	}
 	r := rpc.ForwardTestReply{Address: t.Syslog.Address}
 	begin := time.Now()
-	c, err := f.connect(ctx, *t.Syslog)
+	c, err := f.connect(ctx, t)
 	if err != nil {
 		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, err)
 	}
@@ -237,6 +301,13 @@ func (f *Forwarder) Test(ctx context.Context) (rpc.ForwardTestReply, error) {
 			return r, rpc.ErrUnavailable.With("%s is connected but does not take the message", t.Syslog.Address)
 		}
 		sleep(ctx, 5*time.Millisecond)
+	}
+	over, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go c.watch(cancel)
+	sleep(over, f.d.Settle)
+	if over.Err() != nil {
+		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, context.Cause(over))
 	}
 	state := c.ConnectionState()
 	cert := state.PeerCertificates[0]

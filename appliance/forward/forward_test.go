@@ -2,7 +2,9 @@ package forward
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -65,6 +67,9 @@ type collector struct {
 	cert tls.Certificate
 	addr string
 
+	clients *x509.Certificate // the CA of its clients; nil = it asks for no certificate
+	version uint16            // newest TLS; 0 = any
+
 	mu       sync.Mutex
 	listener net.Listener
 	conns    []net.Conn
@@ -96,7 +101,12 @@ func (c *collector) start() {
 			c.mu.Lock()
 			c.conns = append(c.conns, nc)
 			c.mu.Unlock()
-			go c.serve(tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{c.cert}}))
+			conf := &tls.Config{Certificates: []tls.Certificate{c.cert}, MaxVersion: c.version}
+			if c.clients != nil {
+				conf.ClientAuth, conf.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+				conf.ClientCAs.AddCert(c.clients)
+			}
+			go c.serve(tls.Server(nc, conf))
 		}
 	}()
 }
@@ -213,7 +223,7 @@ func (b *book) fetch(ctx context.Context, req rpc.ForwardRequest) (rpc.ForwardRe
 func (b *book) set(s *policy.Syslog, name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.target = rpc.ForwardReply{Syslog: s, Target: name, Host: "node1.hgs.example.test", Node: "node1"}
+	b.target = rpc.ForwardReply{Syslog: s, Target: name, Host: "node1.hgs.example.test", Node: "node1", Client: b.target.Client}
 	b.report = rpc.ForwardRequest{}
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -451,5 +461,98 @@ func TestTheTestSaysWhoAnswered(t *testing.T) {
 	s.col.stop()
 	if _, err := f.Test(t.Context()); !errors.Is(err, rpc.ErrUnavailable) {
 		t.Errorf("a dead one: %v", err)
+	}
+}
+
+// TestACollectorThatAsksWhoSendsIsToldWithACertificate: with the node's client certificate, over both versions of TLS; without one, or with
+// one that it does not take, nothing is called delivered, and test and status say why.
+func TestACollectorThatAsksWhoSendsIsToldWithACertificate(t *testing.T) {
+	clients, stranger := newAuthority(t), newAuthority(t)
+	for name, c := range map[string]struct {
+		issuer  *authority
+		version uint16
+	}{"TLS 1.3": {&clients, 0}, "TLS 1.2": {&clients, tls.VersionTLS12}, "no certificate": {nil, 0}, "no certificate, TLS 1.2": {nil, tls.VersionTLS12}, "another CA's": {&stranger, 0}, "another CA's, TLS 1.2": {&stranger, tls.VersionTLS12}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.deps.Settle = 300 * time.Millisecond // an alert comes within
+			s.col.clients, s.col.version = clients.cert, c.version
+			s.col.start()
+			s.add(3)
+			good := c.issuer == &clients
+			var own tls.Certificate
+			if c.issuer != nil {
+				own = c.issuer.issue(t, "node1.hgs.example.test", time.Now().Add(time.Hour))
+				s.book.target.Client = own.Certificate
+			}
+			s.deps.Key = func(leaf *x509.Certificate) crypto.Signer {
+				if !bytes.Equal(leaf.Raw, own.Certificate[0]) {
+					t.Error("another certificate's key is asked for")
+				}
+				return own.PrivateKey.(crypto.Signer)
+			}
+			s.point()
+			f := New(s.deps)
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); f.Run(ctx) }()
+			defer func() { cancel(); <-done }()
+			const says = "does not accept this node's client certificate, or wants one"
+			if good {
+				s.complete()
+				if _, err := f.Test(t.Context()); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			s.until("the reason is told", func() bool { r, _ := s.book.state(); return strings.Contains(r.Error, says) })
+			if _, err := f.Test(t.Context()); err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("the test says: %v", err)
+			}
+			if _, acked := s.book.state(); acked != 0 {
+				t.Errorf("%d records count as delivered", acked)
+			}
+		})
+	}
+}
+
+// TestOnlyAddressesThatInitNamedAreDialled: each is tried; where there is none the reason is told, and nothing is dialled.
+func TestOnlyAddressesThatInitNamedAreDialled(t *testing.T) {
+	s := newStage(t)
+	s.col.start()
+	s.add(3)
+	var mu sync.Mutex
+	var dialled []string
+	s.deps.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		mu.Lock()
+		dialled = append(dialled, address)
+		mu.Unlock()
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	point := func(peers []string, unreachable, target string) {
+		s.book.set(&policy.Syslog{Address: "siem.example.test:6514", Name: "siem.example.test", CAs: [][]byte{s.ca.cert.Raw}}, target)
+		s.book.mu.Lock()
+		s.book.target.Peers, s.book.target.Unreachable = peers, unreachable
+		s.book.mu.Unlock()
+	}
+	point(nil, "the address of siem.example.test can't be found", "first")
+	s.run()
+	s.until("the reason is told", func() bool { r, _ := s.book.state(); return strings.Contains(r.Error, "can't be found") })
+	mu.Lock()
+	if len(dialled) != 0 {
+		t.Errorf("dialled %v", dialled)
+	}
+	mu.Unlock()
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	point([]string{dead.Addr().String(), s.col.addr}, "", "second")
+	s.complete()
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Contains(dialled, dead.Addr().String()) || slices.Contains(dialled, "siem.example.test:6514") {
+		t.Errorf("dialled %v", dialled)
 	}
 }

@@ -219,6 +219,51 @@ func TestEventOfTheTimeIsSeenAtOnce(t *testing.T) {
 	t.Fatal("the first trusted time was not looked at within two seconds")
 }
 
+// TestAnEventOfTheTimeHasSignersAndSessionsLookedAtAtOnce: each loop looks again at each step or lock, ten times in less time than its own
+// pauses would take.
+func TestAnEventOfTheTimeHasSignersAndSessionsLookedAtAtOnce(t *testing.T) {
+	for name, loop := range map[string]func(*Ledger, context.Context){
+		"the floor":               func(l *Ledger, ctx context.Context) { l.keepFloor(ctx) },
+		"the attestation signers": func(l *Ledger, ctx context.Context) { l.keepSigner(ctx) },
+		"the sessions of hosts": func(l *Ledger, ctx context.Context) {
+			l.WatchContextKeys(ctx, func(rpc.ContextKeys) error { return nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.setUp()
+			looked, trusted := make(chan struct{}, 64), b.cfg.Time
+			b.cfg.Time = func() policy.TrustedTime { looked <- struct{}{}; return trusted() }
+			var mu sync.Mutex
+			event := make(chan struct{})
+			b.cfg.TimeEvent = func() <-chan struct{} { mu.Lock(); defer mu.Unlock(); return event }
+			b.restart()
+			for len(looked) > 0 {
+				<-looked
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() { defer close(done); loop(b.l, ctx) }()
+			<-looked
+			begun := time.Now()
+			for range 10 {
+				mu.Lock()
+				old := event
+				event = make(chan struct{})
+				mu.Unlock()
+				close(old)
+				<-looked
+			}
+			if took := time.Since(begun); took > 5*time.Second {
+				t.Errorf("ten events were seen within %v only", took)
+			}
+			cancel()
+			<-done
+			b.l.cfg.Time = trusted
+		})
+	}
+}
+
 // second enrols another administrator and gives the actor.
 func (b *bench) second(ada policy.Actor, name string, role policy.AdminRole) policy.Actor {
 	b.t.Helper()

@@ -45,6 +45,7 @@ type forward struct {
 	kept     forwardFile
 	saved    forwardFile
 	savedAt  time.Duration
+	opened   string // target for which the process may leave the node, "?" = not known
 	reader   *audit.Reader
 	reading  bool
 	furthest uint64             // that was read since the start
@@ -60,7 +61,7 @@ type forwardFile struct {
 
 // openForward reads the position. One that is lost or damaged sends everything again: a collector knows records by their number.
 func openForward(path string, log *audit.Log, clock func() time.Duration) *forward {
-	f := &forward{path: path, log: log, clock: clock, asked: -1, progress: clock()}
+	f := &forward{path: path, log: log, clock: clock, asked: -1, opened: "?", progress: clock()}
 	if b, err := os.ReadFile(path); err == nil && json.Unmarshal(b, &f.kept) != nil {
 		f.kept = forwardFile{}
 	}
@@ -69,18 +70,22 @@ func openForward(path string, log *audit.Log, clock func() time.Duration) *forwa
 	return f
 }
 
-// targetOf names a collector's settings; it is empty where there is none.
-func targetOf(s *policy.Syslog) string {
+// targetOf names a collector's settings, with what this node shows it; it is empty where there is none.
+func targetOf(s *policy.Syslog, client [][]byte) string {
 	if s == nil {
 		return ""
 	}
-	b, _ := json.Marshal(s)
+	b, _ := json.Marshal(struct {
+		*policy.Syslog
+		Client [][]byte `json:"client,omitempty"`
+	}{s, client})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:16])
 }
 
 // Forward is one turn of the process forward.
 func (l *Ledger) Forward(ctx context.Context, req rpc.ForwardRequest) (rpc.ForwardReply, error) {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, min(max(req.Wait, 0), forwardWait))
 	defer cancel()
 	first := true
@@ -90,14 +95,18 @@ func (l *Ledger) Forward(ctx context.Context, req rpc.ForwardRequest) (rpc.Forwa
 		if s.State.SetUp() {
 			node := s.State.Nodes[s.NodeID]
 			r.Syslog, r.Node = s.State.Service.Syslog, node.Name
-			r.Host = node.Name + "." + s.State.Service.Name
+			r.Host = syslogHost(s.State, node)
+			r.Client = node.SyslogCertificates()
 		}
-		r.Target = targetOf(r.Syslog)
+		r.Target = targetOf(r.Syslog, r.Client)
 		if first {
 			l.forward.report(req, r.Target)
 			first = false
 		}
 		r.Position = l.forward.position()
+		if req.Start {
+			r.Peers, r.Unreachable = l.reach(whole, r.Syslog, r.Target)
+		}
 		if req.Start || r.Target != req.Target {
 			return r, nil
 		}
@@ -118,6 +127,35 @@ func (l *Ledger) Forward(ctx context.Context, req rpc.ForwardRequest) (rpc.Forwa
 		case <-more:
 		}
 	}
+}
+
+// reach has init let the process forward connect to the collector and to nothing else. A collector's name is looked up anew for each
+// connection; that there is none any more is told once.
+func (l *Ledger) reach(ctx context.Context, s *policy.Syslog, target string) (peers []string, unreachable string) {
+	f := l.forward
+	if l.cfg.Reach == nil || s == nil && f.isOpenFor(target) {
+		return nil, ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, forwardWait)
+	defer cancel()
+	address := ""
+	if s != nil {
+		address = s.Address
+	}
+	peers, err := l.cfg.Reach(ctx, address)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.opened = target; err != nil {
+		f.opened = "?"
+		return nil, err.Error()
+	}
+	return peers, ""
+}
+
+func (f *forward) isOpenFor(target string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.opened == target
 }
 
 // report takes what became of earlier records.
@@ -190,7 +228,7 @@ func (f *forward) page(after uint64) (records []rpc.AuditRecord, skipped uint64,
 }
 
 // status tells how far the collector is, and what is wrong with that.
-func (f *forward) status(s policy.Syslog, a audit.Status) (rpc.SyslogStatus, *policy.Problem) {
+func (f *forward) status(s policy.Syslog, client [][]byte, a audit.Status) (rpc.SyslogStatus, *policy.Problem) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.clock()
@@ -207,7 +245,7 @@ func (f *forward) status(s policy.Syslog, a audit.Status) (rpc.SyslogStatus, *po
 		}
 		p.What, p.Remedy = "the process forward asks for nothing"+behind, "it is restarted by itself; if this stays, see log show forward"
 		return st, &p
-	case f.state.Target != targetOf(&s):
+	case f.state.Target != targetOf(&s, client):
 		return st, nil // it has just been set
 	}
 	st.Connected, st.LastError = f.state.Connected, f.state.Error

@@ -2,12 +2,18 @@ package ledger
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,5 +117,170 @@ func TestAWaitingForwarderHearsOfRecordsAndOfAnotherCollector(t *testing.T) {
 	}
 	if p := b.problem(KindSyslog); p != nil {
 		t.Errorf("the earlier collector's error is still told: %+v", p)
+	}
+}
+
+// clientOf has a CA sign a request for client authentication.
+func clientOf(t *testing.T, request []byte) []byte {
+	t.Helper()
+	csr, err := x509.ParseCertificateRequest(request)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: csr.Subject, DNSNames: csr.DNSNames, NotBefore: day0, NotAfter: day0.AddDate(1, 0, 0), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, &x509.Certificate{Subject: pkix.Name{CommonName: "CA"}}, csr.PublicKey, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// TestTheClientCertificateIsReplacedWithoutAGap: its key is made and stays on the node, a request changes nothing, and forward hears of a
+// new one as of another collector.
+func TestTheClientCertificateIsReplacedWithoutAGap(t *testing.T) {
+	b := newBench(t)
+	ada := b.setUp()
+	b.collector(ada, "siem.example.test:6514")
+	s, _ := b.l.Snapshot()
+	request := func(key string) (rpc.SyslogRequestReply, error) {
+		return b.l.SyslogRequest(t.Context(), rpc.SyslogRequest{Actor: ada, Key: key})
+	}
+	install := func(body policy.SyslogInstall) error {
+		c := command(ada, policy.CmdSyslogInstall, body)
+		if err := b.l.checkSyslogInstall(c); err != nil {
+			return err
+		}
+		_, _, err := b.l.Propose(t.Context(), c)
+		return err
+	}
+	shakes := func() {
+		t.Helper()
+		shown := b.turn(rpc.ForwardRequest{Start: true}).Client
+		leaf, err := x509.ParseCertificate(shown[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest := sha256.Sum256([]byte("handshake"))
+		_, isRSA := leaf.PublicKey.(*rsa.PublicKey)
+		sig, err := b.l.Sign(rpc.NodeSignRequest{Key: "syslog", Ref: policy.RefOf(leaf.RawSubjectPublicKeyInfo), Digest: digest[:], Hash: uint(crypto.SHA256), PSS: isRSA})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k, ok := leaf.PublicKey.(*rsa.PublicKey); ok {
+			err = rsa.VerifyPSS(k, crypto.SHA256, digest[:], sig, nil)
+		} else if !ecdsa.VerifyASN1(leaf.PublicKey.(*ecdsa.PublicKey), digest[:], sig) {
+			err = errors.New("the signature does not verify")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := request(rpc.HTTPSKeyCurrent); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("a current key where there is none: %v", err)
+	}
+	grace := ada
+	grace.Name = "grace"
+	if _, err := b.l.SyslogRequest(t.Context(), rpc.SyslogRequest{Actor: grace, Key: rpc.HTTPSKeyNew}); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("somebody else: %v", err)
+	}
+	made, err := request(rpc.HTTPSKeyNew)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if csr, err := x509.ParseCertificateRequest(made.Request); err != nil || csr.Subject.CommonName != "node1.hgs.example.test" || policy.RefOf(csr.RawSubjectPublicKeyInfo) != made.Ref {
+		t.Errorf("%+v, %v", csr, err)
+	}
+	first := clientOf(t, made.Request)
+	before := b.turn(rpc.ForwardRequest{Start: true})
+	if before.Client != nil {
+		t.Error("a certificate is shown that nobody installed")
+	}
+	b.restart()
+	if err := install(policy.SyslogInstall{Node: s.NodeID, Certificate: first}); err != nil {
+		t.Fatal(err)
+	}
+	after := b.turn(rpc.ForwardRequest{Start: true})
+	if len(after.Client) != 1 || string(after.Client[0]) != string(first) || after.Target == before.Target {
+		t.Errorf("forward hears of %d certificates, target %q then %q", len(after.Client), before.Target, after.Target)
+	}
+	shakes()
+	for _, kind := range []string{rpc.HTTPSKeyNewRSA, rpc.HTTPSKeyNew} {
+		if made, err = request(kind); err != nil {
+			t.Fatal(err)
+		}
+		shakes() // the request changes nothing
+		if err := install(policy.SyslogInstall{Node: s.NodeID, Certificate: clientOf(t, made.Request)}); err != nil {
+			t.Fatal(err)
+		}
+		shakes()
+	}
+	if again, err := request(rpc.HTTPSKeyCurrent); err != nil || again.Ref != made.Ref {
+		t.Errorf("the current key is another one: %v", err)
+	}
+	https := b.request(ada, rpc.HTTPSRequest{Key: rpc.HTTPSKeyNew})
+	for what, body := range map[string]policy.SyslogInstall{
+		"another key":     {Node: s.NodeID, Certificate: clientOf(t, https.Request)},
+		"another node":    {Node: "0123456789abcdef", Certificate: first},
+		"a replaced key":  {Node: s.NodeID, Certificate: first},
+		"for server only": {Node: s.NodeID, Certificate: s.State.HTTPSCertificate(s.NodeID)[0]},
+	} {
+		if err := install(body); err == nil {
+			t.Errorf("%s is taken", what)
+		}
+	}
+	shakes()
+	digest := sha256.Sum256(nil)
+	if _, err := b.l.Sign(rpc.NodeSignRequest{Key: "syslog", Digest: digest[:], Hash: uint(crypto.SHA256), Ref: certificateRef(s.State.HTTPSCertificate(s.NodeID)[0])}); !errors.Is(err, rpc.ErrRefused) {
+		t.Errorf("forward signs with the HTTPS key: %v", err)
+	}
+	if err := install(policy.SyslogInstall{Node: s.NodeID}); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.turn(rpc.ForwardRequest{Start: true}); r.Client != nil || r.Target != before.Target {
+		t.Errorf("%d certificates are still shown", len(r.Client))
+	}
+}
+
+// TestForwardReachesWhatIsOnRecordOnly: init hears of each change before forward connects, and once that there is no collector any more.
+func TestForwardReachesWhatIsOnRecordOnly(t *testing.T) {
+	b := newBench(t)
+	ada := b.setUp()
+	var asked []string
+	var fault error
+	b.l.cfg.Reach = func(_ context.Context, address string) ([]string, error) {
+		asked = append(asked, address)
+		return []string{"192.0.2.7:6514"}, fault
+	}
+	turn := func() rpc.ForwardReply { return b.turn(rpc.ForwardRequest{Start: true}) }
+	turn()
+	turn()
+	b.collector(ada, "siem.example.test:6514")
+	b.turn(rpc.ForwardRequest{Idle: true, Target: "x"}) // only reports
+	if r := turn(); !slices.Equal(r.Peers, []string{"192.0.2.7:6514"}) || r.Unreachable != "" {
+		t.Errorf("%+v", r)
+	}
+	turn() // a new connection looks the name up again
+	fault = errors.New("no such host")
+	if r := turn(); r.Peers != nil || r.Unreachable != "no such host" {
+		t.Errorf("%+v", r)
+	}
+	fault = nil
+	if _, _, err := b.l.Propose(t.Context(), command(ada, policy.CmdAuditSyslog, policy.SyslogSet{})); err != nil {
+		t.Fatal(err)
+	}
+	fault = errors.New("init is away")
+	turn()
+	fault = nil
+	turn() // what failed is asked again
+	turn()
+	if want := []string{"", "siem.example.test:6514", "siem.example.test:6514", "siem.example.test:6514", "", ""}; !slices.Equal(asked, want) {
+		t.Errorf("init was asked for %q, want %q", asked, want)
 	}
 }

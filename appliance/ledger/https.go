@@ -79,12 +79,23 @@ func certificateRef(der []byte) policy.KeyRef {
 	return policy.RefOf(cert.RawSubjectPublicKeyInfo)
 }
 
+// keyPlaces are the two places of a kind of TLS keys of the node's own.
+type keyPlaces struct {
+	names [2]string
+	verb  string // that makes requests for them
+}
+
+var (
+	httpsPlaces  = keyPlaces{[2]string{secretTLS, secretTLSOther}, "https csr"}
+	syslogPlaces = keyPlaces{[2]string{"syslog-key", "syslog-key-2"}, "audit syslog csr"}
+)
+
 // ownTLSKey finds one of this node's own TLS keys, and the place where it lies.
-func (l *Ledger) ownTLSKey(ref policy.KeyRef) (crypto.Signer, string, error) {
-	for _, name := range []string{secretTLS, secretTLSOther} {
+func (l *Ledger) ownTLSKey(at keyPlaces, ref policy.KeyRef) (crypto.Signer, string, error) {
+	for _, name := range at.names {
 		key, err := l.privateKey(name)
 		if err != nil {
-			if name == secretTLS {
+			if name == secretTLS { // which every node has
 				return nil, "", err
 			}
 			continue // no request was ever made
@@ -93,7 +104,7 @@ func (l *Ledger) ownTLSKey(ref policy.KeyRef) (crypto.Signer, string, error) {
 			return k, name, nil
 		}
 	}
-	return nil, "", rpc.ErrRefused.With("this node has no TLS key %.16q; install certificates for requests of https csr", ref)
+	return nil, "", rpc.ErrRefused.With("this node has no TLS key %.16q; install certificates for requests of %s", ref, at.verb)
 }
 
 // tlsKey finds the key that a certificate names. Two generations of the shared one count: that in use and the next.
@@ -101,7 +112,7 @@ func (l *Ledger) tlsKey(s policy.State, node string, ref policy.KeyRef) (crypto.
 	if ref == "" {
 		ref = certificateRef(s.Nodes[node].Certificate)
 	}
-	key, _, err := l.ownTLSKey(ref)
+	key, _, err := l.ownTLSKey(httpsPlaces, ref)
 	if err == nil {
 		return key, nil
 	}
@@ -120,7 +131,13 @@ func (l *Ledger) signTLS(req rpc.NodeSignRequest) ([]byte, error) {
 	if !s.State.SetUp() {
 		return nil, rpc.ErrUnavailable.With("the node is not set up")
 	}
-	key, err := l.tlsKey(s.State, s.NodeID, req.Ref)
+	var key crypto.Signer
+	var err error
+	if req.Key == "syslog" {
+		key, _, err = l.ownTLSKey(syslogPlaces, req.Ref)
+	} else {
+		key, err = l.tlsKey(s.State, s.NodeID, req.Ref)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -193,11 +210,15 @@ func (l *Ledger) sharedKeyFor(s policy.State, want string) (crypto.Signer, int, 
 }
 
 func (l *Ledger) ownKeyFor(node policy.Node, want string) (crypto.Signer, error) {
-	current, place, err := l.ownTLSKey(certificateRef(node.Certificate))
+	current, place, err := l.ownTLSKey(httpsPlaces, certificateRef(node.Certificate))
 	if want == rpc.HTTPSKeyCurrent || err != nil {
 		return current, err
 	}
-	var key crypto.Signer
+	return l.newTLSKey(httpsPlaces, place, want)
+}
+
+// newTLSKey makes a key in the place that is not taken.
+func (l *Ledger) newTLSKey(at keyPlaces, taken, want string) (key crypto.Signer, err error) {
 	switch want {
 	case rpc.HTTPSKeyNew:
 		key, err = ecdsa.GenerateKey(elliptic.P256(), l.cfg.Rand)
@@ -214,11 +235,11 @@ func (l *Ledger) ownKeyFor(node policy.Node, want string) (crypto.Signer, error)
 		return nil, err
 	}
 	defer clear(der)
-	other := secretTLS
-	if place == secretTLS {
-		other = secretTLSOther
+	free := at.names[0]
+	if taken == free {
+		free = at.names[1]
 	}
-	return key, l.secrets.Put(other, der)
+	return key, l.secrets.Put(free, der)
 }
 
 // checkHTTPSInstall refuses a certificate whose private key this node does not have: nobody could reach it by https any more.
@@ -236,7 +257,7 @@ func (l *Ledger) checkHTTPSInstall(c policy.Command) error {
 		if b.Node != s.NodeID {
 			return rpc.ErrRefused.With("a node's key never leaves it; install the certificate on that node")
 		}
-		_, _, err := l.ownTLSKey(ref)
+		_, _, err := l.ownTLSKey(httpsPlaces, ref)
 		return err
 	}
 	key, err := l.sharedTLSKey(b.Generation)

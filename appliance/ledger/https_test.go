@@ -113,7 +113,7 @@ func TestTheNodesTLSKeyIsReplacedWithoutAGap(t *testing.T) {
 	}
 	b.shakes(false)
 	// The face may still hold the old records for a moment: the old key goes on signing.
-	if _, _, err := b.l.ownTLSKey(certificateRef(first)); err != nil {
+	if _, _, err := b.l.ownTLSKey(httpsPlaces, certificateRef(first)); err != nil {
 		t.Error(err)
 	}
 	made = b.request(a, rpc.HTTPSRequest{Key: rpc.HTTPSKeyNewRSA})

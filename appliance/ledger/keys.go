@@ -45,10 +45,10 @@ func (l *Ledger) privateKey(name string) (any, error) {
 	return key, nil
 }
 
-// Sign makes a signature with one of the node's own keys: "tls" or "ssh", see rpc.NodeSignRequest.
+// Sign makes a signature with one of the node's own keys: "tls", "syslog" or "ssh", see rpc.NodeSignRequest.
 func (l *Ledger) Sign(req rpc.NodeSignRequest) ([]byte, error) {
 	switch req.Key {
-	case "tls":
+	case "tls", "syslog":
 		return l.signTLS(req)
 	case "ssh":
 		// What a host key signs is the hash of a key exchange (RFC 4253 section 8). Nothing longer: neither a certificate nor an sshsig, with

@@ -61,7 +61,10 @@ type Config struct {
 	BootLog func(context.Context) (rpc.InitBootReply, error)
 	Image   string                                      // version of the image, for people
 	Network func(context.Context, policy.Network) error // hands the node's network to init
-	Log     func(format string, args ...any)
+	// Reach has init let the process forward connect to HOST:PORT and nothing else ("" = nothing at all) and gives the addresses; nil
+	// outside an image, where nothing holds it.
+	Reach func(ctx context.Context, address string) ([]string, error)
+	Log   func(format string, args ...any)
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
 	CheckStore func(ctx context.Context, path string) error
 
@@ -353,7 +356,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 		r.Problems = append(r.Problems, *a.Problem)
 	}
 	if l.state.SetUp() && l.state.Service.Syslog != nil {
-		s, problem := l.forward.status(*l.state.Service.Syslog, a)
+		s, problem := l.forward.status(*l.state.Service.Syslog, l.state.Nodes[l.node].SyslogCertificates(), a)
 		r.Syslog = &s
 		if problem != nil {
 			r.Problems = append(r.Problems, *problem)

@@ -31,6 +31,7 @@ type token struct {
 	silent   int // tests that find no answer before one does
 	software func() ([]rpc.SoftwareKey, error)
 	loaded   []rpc.SoftwareKey
+	deaf     int // reloads that fail before one does not
 }
 
 // test is hsm.Test: every key that is there works unless it is sick.
@@ -74,6 +75,9 @@ func (k *token) reload(context.Context, rpc.Caller, rpc.Empty) (rpc.Empty, error
 	list, err := k.software()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.deaf--; k.deaf >= 0 {
+		return rpc.Empty{}, rpc.ErrUnavailable.With("the process has just been started")
+	}
 	k.loaded = list
 	return rpc.Empty{}, err
 }

@@ -17,21 +17,7 @@ import (
 	"guardhouse/appliance/policy"
 )
 
-// observedLimits bounds the observations of each kind: how many, beyond which the oldest sixteenth goes, and the bytes of each one's
-// facts. All together they stay below 150 MB of memory, whatever the public face sends.
-var observedLimits = map[policy.ObservationKind]struct{ count, facts int }{
-	policy.ObservedHost:     {policy.MaxHosts, 256}, // source, verdict
-	policy.ObservedIdentity: {8000, 160},            // source, hash of a key
-	policy.ObservedPending:  {1000, 2048},           // source, public key of 4096 bits in base64
-	policy.ObservedOldTLS:   {1000, 512},            // version, name
-	policy.ObservedGood:     {10000, 4096},          // verdict and proved facts, packed
-	policy.ObservedFindings: {2048, 16 << 10},       // and findings, of at most appraise.MaxRecord bytes
-}
-
-const (
-	maxObservedSubject = 256 // bytes
-	observedFlush      = time.Minute
-)
+const observedFlush = time.Minute
 
 // observations are what the node saw: in memory, written to a database of their own now and then, lost without harm.
 type observations struct {
@@ -53,7 +39,7 @@ type observedKey struct {
 // openObservations reads the file; one that is damaged is thrown away.
 func openObservations(ctx context.Context, path string, cfg Config) *observations {
 	o := &observations{log: cfg.Log, kinds: map[policy.ObservationKind]map[string]policy.Observation{}, dirty: map[observedKey]bool{}, quiet: map[observedKey]bool{}}
-	for kind := range observedLimits {
+	for kind := range policy.ObservedBounds {
 		o.kinds[kind] = map[string]policy.Observation{}
 	}
 	var err error
@@ -82,7 +68,7 @@ func openObservations(ctx context.Context, path string, cfg Config) *observation
 }
 
 func (o *observations) read(tx *bolt.Tx) error {
-	for kind := range observedLimits {
+	for kind := range policy.ObservedBounds {
 		b, err := tx.CreateBucketIfNotExists([]byte(kind))
 		if err != nil {
 			return err
@@ -107,7 +93,7 @@ func (o *observations) add(list []policy.Observation) {
 	defer o.mu.Unlock()
 	for _, one := range list {
 		m := o.kinds[one.Kind]
-		if m == nil || !boundObservation(&one) {
+		if m == nil || !one.Fits() {
 			continue
 		}
 		key := observedKey{one.Kind, one.Subject}
@@ -124,7 +110,7 @@ func (o *observations) add(list []policy.Observation) {
 			o.dirty[key] = false
 			delete(o.quiet, key)
 		}
-		if len(m) > observedLimits[one.Kind].count {
+		if len(m) > policy.ObservedBounds[one.Kind].Count {
 			o.evict(one.Kind)
 		}
 	}
@@ -142,16 +128,6 @@ func (o *observations) sameBoot(old, now policy.Observation) bool {
 		}
 	}
 	return true
-}
-
-func boundObservation(one *policy.Observation) bool {
-	size := 0
-	for k, v := range one.Facts {
-		size += len(k) + len(v)
-	}
-	stamp := func(s policy.Stamp) bool { return len(s.Boot) <= policy.MaxNameLength }
-	return one.Subject != "" && len(one.Subject) <= maxObservedSubject && len(one.Facts) <= policy.MaxAuditFacts &&
-		size <= observedLimits[one.Kind].facts && stamp(one.First) && stamp(one.Last)
 }
 
 // evict drops the sixteenth whose Last is the oldest, so that it runs rarely.

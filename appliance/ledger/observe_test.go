@@ -91,14 +91,14 @@ func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
 // TestObservationsAreBoundedWhateverTheFaceSends: the process that sends them talks to strangers.
 func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 	o := &observations{kinds: map[policy.ObservationKind]map[string]policy.Observation{}, dirty: map[observedKey]bool{}}
-	for kind := range observedLimits {
+	for kind := range policy.ObservedBounds {
 		o.kinds[kind] = map[string]policy.Observation{}
 	}
 	long := strings.Repeat("x", 1<<10)
 	fine := map[string]string{"source": "192.0.2.1", "verdict": "ok"}
 	for name, one := range map[string]policy.Observation{
 		"endless facts":   {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"host": long}},
-		"facts of a host": {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"verdict": long}},
+		"facts of a host": {Kind: policy.ObservedHost, Subject: "s", Facts: map[string]string{"verdict": long + long}},
 		"endless subject": {Kind: policy.ObservedHost, Subject: long, Facts: fine},
 		"endless boot id": {Kind: policy.ObservedHost, Subject: "s", Last: policy.Stamp{Boot: long}, Facts: fine},
 	} {
@@ -106,14 +106,17 @@ func TestObservationsAreBoundedWhateverTheFaceSends(t *testing.T) {
 			t.Fatalf("%s: kept", name)
 		}
 	}
+	if o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"certificate": strings.Repeat("x", policy.ObservedBounds[policy.ObservedPending].Facts)}}}); len(o.list("", "", 0)) != 0 {
+		t.Fatal("an endless certificate was kept")
+	}
 	total := 0
-	for _, l := range observedLimits {
-		total += l.count * (l.facts + 2*maxObservedSubject)
+	for _, l := range policy.ObservedBounds {
+		total += l.Count * (l.Facts + 2*policy.MaxObservedSubject)
 	}
 	if total > 150<<20 {
 		t.Errorf("%d bytes of observations may lie in memory", total)
 	}
-	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long}}})
+	o.add([]policy.Observation{{Kind: policy.ObservedHost, Subject: "s", Facts: fine}, {Kind: policy.ObservedPending, Subject: "s", Facts: map[string]string{"spki": long, "certificate": long + long + long + long}}})
 	if len(o.list("", "", 0)) != 2 {
 		t.Fatal("the control: what is usual was dropped")
 	}

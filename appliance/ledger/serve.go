@@ -57,9 +57,11 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
 		}
-		if c.Kind == policy.CmdHTTPSInstall {
-			if err := l.checkHTTPSInstall(c); err != nil {
-				return policy.Result{}, err
+		for kind, check := range map[policy.Kind]func(policy.Command) error{policy.CmdHTTPSInstall: l.checkHTTPSInstall, policy.CmdSyslogInstall: l.checkSyslogInstall} {
+			if c.Kind == kind {
+				if err := check(c); err != nil {
+					return policy.Result{}, err
+				}
 			}
 		}
 		_, r, err := l.Propose(ctx, c)
@@ -208,12 +210,15 @@ func (l *Ledger) registerSecrets(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerPIN, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.PINReply, error) { return l.PIN(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerHSM, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (policy.HSM, error) { return l.HSM(ctx) }, rpc.HSM)
 	rpc.Handle(s, rpc.LedgerSign, func(_ context.Context, c rpc.Caller, req rpc.NodeSignRequest) (rpc.NodeSignReply, error) {
-		if (c.Process == rpc.HGS) != (req.Key == "tls") {
+		if map[string]string{rpc.HGS: "tls", rpc.Forward: "syslog", rpc.Console: "ssh"}[c.Process] != req.Key {
 			return rpc.NodeSignReply{}, rpc.ErrRefused.With("%s may not use the key %.16q", c.Process, req.Key)
 		}
 		sig, err := l.Sign(req)
 		return rpc.NodeSignReply{Signature: sig}, err
-	}, rpc.HGS, rpc.Console)
+	}, rpc.HGS, rpc.Console, rpc.Forward)
+	rpc.Handle(s, rpc.LedgerSyslogRequest, func(ctx context.Context, _ rpc.Caller, req rpc.SyslogRequest) (rpc.SyslogRequestReply, error) {
+		return l.SyslogRequest(ctx, req)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.LedgerHTTPSRequest, func(ctx context.Context, _ rpc.Caller, req rpc.HTTPSRequest) (rpc.HTTPSRequestReply, error) {
 		return l.HTTPSRequest(ctx, req)
 	}, rpc.Console)

@@ -76,16 +76,42 @@ func TestTheAttestationSignerIsRenewedAtTwoThirdsOfItsLifeOnce(t *testing.T) {
 	b.renew(2)
 }
 
-// TestASteppedClockGetsASignerThatIsValidNow: the check runs by itself, and what a wrong clock left behind is never used.
+// TestASteppedClockGetsASignerThatIsValidNow: the step itself has the check made, sooner than its turn would come, and what a wrong clock
+// left behind is never used.
 func TestASteppedClockGetsASignerThatIsValidNow(t *testing.T) {
 	wrong := time.Date(2036, 11, 22, 10, 30, 0, 0, time.UTC)
 	b, _, ada := withSigner(t, wrong)
 	right := wrong.AddDate(-10, 0, 0)
-	b.trust(right)
+	select {
+	case <-b.l.renewNow: // left by the first signer
+	default:
+	}
+	stepped, looks, reads := make(chan struct{}), make(chan struct{}, 100), make(chan struct{}, 1000)
+	clock := b.l.cfg.Time
+	b.l.cfg.Time = func() policy.TrustedTime { t := clock(); reads <- struct{}{}; return t }
+	b.l.cfg.TimeEvent = func() <-chan struct{} {
+		looks <- struct{}{}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return stepped
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	done := make(chan struct{})
 	go func() { defer close(done); b.l.keepSigner(ctx) }()
+	<-looks
+	<-reads // nothing is due by the wrong clock, which this look has read
+	b.trust(right)
+	b.mu.Lock()
+	now := stepped
+	stepped = make(chan struct{})
+	b.mu.Unlock()
+	close(now)
+	select {
+	case <-looks:
+	case <-time.After(renewalCheck - time.Second):
+		t.Fatal("the step was not looked at")
+	}
 	for deadline := time.Now().Add(20 * time.Second); len(b.signers()) < 2; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the check did not come")

@@ -157,50 +157,64 @@ func (l *Ledger) sealedSoftware() ([]string, error) {
 	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, softwareSecret) }), err
 }
 
-// keepSoftware wipes the sealed half of software keys that are not on record: removed ones, and what an interrupted import left.
+// softwareAgain is when the HSM process is told again which software keys there are, if it could not be told.
+const softwareAgain = time.Second
+
+// keepSoftware wipes the sealed half of software keys that are not on record: removed ones, and what an interrupted import left. The HSM
+// process is told for as long as it does not hear: until then it would go on using a key that was removed.
 func (l *Ledger) keepSoftware(ctx context.Context) {
+	told := true
 	for {
 		_, changed := l.Snapshot()
-		if err := l.wipeSoftware(ctx); err != nil && ctx.Err() == nil {
+		wiped, err := l.wipeSoftware()
+		if told = told && wiped == 0; !told && err == nil {
+			err = l.reloadSoftware(ctx)
+			told = err == nil
+		}
+		if err != nil && ctx.Err() == nil {
 			l.cfg.Log("software keys: %v", err)
+		}
+		var again <-chan time.Time
+		if !told {
+			again = time.After(softwareAgain)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
+		case <-again:
 		}
 	}
 }
 
-func (l *Ledger) wipeSoftware(ctx context.Context) error {
+// wipeSoftware tells how many were wiped, also with an error.
+func (l *Ledger) wipeSoftware() (wiped int, err error) {
 	if l.secrets == nil || l.store == nil {
-		return nil
+		return 0, nil
 	}
 	l.keysMu.Lock() // no import is under way
 	defer l.keysMu.Unlock()
 	s, _ := l.Snapshot()
 	names, err := l.sealedSoftware()
-	if err != nil || len(names) == 0 {
-		return err
+	if err != nil {
+		return 0, err
 	}
 	kept := map[string]bool{}
 	for _, k := range softwareKeysOf(s.State) {
 		kept[softwareName(k.Ref)] = true
 	}
-	wiped := 0
 	for _, name := range names {
 		if !kept[name] {
 			if err := l.secrets.Delete(name); err != nil {
-				return err
+				return wiped, err
 			}
 			wiped++
 		}
 	}
-	if wiped == 0 {
-		return nil
+	if wiped > 0 {
+		l.cfg.Log("software keys: %d wiped that are not on record", wiped)
 	}
-	l.cfg.Log("software keys: %d wiped that are not on record", wiped)
-	return l.reloadSoftware(ctx)
+	return wiped, nil
 }
 
 // pfxKey is what a PFX held. der is PKCS#8 and the caller's to wipe.

@@ -13,9 +13,16 @@ import (
 // FenceTable is the name of our table of packet rules.
 const FenceTable = "guardhouse"
 
-// Fence holds processes to addresses: what leaves a socket that belongs to one of uids goes over TCP to one of allowed, or is refused at
-// once (a TCP connection by reset, anything else as prohibited). An empty allowed means no network at all. It replaces an earlier fence as
-// a whole, in one step, in the network namespace of the calling thread.
+// Held is who is held to which addresses: what leaves a socket that belongs to one of UIDs goes over TCP to one of Peers. No peers means
+// no network at all.
+type Held struct {
+	UIDs  []uint32
+	Peers []netip.AddrPort
+}
+
+// Fence holds processes to addresses; what goes elsewhere is refused at once (a TCP connection by reset, anything else as prohibited). It
+// replaces an earlier fence as a whole, in one step, in the network namespace of the calling thread: connections that the new one allows
+// as well go on.
 //
 // What it rests on: the kernel knows the owner of the socket (the filesystem uid of who made it) for each packet that leaves; a process
 // without CAP_NET_RAW has no other way to send one. Loopback counts as network. An address of this machine (127.0.0.1) may be allowed, so
@@ -23,7 +30,7 @@ const FenceTable = "guardhouse"
 //
 // Limits: packets of a socket that its process has closed already have no owner; they belong to a connection that was allowed. A socket
 // that another process made and handed over counts as the maker's: the processes of a node hand over listening sockets only.
-func Fence(uids []uint32, allowed []netip.AddrPort) error {
+func Fence(held ...Held) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("fence: %w", err)
@@ -36,15 +43,26 @@ func Fence(uids []uint32, allowed []netip.AddrPort) error {
 	accept := nftables.ChainPolicyAccept
 	out := c.AddChain(&nftables.Chain{Table: table, Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityFilter, Policy: &accept})
-	fenced := c.AddChain(&nftables.Chain{Table: table, Name: "fenced"})
-	for _, uid := range uids {
+	for i, h := range held {
+		addHeld(c, table, out, fmt.Sprintf("fenced%d", i+1), h)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("fence: the kernel takes no packet rules: %w", err)
+	}
+	return nil
+}
+
+// addHeld is a chain for those who are held to the same addresses, and the way of their packets into it.
+func addHeld(c *nftables.Conn, table *nftables.Table, out *nftables.Chain, name string, h Held) {
+	fenced := c.AddChain(&nftables.Chain{Table: table, Name: name})
+	for _, uid := range h.UIDs {
 		c.AddRule(&nftables.Rule{Table: table, Chain: out, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uid)},
 			&expr.Verdict{Kind: expr.VerdictJump, Chain: fenced.Name},
 		}})
 	}
-	for _, a := range allowed {
+	for _, a := range h.Peers {
 		c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: append(peer(a, toPeer), &expr.Verdict{Kind: expr.VerdictAccept})})
 		if a.Addr().IsLoopback() {
 			c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: append(append(peer(a, fromPeer), noNewConnection...), &expr.Verdict{Kind: expr.VerdictAccept})})
@@ -58,10 +76,6 @@ func Fence(uids []uint32, allowed []netip.AddrPort) error {
 	c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: []expr.Any{
 		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED},
 	}})
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("fence: the kernel takes no packet rules: %w", err)
-	}
-	return nil
 }
 
 // side is where in a packet the address and port lie.

@@ -15,7 +15,10 @@ import (
 )
 
 // fencedUID is somebody without rights; the thread's filesystem uid is what a socket remembers.
-const fencedUID = 12345
+const (
+	fencedUID = 12345
+	otherUID  = 12346 // is held to other addresses
+)
 
 // asUID runs do on this thread with the filesystem uid of another user: sockets made by it are that user's.
 func asUID(uid int, do func() error) error {
@@ -86,7 +89,7 @@ func TestFencedProcessReachesOnlyItsAddresses(t *testing.T) {
 	}
 	good, otherPort, otherHost, six := listen(t, "192.0.2.7:0"), listen(t, "192.0.2.7:0"), listen(t, "192.0.2.8:0"), listen(t, "[2001:db8::7]:0")
 	local, otherLocal := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
-	if err := Fence([]uint32{fencedUID}, []netip.AddrPort{good, six, local}); err != nil {
+	if err := Fence(Held{[]uint32{fencedUID}, []netip.AddrPort{good, six, local}}, Held{[]uint32{otherUID}, []netip.AddrPort{otherHost}}); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 			t.Skip("this kernel has no nf_tables; the image's has, see the tests of board/lab/site: ", err)
 		}
@@ -105,6 +108,9 @@ func TestFencedProcessReachesOnlyItsAddresses(t *testing.T) {
 		{"another host", fencedUID, otherHost, unix.ECONNREFUSED},
 		{"another port here", fencedUID, otherLocal, unix.ECONNREFUSED},
 		{"somebody else", 0, otherHost, nil},
+		{"the other's address", fencedUID, otherHost, unix.ECONNREFUSED},
+		{"the other", otherUID, otherHost, nil},
+		{"the other to an address that is not its", otherUID, good, unix.ECONNREFUSED},
 	} {
 		start := time.Now()
 		err := asUID(c.uid, func() error {
@@ -123,7 +129,7 @@ func TestFencedProcessReachesOnlyItsAddresses(t *testing.T) {
 	}
 	answersPass(t)
 	datagramsDoNot(t, good)
-	if err := Fence([]uint32{fencedUID}, nil); err != nil {
+	if err := Fence(Held{UIDs: []uint32{fencedUID}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := asUID(fencedUID, func() error { _, err := dial(good, 0); return err }); !errors.Is(err, unix.ECONNREFUSED) {
@@ -154,7 +160,7 @@ func answersPass(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(server)
-	if err := Fence([]uint32{fencedUID}, []netip.AddrPort{at}); err != nil {
+	if err := Fence(Held{[]uint32{fencedUID}, []netip.AddrPort{at}}); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := dial(at, 0)

@@ -56,30 +56,6 @@ type Refusal struct {
 	Subject string `json:"subject,omitempty"`
 }
 
-// Observation is something a node saw that no decision may depend on: node-local, bounded, lost without harm. Merging two of the same
-// (Kind, Subject) keeps the newer Last, the older First and the larger Count, in any order (commutative).
-type Observation struct {
-	Kind    ObservationKind   `json:"kind"`
-	Subject string            `json:"subject"`
-	First   Stamp             `json:"first"`
-	Last    Stamp             `json:"last"`
-	Count   uint64            `json:"count"`
-	Facts   map[string]string `json:"facts,omitempty"` // of the newer one
-}
-
-// ObservationKind names a class of observations; each has its own bound.
-type ObservationKind string
-
-const (
-	ObservedHost     ObservationKind = "host"     // subject: host id; last attestation and its verdict
-	ObservedPending  ObservationKind = "pending"  // subject: host id of an unknown host; facts: source, spki (base64)
-	ObservedIdentity ObservationKind = "identity" // subject: host id; facts: vsmKey, the hash of the key its last health certificate certifies
-	ObservedOldTLS   ObservationKind = "tls-old"  // subject: address of a caller that offers no TLS 1.2; facts: offered, name (which it asked for)
-	// TPM mode; facts as appraise.Record makes them.
-	ObservedGood     ObservationKind = "tpm-good"     // subject: host id; what its last boot that passed proved
-	ObservedFindings ObservationKind = "tpm-findings" // subject: host id; why it last failed, and what that boot proved
-)
-
 // Problem is something an administrator should know: a stable kind, what is wrong, and what to do.
 type Problem struct {
 	Kind   string `json:"kind"`

@@ -149,19 +149,21 @@ func TestRefusesWhatWouldFillOrSpoilTheRecords(t *testing.T) {
 	}
 	long := strings.Repeat("a", 300)
 	for name, c := range map[string]Command{
-		"note too long":             command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: strings.Repeat("a", MaxNote+1)}),
-		"note that moves a cursor":  command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "\x1b[2J"}),
-		"note with another line":    command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "a\nb"}),
-		"label too long":            command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Label: long, Certificate: certificate(t, rsaKey(t, 2048))}),
-		"key's certificate too big": command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Certificate: tooBig}),
-		"signer's too big":          command(t, CmdSignerTrust, owner, SignerTrust{Name: "x", Certificate: tooBig}),
-		"too many time servers":     command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: many}),
-		"time server too long":      command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{long}}),
-		"time server with escapes":  command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{"[\x1b[2J]"}}),
-		"too many interfaces":       command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: make([]Interface, maxEntries+1)}}),
-		"interface name too long":   command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: []Interface{{Name: long}}}}),
-		"resolver too long":         command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Resolvers: []string{long}}}),
-		"HTTPS certificate too big": command(t, CmdHTTPSInstall, owner, HTTPSInstall{Node: "n1", Certificate: tooBig}),
+		"note too long":              command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: strings.Repeat("a", MaxNote+1)}),
+		"note that moves a cursor":   command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "\x1b[2J"}),
+		"note with another line":     command(t, CmdHostAdd, owner, HostAdd{Name: "h", HostKey: key, Note: "a\nb"}),
+		"label too long":             command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Label: long, Certificate: certificate(t, rsaKey(t, 2048))}),
+		"key's certificate too big":  command(t, CmdKeyAdd, owner, KeyAdd{Role: RoleSigning, Certificate: tooBig}),
+		"signer's too big":           command(t, CmdSignerTrust, owner, SignerTrust{Name: "x", Certificate: tooBig}),
+		"too many time servers":      command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: many}),
+		"time server too long":       command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{long}}),
+		"time server with escapes":   command(t, CmdNodeSet, owner, NodeSet{Node: "n1", TimeServers: []string{"[\x1b[2J]"}}),
+		"too many interfaces":        command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: make([]Interface, maxEntries+1)}}),
+		"interface name too long":    command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Interfaces: []Interface{{Name: long}}}}),
+		"resolver too long":          command(t, CmdNodeSet, owner, NodeSet{Node: "n1", Network: &Network{Resolvers: []string{long}}}),
+		"HTTPS certificate too big":  command(t, CmdHTTPSInstall, owner, HTTPSInstall{Node: "n1", Certificate: tooBig}),
+		"client certificate too big": command(t, CmdSyslogInstall, owner, SyslogInstall{Node: "n1", Certificate: tooBig}),
+		"client chain too long":      command(t, CmdSyslogInstall, owner, SyslogInstall{Node: "n1", Certificate: tooBig[:10], Chain: make([][]byte, MaxChain+1)}),
 	} {
 		t.Run(name, func(t *testing.T) { refused(t, s, c) })
 	}

@@ -22,8 +22,9 @@ const (
 	CmdHTTPSInstall Kind = "https.install" // HTTPSInstall
 	CmdKeyFreeze    Kind = "key.freeze"    // KeyChange
 
-	CmdAuditKey    Kind = "node.audit-key" // AuditKeyChange
-	CmdAuditSyslog Kind = "audit.syslog"   // SyslogSet
+	CmdAuditKey      Kind = "node.audit-key"           // AuditKeyChange
+	CmdAuditSyslog   Kind = "audit.syslog"             // SyslogSet
+	CmdSyslogInstall Kind = "audit.syslog-certificate" // SyslogInstall
 
 	CmdRotationStart   Kind = "rotation.start" // RotationStart
 	CmdRotationPair    Kind = "rotation.pair"  // RotationMove, and so the others
@@ -228,6 +229,7 @@ var handlers = map[Kind]struct {
 	CmdKeyFreeze:       {AdminOperator, false, applyKeyFreeze},
 	CmdAuditKey:        {AdminOwner, true, applyAuditKey},
 	CmdAuditSyslog:     {AdminOwner, false, applyAuditSyslog},
+	CmdSyslogInstall:   {AdminOwner, false, applySyslogInstall},
 	CmdRotationStart:   {AdminOperator, false, applyRotationStart},
 	CmdRotationPair:    {AdminOperator, false, applyRotationPair},
 	CmdRotationPrimary: {AdminOperator, false, applyRotationPrimary},

@@ -97,6 +97,18 @@ func coversName(cert *x509.Certificate, service string) error {
 // CheckHTTPS refuses what no host could use: a certificate for another name, with a key or purpose that TLS can't use, or a chain that does
 // not hold together. Dates are not looked at, they are for HTTPSNotes.
 func CheckHTTPS(service string, certificate []byte, chain [][]byte) (*x509.Certificate, error) {
+	cert, err := checkTLS(certificate, chain, x509.ExtKeyUsageServerAuth, "server authentication")
+	if err != nil {
+		return nil, err
+	}
+	if err := coversName(cert, service); err != nil {
+		return nil, fmt.Errorf("the certificate is not for %s (it is for %s)", service, cmpNames(cert))
+	}
+	return cert, nil
+}
+
+// checkTLS refuses a certificate with a key or purpose that TLS can't use, or a chain that does not hold together.
+func checkTLS(certificate []byte, chain [][]byte, usage x509.ExtKeyUsage, usageName string) (*x509.Certificate, error) {
 	if len(chain) > MaxChain {
 		return nil, fmt.Errorf("the chain has more than %d certificates", MaxChain)
 	}
@@ -116,12 +128,9 @@ func CheckHTTPS(service string, certificate []byte, chain [][]byte) (*x509.Certi
 	if cert.IsCA && len(chain) > 0 {
 		return nil, errors.New("the first certificate is a CA's; give the node's own first, or all in any order")
 	}
-	if err := coversName(cert, service); err != nil {
-		return nil, fmt.Errorf("the certificate is not for %s (it is for %s)", service, cmpNames(cert))
-	}
-	if !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) &&
+	if !slices.Contains(cert.ExtKeyUsage, usage) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny) &&
 		len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) > 0 {
-		return nil, errors.New("its extended key usage is not server authentication")
+		return nil, errors.New("its extended key usage is not " + usageName)
 	}
 	if cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return nil, errors.New("its key usage is not digital signature")

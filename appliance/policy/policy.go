@@ -181,9 +181,12 @@ type Node struct {
 	Certificate []byte   `json:"certificate"` // of HTTPS, DER: self-signed at setup, then what was installed
 	Chain       [][]byte `json:"chain,omitempty"`
 	// OwnHTTPS has the node serve Certificate although there is a shared one.
-	OwnHTTPS    bool     `json:"ownHTTPS,omitempty"`
-	Network     Network  `json:"network"`
-	TimeServers []string `json:"timeServers"` // host or host:port
+	OwnHTTPS bool `json:"ownHTTPS,omitempty"`
+	// SyslogCertificate is what the node shows a syslog collector that asks for a client certificate, DER; nil = nothing.
+	SyslogCertificate []byte   `json:"syslogCertificate,omitempty"`
+	SyslogChain       [][]byte `json:"syslogChain,omitempty"`
+	Network           Network  `json:"network"`
+	TimeServers       []string `json:"timeServers"` // host or host:port
 	// TimeKeys names, by the server's address as in TimeServers, the symmetric key (1 to 65535) that its answers must be made with. The keys
 	// themselves are secrets of the node.
 	TimeKeys map[string]uint16 `json:"timeKeys,omitempty"`

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Limits of the records about the audit.
@@ -125,14 +126,21 @@ func (y Syslog) check() error {
 
 // Host is the address without its port; "" where it is not HOST:PORT.
 func (y Syslog) Host() string {
-	if a, err := netip.ParseAddrPort(y.Address); err == nil && a.Port() != 0 && a.Addr().Zone() == "" {
-		return a.Addr().String()
-	}
-	host, port, _ := strings.Cut(y.Address, ":")
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || !hostName(host) {
-		return ""
-	}
+	host, _ := y.HostPort()
 	return host
+}
+
+// HostPort are the two parts of the address; "" and 0 where it is not HOST:PORT.
+func (y Syslog) HostPort() (host string, port uint16) {
+	if a, err := netip.ParseAddrPort(y.Address); err == nil && a.Port() != 0 && a.Addr().Zone() == "" {
+		return a.Addr().String(), a.Port()
+	}
+	host, number, _ := strings.Cut(y.Address, ":")
+	n, err := strconv.ParseUint(number, 10, 16)
+	if err != nil || n == 0 || !hostName(host) {
+		return "", 0
+	}
+	return host, uint16(n)
 }
 
 func hostName(s string) bool {
@@ -158,4 +166,65 @@ func SyslogCAs(b []byte) (cas [][]byte, err error) {
 		return nil, errors.New("there is no PEM certificate in it")
 	}
 	return cas, nil
+}
+
+// SyslogInstall is the body of audit.syslog-certificate: what a node shows collectors from now on, DER, the chain from the issuer upwards.
+// No certificate = none is shown.
+type SyslogInstall struct {
+	Node        string   `json:"node"`
+	Certificate []byte   `json:"certificate,omitempty"`
+	Chain       [][]byte `json:"chain,omitempty"`
+}
+
+// SyslogCertificates is what a node shows a collector that asks for it, its own certificate first; nil = nothing.
+func (n Node) SyslogCertificates() [][]byte {
+	if len(n.SyslogCertificate) == 0 {
+		return nil
+	}
+	return append([][]byte{n.SyslogCertificate}, n.SyslogChain...)
+}
+
+func applySyslogInstall(s *State, c Command) (Result, error) {
+	b, err := decode[SyslogInstall](c)
+	if err != nil {
+		return Result{}, err
+	}
+	n, ok := s.Nodes[b.Node]
+	if !ok {
+		return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no node %.64q", b.Node), "see node list"}
+	}
+	if len(b.Certificate) == 0 {
+		if n.SyslogCertificate == nil {
+			return Result{}, &Refused{c.Kind, "node " + n.Name + " has no client certificate for collectors", ""}
+		}
+		n.SyslogCertificate, n.SyslogChain = nil, nil
+		s.Nodes[b.Node] = n
+		return Result{Message: "node " + n.Name + " shows collectors no certificate any more", Subject: n.ID}, nil
+	}
+	cert, err := checkTLS(b.Certificate, b.Chain, x509.ExtKeyUsageClientAuth, "client authentication")
+	if err != nil {
+		return Result{}, &Refused{c.Kind, err.Error(), "have the request of audit syslog csr signed for client authentication"}
+	}
+	n.SyslogCertificate, n.SyslogChain = b.Certificate, b.Chain
+	s.Nodes[b.Node] = n
+	return Result{Message: fmt.Sprintf("node %s shows collectors the certificate %.16s, until %s", n.Name, Thumbprint(b.Certificate), cert.NotAfter.UTC().Format("2006-01-02")),
+		Subject: Thumbprint(b.Certificate)}, nil
+}
+
+// SyslogNotes are what an administrator should know of a node's client certificate: its dates. now is the trusted interval; zero = not
+// known, then nothing is said.
+func SyslogNotes(node string, cert *x509.Certificate, earliest, latest time.Time) []Problem {
+	const remedy = "audit syslog csr, have it signed, then audit syslog install"
+	what := "the client certificate that node " + node + " shows collectors "
+	end := cert.NotAfter.UTC().Format("2006-01-02 15:04 UTC")
+	switch {
+	case earliest.IsZero():
+	case latest.After(cert.NotAfter):
+		return []Problem{{"syslog-certificate-expired", what + "ended on " + end + ": a collector may take nothing any more", remedy}}
+	case earliest.Add(HTTPSWarning).After(cert.NotAfter):
+		return []Problem{{"syslog-certificate-expiring", what + "ends on " + end, remedy}}
+	case earliest.Before(cert.NotBefore):
+		return []Problem{{"syslog-certificate-not-yet-valid", what + "begins on " + cert.NotBefore.UTC().Format("2006-01-02 15:04 UTC"), "wait, or " + remedy}}
+	}
+	return nil
 }

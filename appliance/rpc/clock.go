@@ -53,6 +53,8 @@ type ClockStatusReply struct {
 	Reason string `json:"reason,omitempty"` // why nothing is issued, or why the state is not locked
 	// Why says in three sentences what the clock believes, why, and what comes next.
 	Why []string `json:"why,omitempty"`
+	// Decide says in the state suspect what administrators may do, a line for each thing that they may find.
+	Decide []string `json:"decide,omitempty"`
 	// Bound is half the width of the trusted interval now, Limit the bound at which issuing stops, StopsAt when that will be if no server
 	// answers until then (zero where nothing is issued already).
 	Bound   time.Duration `json:"bound,omitempty"`
@@ -85,8 +87,8 @@ const (
 const ApprovalLife = 15 * time.Minute
 
 // ClockApproveRequest is what administrators decided about the time of this node. Whoever calls has checked the approvals: the ledger
-// against its records; on a node that was never set up, where there are no records, the console against presence at the serial line and
-// the recovery secret. The clock checks that the decision was made for this boot, within ApprovalLife, and that it is one for its state.
+// against its records; where nobody can be asked, because the node was not set up or the ledger has not answered in this boot, init against
+// the recovery secret (InitTimeRecover, for ApproveManual alone). The clock checks that the decision was made for this boot, within ApprovalLife, and that it is one for its state.
 type ClockApproveRequest struct {
 	Kind     string        `json:"kind"`
 	UTC      time.Time     `json:"utc,omitzero"` // manual: UTC when CLOCK_BOOTTIME was BootTime; floor: the new one

@@ -50,7 +50,7 @@ var (
 	LedgerContextKeys   = Stream[Empty, ContextKeys]{"ledger.ContextKeys"}                 // [hgs] now and at each change of the hour
 	LedgerPIN           = Method[Empty, PINReply]{"ledger.PIN"}                            // [hsm] ErrUnavailable before setup; no PIN in attended mode
 	LedgerHSM           = Method[Empty, policy.HSM]{"ledger.HSM"}                          // [hsm] how to reach the token now; ErrUnavailable before setup
-	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh]
+	LedgerSign          = Method[NodeSignRequest, NodeSignReply]{"ledger.Sign"}            // [hgs: tls] [console: ssh] [forward: syslog]
 	LedgerPassphrase    = Method[PassphraseRequest, PassphraseReply]{"ledger.Passphrase"}  // [console] verifies a serial passphrase
 	LedgerSetPassphrase = Method[PassphraseRequest, Empty]{"ledger.SetPassphrase"}         // [console] actor's own
 	LedgerMeasure       = Method[Empty, MeasureReply]{"ledger.Measure"}                    // [console] reads the PCRs from the TPM
@@ -79,7 +79,7 @@ var (
 // Methods of the clock; its stream of trusted time is in time.go.
 var (
 	ClockStatus  = Method[Empty, ClockStatusReply]{"clock.Status"}                // [console ledger]
-	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; console on a node that was never set up]
+	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; init where there are no administrators]
 	ClockFloor   = Method[ClockFloorRequest, ClockFloorReply]{"clock.Floor"}      // [ledger] what its records know of the past, and back
 )
 
@@ -88,6 +88,7 @@ var (
 	InitStatus    = Method[Empty, InitStatusReply]{"init.Status"} // [console ledger]
 	InitTimeFloor = Method[time.Time, Empty]{"init.TimeFloor"}    // [ledger] keeps it in the TPM; ErrUnavailable without a volume
 	InitNetwork   = Method[policy.Network, Empty]{"init.Network"} // [ledger] stores and applies; error says what can't be
+	InitReach     = Method[string, []string]{"init.Reach"}        // [ledger] what forward may connect to: HOST:PORT, "" = nothing; the addresses
 	InitLog       = Stream[LogRequest, LogLine]{"init.Log"}       // [console]
 	InitPower     = Method[PowerRequest, Empty]{"init.Power"}     // [console]
 )
@@ -95,7 +96,10 @@ var (
 // Methods of the audit's way to a collector.
 var (
 	LedgerForward = Method[ForwardRequest, ForwardReply]{"ledger.Forward"} // [forward] the next records, and what became of the earlier ones
-	ForwardTest   = Method[Empty, ForwardTestReply]{"forward.Test"}        // [console] sends one message on a connection of its own
+	// [console] a request for the certificate that this node shows collectors. Installing is a command (policy.SyslogInstall), which the
+	// ledger takes only for a key that it holds.
+	LedgerSyslogRequest = Method[SyslogRequest, SyslogRequestReply]{"ledger.SyslogRequest"}
+	ForwardTest         = Method[Empty, ForwardTestReply]{"forward.Test"} // [console] sends one message on a connection of its own
 )
 
 // ForwardRequest asks for records after number After, at most 256 and about 256 KiB, and waits at most Wait (10 s) for the first, or for
@@ -119,9 +123,26 @@ type ForwardReply struct {
 	Target   string         `json:"target"`
 	Host     string         `json:"host"` // HOSTNAME of the messages
 	Node     string         `json:"node"`
+	Client   [][]byte       `json:"client,omitempty"` // the certificate to show a collector that asks for one, with its chain, DER; its key: LedgerSign
 	Position uint64         `json:"position"`
 	Records  []AuditRecord  `json:"records,omitempty"`
 	Skipped  uint64         `json:"skipped,omitempty"`
+	// Of the answer to Start: addresses of the collector, which are all that the process can reach, or why there are none. Neither = it
+	// finds the collector itself (a node without a fence).
+	Peers       []string `json:"peers,omitempty"`
+	Unreachable string   `json:"unreachable,omitempty"`
+}
+
+// SyslogRequest: Key as in HTTPSRequest.
+type SyslogRequest struct {
+	Actor policy.Actor `json:"actor"`
+	Key   string       `json:"key"`
+}
+
+// SyslogRequestReply: DER of a PKCS#10 request, and the reference of its key.
+type SyslogRequestReply struct {
+	Request []byte        `json:"request"`
+	Ref     policy.KeyRef `json:"ref"`
 }
 
 // ForwardTestReply tells who took the test message. SHA1 and SHA256 are thumbprints of the collector's certificate.
@@ -276,7 +297,8 @@ type PINReply struct {
 	HSM policy.HSM `json:"hsm"`
 }
 
-// NodeSignRequest asks for a signature by one of the node's own keys: "tls" (ECDSA or RSA, Digest is SHA-256/384/512) or "ssh" (Ed25519,
+// NodeSignRequest asks for a signature by one of the node's own keys: "tls" and, towards collectors, "syslog" (ECDSA or RSA, Digest is
+// SHA-256/384/512; of syslog Ref is never empty) or "ssh" (Ed25519,
 // Digest is the exchange hash, 32 to 64 bytes, which is signed as it is). Hash is a crypto.Hash number; 0 for ssh. Of tls there may be
 // several: Ref names the public key of the certificate that is served; empty = the one of the node's record. PSS is for RSA, with a salt
 // of the hash's length.

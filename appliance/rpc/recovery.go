@@ -1,6 +1,10 @@
 package rpc
 
-import "guardhouse/appliance/policy"
+import (
+	"time"
+
+	"guardhouse/appliance/policy"
+)
 
 // Methods of init for the data volume: who opens it, and its end.
 var (
@@ -8,6 +12,7 @@ var (
 	InitRecoveryDraft   = Method[RecoveryDraftRequest, RecoveryDraft]{"init.RecoveryDraft"} // [console] makes a secret; it counts for nothing yet
 	InitRecoveryConfirm = Method[RecoveryTexts, VolumeReply]{"init.RecoveryConfirm"}        // [console] typed back: it counts now
 	InitUnlock          = Method[RecoveryTexts, VolumeReply]{"init.Unlock"}                 // [console] opens a shut volume; wrong secrets cost time
+	InitTimeRecover     = Method[TimeRecoverRequest, ClockStatusReply]{"init.TimeRecover"}  // [console] says what time it is where there are no administrators
 	InitReseal          = Method[Empty, VolumeReply]{"init.Reseal"}                         // [console] after InitUnlock
 	InitFactoryReset    = Method[FactoryResetRequest, Empty]{"init.FactoryReset"}           // [console] ends services, volume and boot
 )
@@ -53,6 +58,15 @@ func (r RecoveryTexts) Wipe() {
 	for _, t := range r.Texts {
 		clear(t)
 	}
+}
+
+// TimeRecoverRequest says what time it is by the word of whoever stands at the machine and knows its recovery secret: UTC when CLOCK_BOOTTIME
+// was BootTime, in the boot that they were shown. The receiver wipes the texts.
+type TimeRecoverRequest struct {
+	Texts    [][]byte      `json:"texts"`
+	UTC      time.Time     `json:"utc"`
+	Boot     string        `json:"boot"`
+	BootTime time.Duration `json:"bootTime"`
 }
 
 // FactoryResetRequest ends the node as it is. Shut must be true where the volume is shut, so that nobody resets a running node by the

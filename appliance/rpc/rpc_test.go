@@ -249,6 +249,53 @@ func TestTrustedTimeComesOnlyFromTheClocksUID(t *testing.T) {
 	}
 }
 
+// TestTheLastTimeIsKeptWhenTheClockDies: until it expires, and not a moment longer.
+func TestTheLastTimeIsKeptWhenTheClockDies(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "clock.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(SocketPath(dir, Clock))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(me())
+	value := policy.TrustedTime{Boot: "b", BootTime: BootTime(), UTC: time.Unix(1800000000, 0).UTC(), Bound: time.Second, DriftPPM: 100, Expires: BootTime() + time.Hour}
+	ServeTime(s, func(ctx context.Context, _ Caller, _ Empty, send func(policy.TrustedTime) error) error {
+		send(value)
+		<-ctx.Done()
+		return nil
+	}, "me")
+	ctx, die := context.WithCancel(t.Context())
+	dead := make(chan struct{})
+	go func() { defer close(dead); s.Serve(ctx, l) }()
+	src := WatchTime(t.Context(), dir, uint32(os.Getuid()))
+	for deadline := time.Now().Add(5 * time.Second); src.Changes() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no time arrived")
+		}
+	}
+	event := src.Event()
+	die()
+	<-dead
+	time.Sleep(300 * time.Millisecond) // the stream is gone and was tried again
+	select {
+	case <-event:
+		t.Error("the clock's death woke everybody")
+	default:
+	}
+	if _, _, ok := src.Now(); !ok || src.Changes() != 1 {
+		t.Errorf("trusted %v after %d values", ok, src.Changes())
+	}
+	last := src.Get()
+	if _, _, ok := last.At(last.Expires - 1); !ok {
+		t.Error("it ended before its time")
+	}
+	if _, _, ok := last.At(last.Expires); ok {
+		t.Error("it outlived its time")
+	}
+}
+
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 2, '{', '}'})
 	f.Add([]byte{0xff, 0, 0, 0})

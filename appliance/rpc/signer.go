@@ -68,7 +68,7 @@ func (s *HSMSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 	return r.Signature, err
 }
 
-// NodeSigner is a crypto.Signer over one of the node's own keys in the ledger process: "tls" or "ssh". Ref tells keys of one name apart.
+// NodeSigner is a crypto.Signer over one of the node's own keys in the ledger process: "tls", "syslog" or "ssh". Ref tells keys of one name apart.
 type NodeSigner struct {
 	Ledger *Client
 	Name   string

@@ -155,7 +155,7 @@ func TestOnlyTheClockHasACapability(t *testing.T) {
 
 func TestEveryProcessHasItsOwnUID(t *testing.T) {
 	seen := map[uint32]string{0: "init"}
-	for _, p := range append([]sandbox.Process{sandbox.DHCPProcess, sandbox.HSMDaemonProcess, sandbox.UpdateProcess}, sandbox.Table...) {
+	for _, p := range append([]sandbox.Process{sandbox.DHCPProcess, sandbox.HSMDaemonProcess, sandbox.UpdateProcess, sandbox.ResolveProcess}, sandbox.Table...) {
 		if other, ok := seen[p.UID]; ok || p.UID != p.GID {
 			t.Errorf("%s has uid %d and gid %d, %s has them too", p.Name, p.UID, p.GID, other)
 		}

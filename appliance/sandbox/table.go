@@ -28,7 +28,7 @@ type Process struct {
 
 	Watchdog  time.Duration // longest silence of the process after it is ready; 0 = none
 	NeedsDisk bool          // is started only once the data disk is mounted
-	Fenced    bool          // is started only behind the network fence, and reaches nothing but the HSM pack's addresses
+	Fenced    bool          // is started only behind the network fence: hsm reaches nothing but the HSM pack's addresses, forward nothing but the collector
 	View      View          // mounts of its own
 	Umask     int           // 0 = init's
 }
@@ -124,7 +124,7 @@ var Table = []Process{
 		// A process of its own: nothing else of a node opens a connection to a machine that an administrator names and reads its answers.
 		Name: rpc.Forward, UID: 908, GID: 908, Program: "/bin/forward",
 		Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 24 * mib},
-		OOMScore: 500, Watchdog: 30 * time.Second,
+		OOMScore: 500, Watchdog: 30 * time.Second, Fenced: true,
 	},
 }
 
@@ -146,6 +146,18 @@ var UpdateProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 	OOMScore: 600,
 	View:     View{Tmp: "/tmp", Hide: []string{"/data", "/run"}},
+}
+
+// Resolve is the process that asks the name servers for one name: init itself under another name, without init's rights. It has no rpc
+// socket, and of the data disk it sees nothing.
+const Resolve = "resolve"
+
+// ResolveProcess is the row for Resolve. It is not in Table because it lives only for one question.
+var ResolveProcess = Process{
+	Name: Resolve, UID: 910, GID: 910, Program: "/proc/self/exe",
+	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
+	OOMScore: 600,
+	View:     View{Hide: []string{"/data"}}, // /run holds resolv.conf
 }
 
 // HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.

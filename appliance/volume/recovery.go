@@ -131,6 +131,16 @@ func (v *Volume) unwrap(texts [][]byte) ([]byte, error) {
 	return key, err
 }
 
+// CheckRecovery fails unless texts are the volume's recovery secret. It opens nothing and keeps nothing.
+func (v *Volume) CheckRecovery(texts [][]byte) error {
+	key, err := v.unwrap(texts)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	return v.header.Prove(key)
+}
+
 // ConfirmRecovery puts a draft into force: typed must be all its texts in their order. The volume key is forgotten then, unless Reseal
 // still needs it. A power cut leaves the secret before or this one.
 func (v *Volume) ConfirmRecovery(d *Draft, typed [][]byte) error {

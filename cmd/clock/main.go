@@ -16,6 +16,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"guardhouse/appliance/clock"
@@ -59,7 +60,8 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	tell := newTeller(k, ledger)
 	k.Event = tell.event
 
-	var never neverSetUp
+	k.Resume(data)
+	var admins administered
 	var work sync.WaitGroup
 	work.Go(func() { k.Persist(ctx, data) })
 	work.Go(func() { k.Run(ctx) })
@@ -67,17 +69,18 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	work.Go(func() { ring.renew(ctx, k, ledger, child.Logf) })
 	work.Go(func() {
 		rpc.LedgerWatch.Follow(ctx, ledger, rpc.Empty{}, func(snap policy.Snapshot) error {
-			never.saw(snap)
+			admins.saw(snap)
 			if configure(k, snap) {
-				ring.fetch(ctx, ledger, child.Logf)
+				ring.fetch(ctx, k, ledger, child.Logf)
 			}
 			return nil
 		}, nil)
 	})
 	go supervise.Ready(ctx, "asking time servers", k.Check)
-	err = child.Serve(ctx, server(child.UIDs, k, &never))
+	err = child.Serve(ctx, server(child.UIDs, k, &admins))
 	cancel()
 	work.Wait()
+	k.Stop()
 	return err
 }
 
@@ -95,23 +98,14 @@ func configure(k *clock.Keeper, snap policy.Snapshot) bool {
 	return true
 }
 
-// neverSetUp knows whether the records say that this node was never set up. Without records nobody says so.
-type neverSetUp struct {
-	mu    sync.Mutex
-	known bool
-	setUp bool
-}
+// administered becomes true when the records say that this node was set up, and stays so: from then on there are administrators, and the
+// ledger decides about approvals. It is false before setup and while the ledger has not answered since this process began.
+type administered struct{ atomic.Bool }
 
-func (n *neverSetUp) saw(snap policy.Snapshot) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.known, n.setUp = true, n.setUp || snap.State.Service != nil
-}
-
-func (n *neverSetUp) is() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.known && !n.setUp
+func (a *administered) saw(snap policy.Snapshot) {
+	if snap.State.Service != nil {
+		a.Store(true)
+	}
 }
 
 // keyring holds the symmetric keys: as kept on the disk, until the ledger has sent newer ones.
@@ -161,13 +155,14 @@ func (r *keyring) renew(ctx context.Context, k *clock.Keeper, ledger *rpc.Client
 		case <-tick.C:
 		}
 		if slices.ContainsFunc(k.Status().Sources, func(s clock.Source) bool { return s.Key != 0 && s.Err != nil }) {
-			r.fetch(ctx, ledger, logf)
+			r.fetch(ctx, k, ledger, logf)
 		}
 	}
 }
 
-// fetch asks the ledger for the keys and keeps them. It is called at each change of the records.
-func (r *keyring) fetch(ctx context.Context, ledger *rpc.Client, logf func(string, ...any)) {
+// fetch asks the ledger for the keys and keeps them. It is called at each change of the records. With other keys the servers are asked
+// again at once.
+func (r *keyring) fetch(ctx context.Context, k *clock.Keeper, ledger *rpc.Client, logf func(string, ...any)) {
 	sent, err := rpc.LedgerTimeKeys.Call(ctx, ledger, rpc.Empty{})
 	if err != nil {
 		if !errors.Is(err, rpc.ErrUnavailable) && !errors.Is(err, rpc.ErrUnknownMethod) && ctx.Err() == nil {
@@ -180,7 +175,8 @@ func (r *keyring) fetch(ctx context.Context, ledger *rpc.Client, logf func(strin
 		keys = append(keys, clock.Key{ID: k.ID, Algorithm: k.Algorithm, Secret: k.Secret})
 	}
 	old, _ := clock.ReadKeys(r.dir)
-	if !clock.SameKeys(old, keys) {
+	changed := !clock.SameKeys(old, keys)
+	if changed {
 		if err := clock.WriteKeys(r.dir, keys); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			logf("time keys not kept: %v", err)
 		}
@@ -189,4 +185,7 @@ func (r *keyring) fetch(ctx context.Context, ledger *rpc.Client, logf func(strin
 		clear(k.Secret)
 	}
 	r.set(keys)
+	if changed {
+		k.Retry()
+	}
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +26,7 @@ func (still) Rate(float64) error   { return errors.New("not permitted") }
 func (still) Applied() float64     { return 0 }
 
 // serve starts the rpc server for a caller that is the named process.
-func serve(t *testing.T, caller string, never *neverSetUp) (*clock.Keeper, *rpc.Client) {
+func serve(t *testing.T, caller string, admins *administered) (*clock.Keeper, *rpc.Client) {
 	t.Helper()
 	k := clock.New()
 	k.Clock, k.Boot, k.Build, k.Log = still{time.Now()}, "boot", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), t.Logf
@@ -39,35 +41,40 @@ func serve(t *testing.T, caller string, never *neverSetUp) (*clock.Keeper, *rpc.
 	uid := uint32(os.Getuid())
 	done := make(chan struct{})
 	ctx := t.Context()
-	go func() { defer close(done); server(rpc.UIDs{caller: uid}, k, never).Serve(ctx, l) }()
+	go func() { defer close(done); server(rpc.UIDs{caller: uid}, k, admins).Serve(ctx, l) }()
 	c := rpc.NewProvedClient(rpc.SocketPath(dir, rpc.Clock), uid)
 	t.Cleanup(func() { c.Close(); <-done })
 	return k, c
 }
 
-func TestOnlyTheLedgerDecidesAboutApprovalsOfANodeThatWasSetUp(t *testing.T) {
+// TestOnlyTheLedgerDecidesWhereThereAreAdministrators: init has checked the recovery secret, which counts where nobody can be asked, and for
+// a time alone. The console's own word counts for nothing.
+func TestOnlyTheLedgerDecidesWhereThereAreAdministrators(t *testing.T) {
 	setUp := policy.Snapshot{State: policy.State{Service: &policy.Service{}}}
 	for name, tt := range map[string]struct {
 		caller string
+		kind   string
 		seen   []policy.Snapshot
 		obeyed bool
 	}{
-		"console, before the records came":   {rpc.Console, nil, false},
-		"console, never set up":              {rpc.Console, []policy.Snapshot{{}}, true},
-		"console, set up":                    {rpc.Console, []policy.Snapshot{setUp}, false},
-		"console, records that were emptied": {rpc.Console, []policy.Snapshot{setUp, {}}, false},
-		"ledger":                             {rpc.Ledger, []policy.Snapshot{setUp}, true},
-		"hgs":                                {rpc.HGS, []policy.Snapshot{{}}, false},
+		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, true},
+		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, true},
+		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false},
+		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false},
+		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false},
+		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false},
+		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, true},
+		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			never := &neverSetUp{}
+			admins := &administered{}
 			for _, s := range tt.seen {
-				never.saw(s)
+				admins.saw(s)
 			}
-			k, c := serve(t, tt.caller, never)
+			k, c := serve(t, tt.caller, admins)
 			now := k.Clock.Read().Boot
 			utc := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-			r, err := rpc.ClockApprove.Call(t.Context(), c, rpc.ClockApproveRequest{Kind: rpc.ApproveManual, UTC: utc, Boot: "boot", BootTime: now, Asked: now, By: []string{"ada"}})
+			r, err := rpc.ClockApprove.Call(t.Context(), c, rpc.ClockApproveRequest{Kind: tt.kind, UTC: utc, Boot: "boot", BootTime: now, Asked: now, By: []string{"ada"}})
 			if tt.obeyed {
 				if err != nil || r.State != rpc.ClockManual || !r.Trusted.OK || !r.Trusted.Manual || len(r.Why) != 3 {
 					t.Errorf("%+v, %v", r, err)
@@ -84,10 +91,52 @@ func TestOnlyTheLedgerDecidesAboutApprovalsOfANodeThatWasSetUp(t *testing.T) {
 	}
 }
 
+// TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater: as it was when the time was approved, marked manual, with whose word it was.
+func TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater(t *testing.T) {
+	k := clock.New()
+	k.Clock, k.Boot, k.Build, k.Log = still{time.Now().Add(-rpc.BootTime() + time.Hour)}, "boot", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), t.Logf
+	dir, uid := t.TempDir(), uint32(os.Getuid())
+	path := filepath.Join(dir, "ledger.sock")
+	c := rpc.NewProvedClient(path, uid)
+	defer c.Close()
+	tell := newTeller(k, c)
+	k.Event = tell.event
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{}, 2)
+	go func() { tell.run(ctx); done <- struct{}{} }()
+	now := k.Clock.Read().Boot
+	if err := k.Approve(clock.Approval{Kind: "manual", UTC: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Boot: "boot", BootTime: now, Asked: now, By: []string{"recovery secret 0badcafe"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	heard := make(chan policy.AuditEntry, 8)
+	s := rpc.NewServer(rpc.UIDs{rpc.Clock: uid})
+	rpc.Handle(s, rpc.LedgerAudit, func(_ context.Context, _ rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
+		heard <- e
+		return policy.AuditReceipt{}, nil
+	}, rpc.Clock)
+	l, err := rpc.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { s.Serve(ctx, l); done <- struct{}{} }()
+	select {
+	case e := <-heard:
+		if e.Action != "time-manual" || !strings.Contains(e.Detail, "recovery secret 0badcafe") || !e.At.Manual || e.At.Boot != "boot" || time.UnixMilli(e.At.Latest).UTC().Year() != 2026 {
+			t.Errorf("%+v", e)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the audit never heard of it")
+	}
+	cancel()
+	<-done
+	<-done
+}
+
 func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
 	moment := time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
 	for caller, obeyed := range map[string]bool{rpc.Ledger: true, rpc.Console: false, rpc.HGS: false, rpc.HSM: false} {
-		k, c := serve(t, caller, &neverSetUp{})
+		k, c := serve(t, caller, &administered{})
 		r, err := rpc.ClockFloor.Call(t.Context(), c, rpc.ClockFloorRequest{Floor: moment, From: "tpm"})
 		if floor, _ := k.Floor(time.Time{}, ""); floor.Equal(moment) != obeyed || (err == nil) != obeyed || obeyed && r.From != "tpm" {
 			t.Errorf("%s: floor %v, %+v, %v", caller, floor, r, err)

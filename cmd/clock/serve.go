@@ -10,7 +10,7 @@ import (
 )
 
 // server answers the other processes.
-func server(uids rpc.UIDs, k *clock.Keeper, never *neverSetUp) *rpc.Server {
+func server(uids rpc.UIDs, k *clock.Keeper, admins *administered) *rpc.Server {
 	s := rpc.NewServer(uids)
 	rpc.ServeTime(s, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty, send func(policy.TrustedTime) error) error {
 		for {
@@ -29,15 +29,16 @@ func server(uids rpc.UIDs, k *clock.Keeper, never *neverSetUp) *rpc.Server {
 		return status(k.Status()), nil
 	}, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.ClockApprove, func(_ context.Context, c rpc.Caller, r rpc.ClockApproveRequest) (rpc.ClockStatusReply, error) {
-		if c.Process == rpc.Console && !never.is() {
-			return rpc.ClockStatusReply{}, rpc.ErrNotAllowed.With("this node has administrators, or its records are not open: the ledger decides about approvals")
+		// Init has checked the recovery secret, which stands for administrators only where none can be asked, and for nothing but a time.
+		if c.Process == rpc.Init && (admins.Load() || r.Kind != rpc.ApproveManual) {
+			return rpc.ClockStatusReply{}, rpc.ErrNotAllowed.With("this node has administrators: they decide about its time (time approve)")
 		}
 		err := k.Approve(clock.Approval{Kind: r.Kind, UTC: r.UTC, Boot: r.Boot, BootTime: r.BootTime, Asked: r.Asked, By: r.By})
 		if err != nil {
 			return rpc.ClockStatusReply{}, rpc.ErrRefused.With("%v", err)
 		}
 		return status(k.Status()), nil
-	}, rpc.Ledger, rpc.Console)
+	}, rpc.Ledger, rpc.Init)
 	rpc.Handle(s, rpc.ClockFloor, func(_ context.Context, _ rpc.Caller, r rpc.ClockFloorRequest) (rpc.ClockFloorReply, error) {
 		floor, from := k.Floor(r.Floor, r.From)
 		return rpc.ClockFloorReply{Floor: floor, From: from}, nil
@@ -53,6 +54,7 @@ func status(s clock.Status) rpc.ClockStatusReply {
 	if r.Trusted.OK {
 		r.Trusted.Sources, r.Trusted.ExpiresIn, r.Trusted.Manual = s.Trusted.Sources, s.Trusted.Expires-s.Now.Boot, s.Trusted.Manual
 	}
+	r.Decide = s.Decide()
 	for _, src := range s.Sources {
 		cs := rpc.ClockSource{Address: src.Address, State: src.State, Key: src.Key, Jitter: src.Jitter, Poll: src.Poll}
 		if n := src.Sample; n != nil {

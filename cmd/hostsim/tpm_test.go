@@ -192,6 +192,11 @@ func (s *service) node() *attest.Service {
 		Observe: func(_ context.Context, o []policy.Observation) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			for i := range o {
+				if !o[i].Fits() {
+					panic(fmt.Sprintf("an observation that the ledger drops: %+v", o[i]))
+				}
+			}
 			s.observed = append(s.observed, o...)
 		},
 		KeepLog: func(_ context.Context, host, digest string, log []byte) {

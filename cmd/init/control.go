@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"time"
@@ -23,12 +24,29 @@ import (
 	"guardhouse/appliance/volume"
 )
 
-// serve answers the other processes until ctx ends.
+// serve answers the other processes.
 func (n *node) serve(ctx context.Context) error {
+	l, err := rpc.Listen(rpc.SocketPath(rpc.SocketDir, rpc.Init))
+	if err != nil {
+		return err
+	}
+	return n.answer(ctx, l)
+}
+
+// answer goes on after ctx has ended, while the services are stopped: the ledger has the TPM keep the time's floor then.
+func (n *node) answer(ctx context.Context, l *net.UnixListener) error {
+	return n.calls(ctx).Serve(context.WithoutCancel(ctx), l)
+}
+
+// calls are what the other processes may ask of init. ctx ends when the node begins to stop.
+func (n *node) calls(ctx context.Context) *rpc.Server {
 	s := rpc.NewServer(sandbox.UIDs())
 	rpc.Handle(s, rpc.InitStatus, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitStatusReply, error) { return n.status(), nil }, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.InitNetwork, func(_ context.Context, _ rpc.Caller, v policy.Network) (rpc.Empty, error) {
 		return rpc.Empty{}, n.setNetwork(ctx, v)
+	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitReach, func(ctx context.Context, _ rpc.Caller, address string) ([]string, error) {
+		return n.reach(ctx, address)
 	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
 		return n.bootFacts(bootLogFile, kernelLogFile), nil
@@ -48,11 +66,7 @@ func (n *node) serve(ctx context.Context) error {
 	}, rpc.Console)
 	n.registerUpdates(s)
 	n.serveVolume(ctx, s)
-	l, err := rpc.Listen(rpc.SocketPath(rpc.SocketDir, rpc.Init))
-	if err != nil {
-		return err
-	}
-	return s.Serve(ctx, l)
+	return s
 }
 
 // setTimeFloor is here because only root may read the TPM owner's authorisation. The ledger owns the TPM otherwise; the kernel keeps the two
@@ -66,7 +80,11 @@ func (n *node) setTimeFloor(at time.Time) error {
 		return rpc.ErrUnavailable.With("%v", err)
 	}
 	defer t.Close()
-	return (&volume.Machine{TPM: t, OwnerDir: initDir}).SetTimeFloor(at)
+	err = (&volume.Machine{TPM: t, OwnerDir: initDir}).SetTimeFloor(at)
+	if err == nil {
+		n.logf("the TPM keeps the time's floor at %s", at.UTC().Format(time.RFC3339))
+	}
+	return err
 }
 
 func (n *node) status() rpc.InitStatusReply {

@@ -3,8 +3,8 @@
 // while they all do their work, keeps their logs, and is the one way to reboot or power off. It has no shell to fall back to and
 // nothing to configure: everything it does follows from the image's tables and from /data/init/network.json.
 //
-// It parses nothing that comes from outside: DHCP is spoken, and update bundles are read, by processes of their own (init again, under
-// another name and uid).
+// It parses nothing that comes from outside: DHCP is spoken, name servers are asked, and update bundles are read, by processes of their own
+// (init again, under another name and uid).
 package main
 
 import (
@@ -41,6 +41,13 @@ func main() {
 	if os.Args[0] == updateName && len(os.Args) == 2 {
 		if err := updateMain(os.Args[1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if os.Args[0] == resolveName && len(os.Args) == 2 {
+		if err := resolveMain(os.Args[1]); err != nil {
+			fmt.Println(err) // read as the reason
 			os.Exit(1)
 		}
 		return

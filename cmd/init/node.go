@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,13 +57,16 @@ type node struct {
 	drivers   chan struct{} // closed when all are loaded
 	unsealed  chan struct{} // closed when the TPM has been asked for the volume key once
 	unsealing sync.Once     // closes it
-	fenced    chan struct{} // closed when the network fence of hsm stands
+	fenced    chan struct{} // closed when the network fence of hsm and forward stands
 	pack      pack.Manifest // the image's HSM pack; zero where there is none
 
 	updates updates
 	damage  damage
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
 	custody
+
+	fencing   sync.Mutex       // one change of the fence at a time
+	collector []netip.AddrPort // which forward may reach; guarded by fencing
 
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time

@@ -13,7 +13,7 @@ import (
 
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/hsm/pack"
-	"guardhouse/appliance/network"
+	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
 )
@@ -32,27 +32,23 @@ func (n *node) readPack() {
 	}
 }
 
-// raiseFence holds hsm and the pack's helper to the pack's addresses. Without a fence they are never started: fenced stays open.
+// raiseFence holds hsm and the pack's helper to the pack's addresses, and forward to none before a collector is set. Without a fence none
+// of them is ever started: fenced stays open.
 func (n *node) raiseFence() {
-	allowed, err := n.pack.Addresses()
-	if err == nil {
-		err = network.Fence(fencedUIDs(), allowed)
-	}
-	if err != nil {
-		n.problem("hsm-fence", err.Error()+", so no process that uses the HSM is started", "the image does not fit this kernel; build it again")
+	n.fencing.Lock()
+	defer n.fencing.Unlock()
+	if err := n.fence(); err != nil {
+		n.problem("hsm-fence", err.Error()+", so no process that uses the HSM is started, nor the one that sends the audit", "the image does not fit this kernel; build it again")
 		return
 	}
-	n.logf("HSM pack %q: fence up, %d addresses", n.pack.Title(), len(allowed))
+	n.logf("HSM pack %q: fence up", n.pack.Title())
 	close(n.fenced)
 }
 
-func fencedUIDs() (uids []uint32) {
-	for _, p := range append([]sandbox.Process{sandbox.HSMDaemonProcess}, sandbox.Table...) {
-		if p.Fenced {
-			uids = append(uids, p.UID)
-		}
-	}
-	return uids
+// hsmUIDs are those who reach the HSM and nothing else.
+func hsmUIDs() []uint32 {
+	hsm, _ := sandbox.Find(rpc.HSM)
+	return []uint32{sandbox.HSMDaemonProcess.UID, hsm.UID}
 }
 
 // startFenced releases what only runs behind the fence.

@@ -59,6 +59,10 @@ func (n *node) serveVolume(ctx context.Context, s *rpc.Server) {
 		defer r.Wipe()
 		return n.unlock(ctx, r)
 	}, rpc.Console)
+	rpc.Handle(s, rpc.InitTimeRecover, func(ctx context.Context, _ rpc.Caller, r rpc.TimeRecoverRequest) (rpc.ClockStatusReply, error) {
+		defer rpc.RecoveryTexts{Texts: r.Texts}.Wipe()
+		return n.timeRecover(ctx, r)
+	}, rpc.Console)
 	rpc.Handle(s, rpc.InitReseal, func(context.Context, rpc.Caller, rpc.Empty) (rpc.VolumeReply, error) { return n.reseal() }, rpc.Console)
 	rpc.Handle(s, rpc.InitFactoryReset, func(_ context.Context, _ rpc.Caller, r rpc.FactoryResetRequest) (rpc.Empty, error) {
 		return rpc.Empty{}, n.factoryReset(r)

@@ -74,6 +74,9 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 		},
 	}
 	if sealed {
+		config.Reach = func(ctx context.Context, address string) ([]string, error) {
+			return rpc.InitReach.Call(ctx, init, address)
+		}
 		config.BootLog = func(ctx context.Context) (rpc.InitBootReply, error) { return rpc.InitBoot.Call(ctx, init, rpc.Empty{}) }
 	}
 	l, err := ledger.Open(ctx, config)

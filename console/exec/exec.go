@@ -1,6 +1,7 @@
 // Package exec runs one verb as `ssh node verb ... [--json]`: arguments from one command line, a file on standard input, the answer on
 // standard output. It promises that scripts can rely on the exit code (0 ok, 1 refused or failed, 2 usage, 3 not allowed, 4 unavailable,
-// try again) and, with --json, on one JSON value on standard output, the failure included.
+// try again) and, with --json, on one JSON value on standard output, the failure included. A test that ran and did not pass is a whole
+// answer with the exit code 1.
 //
 // Limits: standard input is at most verb.MaxStdin bytes but for verbs that stream it. Nothing is asked back: a verb that needs a dialogue fails here.
 package exec
@@ -33,6 +34,9 @@ func Run(ctx context.Context, s *verb.Session, line string, stdin io.Reader, std
 	}
 	if err != nil {
 		return fail(s.Node, err, args.JSON, stdout, stderr)
+	}
+	if out.Failed {
+		return verb.ExitFailed
 	}
 	return verb.ExitOK
 }

@@ -49,6 +49,24 @@ func TestShutVolumeIsOpenedFromTheWaitingLine(t *testing.T) {
 	p.expect("the data volume is open")
 }
 
+func TestTheWaitingLineTakesATimeForTheRecoverySecret(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.SetVolume(rpc.VolumeReply{State: rpc.VolumeTPM, Secret: "0badcafe", Form: "passphrase"})
+	f.Clocked(rpc.ClockStatusReply{State: rpc.ClockWaiting, Boot: "boot"})
+	f.Node = deaf(f) // the ledger does not come up, so nobody can log in
+	p := sit(t, f)
+	p.expect(WaitingPrompt)
+	p.types("time recover 2026-11-22T15:04:05Z\r")
+	p.expect("type yes to go on: ")
+	p.types("yes\r")
+	p.expect("recovery secret 0badcafe: ")
+	p.types(verbtest.RecoveryText + "\r")
+	p.expect("counts now, as manual")
+	if strings.Contains(p.seen.String(), verbtest.RecoveryText) || len(f.Recovered()) != 1 {
+		t.Errorf("%d times, or the secret was shown", len(f.Recovered()))
+	}
+}
+
 func TestFactoryResetWithoutLoginOnlyWhereTheVolumeIsShut(t *testing.T) {
 	f := verbtest.Start(t, true)
 	f.Node = deaf(f) // a ledger that does not come up, on an open volume

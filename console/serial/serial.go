@@ -1,5 +1,5 @@
-// Package serial is the door at the machine itself: the serial line. It promises that before setup it offers only status, help and
-// setup; that after setup nothing but status and help answers until somebody proves to be an administrator, by passphrase or by a
+// Package serial is the door at the machine itself: the serial line. It promises that before setup it offers only status, help, setup
+// and, for whoever has the recovery secret, a time; that after setup nothing but status and help answers until somebody proves to be an administrator, by passphrase or by a
 // signature of their SSH key over a fresh challenge; that every login and every failed one is audited; and that a session ends after
 // 10 minutes without a key, on a BREAK and when the line is lost.
 //

@@ -235,18 +235,23 @@ type PendingValue struct {
 	Mode   string       `json:"mode,omitempty"` // "TPM" for one that asked with its TPM
 	TPM    string       `json:"tpm,omitempty"`  // what its certificate says of the TPM
 	Issuer string       `json:"issuer,omitempty"`
-	Accept string       `json:"accept"`
+	// Of a TPM: whether its certificate leads to a root in tpm-trust list, and why not.
+	Trusted bool   `json:"trusted,omitempty"`
+	Why     string `json:"why,omitempty"`
+	Accept  string `json:"accept"`
 
 	facts map[string]string
 }
 
+// pending are the unknown hosts that the node remembers, those that asked last first.
 func pending(ctx context.Context, s *Session) ([]PendingValue, error) {
-	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: policy.ObservedPending})
+	list, err := rpc.LedgerObserved.Call(ctx, s.Node.Ledger, rpc.ObservedRequest{Kind: policy.ObservedPending, Limit: policy.MaxPending})
 	if err != nil {
 		return nil, err
 	}
 	snap, _ := s.Node.Snapshot()
 	waiting := []PendingValue{}
+	var trust *appraise.Trust
 	for _, o := range list {
 		if _, known := snap.State.Hosts[o.Subject]; known {
 			continue
@@ -255,6 +260,10 @@ func pending(ctx context.Context, s *Session) ([]PendingValue, error) {
 			Mode: o.Facts["mode"], TPM: o.Facts["tpm"], Issuer: o.Facts["issuer"], Accept: "host add NAME --pending ", facts: o.Facts}
 		if v.Mode == "TPM" {
 			v.Accept = "host add-tpm NAME --pending "
+			if trust == nil {
+				trust, _ = appraise.NewTrust(snap.State)
+			}
+			v.chain(trust)
 		}
 		v.Accept += o.Subject[:min(16, len(o.Subject))]
 		waiting = append(waiting, v)
@@ -272,9 +281,20 @@ func hostPending(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 		return Output{}, err
 	}
 	p := new(Page)
-	for _, v := range waiting {
-		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, last %s", v.Source, v.Count, when(v.Last)).
-			Field("TPM", "%s", strings.TrimSpace(v.TPM)).Field("issuer", "%s", v.Issuer).Field("to accept", "%s", v.Accept)
+	const most = 50
+	for _, v := range waiting[:min(most, len(waiting))] {
+		p.Blank().Field("id", "%s", v.ID).Field("asked from", "%s, %d times, first %s, last %s", v.Source, v.Count, when(v.First), when(v.Last)).
+			Field("TPM", "%s", strings.TrimSpace(v.TPM)).Field("issuer", "%s", v.Issuer)
+		switch {
+		case v.Trusted:
+			p.Field("trusted", "yes, its certificate leads to a trusted root")
+		case v.Why != "":
+			p.Field("trusted", "NO: %s", v.Why)
+		}
+		p.Field("to accept", "%s", v.Accept)
+	}
+	if len(waiting) > most {
+		p.Blank().Line("and %d that asked earlier, see --json", len(waiting)-most)
 	}
 	if len(waiting) == 0 {
 		p.Line("No unknown host has asked since this node last forgot its observations.")

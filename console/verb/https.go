@@ -206,14 +206,14 @@ func installHTTPS(ctx context.Context, s *Session, shared bool, b policy.HTTPSIn
 // TLS sends them, without a root. A private key is refused.
 func ParseChain(data []byte) ([][]byte, error) {
 	if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
-		return nil, failed("the input holds a private key: others have seen it, and the node would not need it", "make the request with https csr: its key stays on the node")
+		return nil, failed("the input holds a private key: others have seen it, and the node would not need it", "make the request on the node, with https csr or audit syslog csr: its key stays there")
 	}
 	if len(data) > maxInput {
 		return nil, usage("the input is larger than 64 KiB", "give the certificate and its chain")
 	}
 	read, _, err := evidence.ReadBundle(fromUTF16(data))
 	if err != nil {
-		return nil, failed("the input holds no certificates: "+err.Error(), "give PEM, DER or PKCS#7: https install < FILE")
+		return nil, failed("the input holds no certificates: "+err.Error(), "give PEM, DER or PKCS#7 on standard input")
 	}
 	var all []*x509.Certificate
 	for _, one := range read {

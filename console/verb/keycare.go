@@ -100,7 +100,7 @@ func keyTest(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) 
 		p.Line("There are no keys to test. Make them: key new --roles all --subject NAME")
 	}
 	ok := showTests(p, snap.State, r.Results)
-	return Output{Text: p, Value: TestValue{ok, append([]rpc.HSMTestResult{}, r.Results...)}}, nil
+	return Output{Text: p, Value: TestValue{ok, append([]rpc.HSMTestResult{}, r.Results...)}, Failed: !ok}, nil
 }
 
 // showTests is a table of tests and below it each finding with its remedy; it tells whether all passed.
@@ -364,7 +364,7 @@ func addedOutput(ctx context.Context, s *Session, r rpc.KeyAddReply, token map[p
 	if !showTests(p, snap.State, r.Tests) {
 		p.Blank().Line("The key is recorded, but can't become primary before it passes: key test %.8s", r.Key.Ref)
 	}
-	return Output{Text: p, Value: v}, nil
+	return Output{Text: p, Value: v, Failed: anyFailed(r.Tests)}, nil
 }
 
 // keyKind says what kind of key it is: software keys and tenants' keys are named so wherever a key is shown.

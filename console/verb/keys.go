@@ -166,12 +166,18 @@ func makeKeys(ctx context.Context, s *Session, roles []policy.KeyRole, bits int,
 		value.Keys = append(value.Keys, v)
 		v.show(p, true)
 	}
-	if slices.ContainsFunc(made.Tests, func(r rpc.HSMTestResult) bool { return !r.OK }) {
+	failed := anyFailed(made.Tests)
+	if failed {
 		snap, _ := s.Node.Snapshot()
 		showTests(p.Blank(), snap.State, made.Tests)
 		p.Blank().Line("A key that failed is recorded, but does not become primary before it passes: key test")
 	}
-	return Output{Text: p, Value: value}, nil
+	return Output{Text: p, Value: value, Failed: failed}, nil
+}
+
+// anyFailed tells whether a test did not pass: then the exit code is not 0.
+func anyFailed(tests []rpc.HSMTestResult) bool {
+	return slices.ContainsFunc(tests, func(r rpc.HSMTestResult) bool { return !r.OK })
 }
 
 func tokenMap(keys []rpc.HSMKey) map[policy.KeyRef]rpc.HSMKey {
@@ -314,7 +320,7 @@ func rehearseKey(ctx context.Context, s *Session, kind policy.Kind, ref policy.K
 		v.Recent, v.Total = used.Recent, used.Total
 		p.Line("%s %s", seenText(used, now), usageNote)
 	}
-	return Output{Text: p, Value: v}, nil
+	return Output{Text: p, Value: v, Failed: anyFailed(v.Tests)}, nil
 }
 
 // findKey is the one key whose reference or certificate thumbprint begins with prefix.

@@ -25,6 +25,8 @@ type Output struct {
 	Endless bool // the stream goes on until somebody stops it
 	Raw     bool // Text and Value are a file for a program: nothing may be added to them
 	End     bool // the session is over
+	// Failed: the answer is whole, and what it tells of did not succeed, so that scripts get ExitFailed with it.
+	Failed bool
 }
 
 // Page is plain text under construction: lines of at most Width columns, printable characters only.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -129,6 +130,7 @@ type changedVerdict struct {
 // their logs proved; the logs themselves are not read. asked are the policies that are switched.
 func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State, asked []string) (map[string]changedVerdict, error) {
 	changed := map[string]changedVerdict{}
+	trust, nextTrust, sameTrust := trusts(now, next)
 	err := eachEvidence(ctx, s, false, func(o policy.Observation) error {
 		h, ok := now.Hosts[o.Subject]
 		if !ok || h.TPM == nil || h.Revoked {
@@ -141,6 +143,10 @@ func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State, 
 		e.Judged++
 		before := appraise.Review(appraise.Input{State: now, Host: h, Facts: facts})
 		after := appraise.Review(appraise.Input{State: next, Host: next.Hosts[h.ID], Facts: facts}) // its class may be what changes
+		if before.Passed != after.Passed || !sameTrust {
+			// What it booted is not all: a host whose TPM is not trusted fails whatever becomes of the policies.
+			before, after = whole(now, trust, h, facts), whole(next, nextTrust, next.Hosts[h.ID], facts)
+		}
 		c := changedVerdict{fails: before.Passed && !after.Passed, passes: !before.Passed && after.Passed}
 		c.update = slices.ContainsFunc(after.Findings, func(f appraise.Finding) bool {
 			return f.Kind == appraise.DumpEventsMissing && slices.Contains(asked, f.Policy)
@@ -159,6 +165,16 @@ func (e *Effect) judge(ctx context.Context, s *Session, now, next policy.State, 
 		return nil
 	})
 	return changed, err
+}
+
+// trusts are the TPM vendors' certificates of two sets of records, and whether they are the same.
+func trusts(now, next policy.State) (trust, nextTrust *appraise.Trust, same bool) {
+	trust, _ = appraise.NewTrust(now) // what can't be read was told when it was imported
+	if maps.Equal(now.VendorsOff, next.VendorsOff) && maps.EqualFunc(now.Anchors, next.Anchors, func(a, b policy.Anchor) bool { return a.Vendor == b.Vendor && a.Root == b.Root }) {
+		return trust, trust, true
+	}
+	nextTrust, _ = appraise.NewTrust(next)
+	return trust, nextTrust, false
 }
 
 func (e *Effect) page(p *Page, done bool) {

@@ -10,7 +10,10 @@ import (
 	"guardhouse/appliance/rpc"
 )
 
-var onlySerial = []policy.Door{policy.DoorSerial}
+var (
+	onlySerial = []policy.Door{policy.DoorSerial}
+	onlySetup  = []policy.Door{policy.DoorSetup}
+)
 
 const (
 	formPassphrase = "passphrase"

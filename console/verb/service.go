@@ -89,37 +89,16 @@ func serviceSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	if b == (policy.ServiceSet{}) {
 		return Output{}, usage("nothing to change", "usage: "+mustUsage("service set"))
 	}
-	snap, _ := s.Node.Snapshot()
+	switch {
+	case b.Mode != nil:
+		return switchMode(ctx, s, a, b)
+	case a.Has("dry-run"):
+		snap, _ := s.Node.Snapshot()
+		_, err := tryOn(ctx, s, snap.State, policy.CmdServiceSet, b)
+		return Output{Text: new(Page).Line("Nothing was changed. No host's verdict depends on these settings."), Value: Changed{DryRun: true}}, err
+	}
 	out, _, err := propose(ctx, s, policy.CmdServiceSet, b)
-	if err == nil && b.Mode != nil && *b.Mode != snap.State.Service.Mode {
-		switchNote(out.Text, snap.State, *b.Mode)
-	}
 	return out, err
-}
-
-// switchNote says what a change of the mode means for the hosts, and how to undo it.
-func switchNote(p *Page, state policy.State, mode policy.Mode) {
-	without := map[string]bool{}
-	for _, h := range state.Hosts {
-		if h.Revoked {
-			continue
-		}
-		if h.Mode() == mode {
-			without[h.Name] = false
-		} else if _, known := without[h.Name]; !known {
-			without[h.Name] = true
-		}
-	}
-	n := 0
-	for _, missing := range without {
-		if missing {
-			n++
-		}
-	}
-	if n > 0 {
-		p.Line("! %d of %d machines are not registered in %s mode: they get no new health certificate.", n, len(without), mode)
-	}
-	p.Line("Registrations of both modes are kept. See mode status; to undo: service set --mode %s", state.Service.Mode)
 }
 
 func mustUsage(name string) string {

@@ -140,6 +140,7 @@ func (v *StatusValue) records(snap policy.Snapshot) {
 	}
 	v.Problems = append(v.Problems, httpsProblems(snap, v.Clock)...)
 	v.Problems = append(v.Problems, communicationsProblems(snap, v.Clock)...)
+	v.Problems = append(v.Problems, syslogProblems(snap, v.Clock)...)
 	var missing []string
 	for _, role := range snap.State.KeyRolesUsed() {
 		if _, ok := snap.State.PrimaryKey(role); !ok {

@@ -3,6 +3,8 @@ package verb
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"time"
 
@@ -44,6 +46,111 @@ type SyslogValue struct {
 	CAs     []SyslogCA        `json:"cas"`
 	State   *rpc.SyslogStatus `json:"state,omitempty"`
 	Problem *policy.Problem   `json:"problem,omitempty"`
+	Client  *SyslogClient     `json:"client,omitempty"` // what this node shows; nil = nothing
+}
+
+// SyslogClient is a node's client certificate towards collectors.
+type SyslogClient struct {
+	Subject string           `json:"subject"`
+	Issuer  string           `json:"issuer"`
+	Key     string           `json:"key"`
+	SHA1    string           `json:"sha1"`
+	SHA256  string           `json:"sha256"`
+	From    time.Time        `json:"notBefore"`
+	Until   time.Time        `json:"notAfter"`
+	Chain   int              `json:"chain"`
+	Notes   []policy.Problem `json:"notes"`
+}
+
+func syslogClient(ctx context.Context, s *Session, node policy.Node) (*SyslogClient, error) {
+	shown := node.SyslogCertificates()
+	if shown == nil {
+		return nil, nil
+	}
+	cert, err := x509.ParseCertificate(shown[0])
+	if err != nil {
+		return nil, failed("the client certificate does not parse: "+err.Error(), "audit syslog uninstall, then audit syslog csr")
+	}
+	v := &SyslogClient{Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Key: keyText(cert.RawSubjectPublicKeyInfo), From: cert.NotBefore.UTC(), Until: cert.NotAfter.UTC(), Chain: len(shown) - 1}
+	v.SHA1, v.SHA256 = thumbprints(cert.Raw)
+	earliest, latest := trusted(ctx, s)
+	v.Notes = append([]policy.Problem{}, policy.SyslogNotes(node.Name, cert, earliest, latest)...)
+	return v, nil
+}
+
+func (v *SyslogClient) show(p *Page) {
+	if v == nil {
+		p.Field("shown to it", "nothing; a collector that asks who sends wants a certificate: audit syslog csr")
+		return
+	}
+	p.Blank().Line("Shown to it:").Field("  subject", "%s", clip(v.Subject)).Field("  signed by", "%s", clip(v.Issuer)).Field("  key", "%s", v.Key).
+		Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256).Field("  until", "%s", v.Until.Format("2006-01-02 15:04:05 UTC"))
+	problems(p, v.Notes)
+}
+
+func syslogCSR(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
+	r, err := rpc.LedgerSyslogRequest.Call(ctx, s.Node.Ledger, rpc.SyslogRequest{Actor: s.Actor, Key: a.Or("key", rpc.HTTPSKeyNew)})
+	if err != nil {
+		return Output{}, err
+	}
+	v := RequestValue{Request: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.Request})), Key: r.Ref}
+	p := new(Page)
+	p.b.WriteString(v.Request)
+	return Output{Text: p, Value: v}, nil
+}
+
+// SyslogShown is audit syslog install and uninstall in --json.
+type SyslogShown struct {
+	Done
+	Client *SyslogClient `json:"client,omitempty"`
+}
+
+func syslogInstall(ctx context.Context, s *Session, _ Args, stdin []byte) (Output, error) {
+	chain, err := ParseChain(stdin)
+	if err != nil {
+		return Output{}, err
+	}
+	return syslogShows(ctx, s, policy.SyslogInstall{Certificate: chain[0], Chain: chain[1:]})
+}
+
+func syslogUninstall(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+	return syslogShows(ctx, s, policy.SyslogInstall{})
+}
+
+// syslogShows sets what this node shows collectors.
+func syslogShows(ctx context.Context, s *Session, b policy.SyslogInstall) (Output, error) {
+	self, ok := s.Node.Self()
+	if !ok {
+		return Output{}, unavailable("this node has no record yet", "try again in a few seconds")
+	}
+	b.Node = self.ID
+	out, r, err := propose(ctx, s, policy.CmdSyslogInstall, b)
+	if err != nil {
+		return Output{}, err
+	}
+	self.SyslogCertificate, self.SyslogChain = b.Certificate, b.Chain
+	v := SyslogShown{Done: Done{r.Message, r.Index, r.Subject}}
+	if v.Client, err = syslogClient(ctx, s, self); err != nil {
+		return Output{}, err
+	}
+	if v.Client != nil {
+		v.Client.show(out.Text)
+		out.Text.Line("Next: audit syslog test.")
+	}
+	return Output{Text: out.Text, Value: v}, nil
+}
+
+// syslogProblems are the status's: only where a collector is set.
+func syslogProblems(snap policy.Snapshot, clock *rpc.ClockStatusReply) []policy.Problem {
+	node := snap.State.Nodes[snap.NodeID]
+	if snap.State.Service.Syslog == nil || len(node.SyslogCertificate) == 0 || clock == nil || !clock.Trusted.OK {
+		return nil
+	}
+	cert, err := x509.ParseCertificate(node.SyslogCertificate)
+	if err != nil {
+		return nil
+	}
+	return policy.SyslogNotes(node.Name, cert, clock.Trusted.Earliest, clock.Trusted.Latest)
 }
 
 // SyslogCA is a CA certificate by its thumbprints.
@@ -66,6 +173,11 @@ func syslogShow(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 		v.CAs = append(v.CAs, ca)
 		p.Field("CA SHA-1", "%s", ca.SHA1).Field("CA SHA-256", "%s", ca.SHA256)
 	}
+	var err error
+	if v.Client, err = syslogClient(ctx, s, snap.State.Nodes[snap.NodeID]); err != nil {
+		return Output{}, err
+	}
+	v.Client.show(p)
 	st, err := rpc.LedgerStatus.Call(ctx, s.Node.Ledger, rpc.Empty{})
 	if err != nil {
 		return Output{}, err

@@ -1,6 +1,9 @@
 package verb
 
-import "guardhouse/appliance/policy"
+import (
+	"guardhouse/appliance/policy"
+	"guardhouse/appliance/rpc"
+)
 
 var (
 	everywhere = []policy.Door{policy.DoorSetup, policy.DoorSerial, policy.DoorSSH}
@@ -207,11 +210,11 @@ func trustVerbs() []Verb {
 			Params: []Param{{Name: "vendor", Kind: Word, Optional: true, Help: "only this vendor, with each certificate"}},
 			Help:   "TPM vendors that are trusted", Example: "tpm-trust list infineon"},
 		{Name: "tpm-trust remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustRemove,
-			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint"), phrase},
-			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon", More: wayBack},
+			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint"), dryRun, phrase},
+			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon --dry-run", More: wayBack},
 		{Name: "tpm-trust vendor", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustVendor,
-			Params: []Param{vendor, {Name: "state", Kind: Choice, Choices: []string{"on", "off"}}},
-			Help:   "switch a TPM vendor on or off", Example: "tpm-trust vendor infineon off"},
+			Params: []Param{vendor, {Name: "state", Kind: Choice, Choices: []string{"on", "off"}}, dryRun},
+			Help:   "switch a TPM vendor on or off", Example: "tpm-trust vendor infineon off --dry-run"},
 	}
 }
 
@@ -281,15 +284,20 @@ func serviceVerbs() []Verb {
 				flag("health-life", Duration, "life of health certificates, 15m to 24h"),
 				flag("other-signing", Choice, "list signing keys that are not primary in metadata.xml", "on", "off"),
 				flag("foreign-forms", Choice, "accept certificate signatures over other forms than DER", "on", "off"),
-				flag("time-limit", Duration, "nothing is issued while the time may be wrong by more, 1s to 5m")},
-			Help: "change mode, ports or certificate life", Example: "service set --http off --health-life 4h",
+				flag("time-limit", Duration, "nothing is issued while the time may be wrong by more, 1s to 5m"), dryRun},
+			Help: "change mode, ports or certificate life", Example: "service set --mode TPM --dry-run",
+			More:     "A change of the mode is tried on all stored evidence first, and holds on every process within a second. To take it back: mode undo.",
 			Replaces: []string{"Set-HgsServer"}},
 		{Name: "mode status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: modeStatus,
 			Params: []Param{flag("mode", Choice, "default: the one that is served", modeNames...)},
 			Help:   "which hosts have passed in an attestation mode, which not", Example: "mode status --mode TPM",
-			More: "Switch with service set --mode, back with the same verb: registrations of the other mode are kept. A host that is registered in one mode only " +
+			More: "Switch with service set --mode, back with mode undo: registrations of the other mode are kept. A host that is registered in one mode only " +
 				"fails in the other. A host has passed if the last that was seen of it since the switch is a pass; until all have, what the mode before needs can't be " +
 				"removed."},
+		{Name: "mode undo", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: modeUndo, Params: []Param{dryRun},
+			Help: "switch back to the attestation mode before", Example: "mode undo --dry-run",
+			More:     "What the hosts were registered with in that mode is still there. Undoing again switches forth again.",
+			Replaces: []string{"Set-HgsServer"}},
 		{Name: "network show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: networkShow,
 			Params: []Param{flag("toml", Switch, "as the file that network set takes")},
 			Help:   "settings and state of the network interfaces", Example: "network show --toml > net.toml"},
@@ -388,6 +396,17 @@ func auditVerbs() []Verb {
 			Help: "where the audit is sent, and how far it has got", Example: "audit syslog show"},
 		{Name: "audit syslog test", Role: operator, Doors: loggedIn, Risk: Reads, Run: syslogTest,
 			Help: "send one test message to the collector, from this node", Example: "audit syslog test"},
+		{Name: "audit syslog csr", Role: owner, Doors: loggedIn, Risk: Changes, Run: syslogCSR,
+			Params: []Param{flag("key", Choice, "default new (P-256)", rpc.HTTPSKeyNew, rpc.HTTPSKeyNewRSA, rpc.HTTPSKeyCurrent)},
+			Help:   "request a client certificate for the collector", Example: "audit syslog csr > node1.csr",
+			More: "For collectors that ask who sends (mutual TLS). The key is made on the node and never leaves it; each node has its own. What is shown does not change " +
+				"before audit syslog install."},
+		{Name: "audit syslog install", Role: owner, Doors: loggedIn, Risk: Changes, Run: syslogInstall,
+			Stdin: "the issued certificate and its chain: PEM, DER or PKCS#7",
+			Help:  "show the collector this client certificate", Example: "audit syslog install < node1.pem",
+			More: "It must be for client authentication, and for the key of a request of audit syslog csr. The connection is made anew at once."},
+		{Name: "audit syslog uninstall", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: syslogUninstall,
+			Help: "show it no client certificate any more", Example: "audit syslog uninstall"},
 		{Name: "audit syslog off", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: syslogOff,
 			Help: "send the audit nowhere any more", Example: "audit syslog off"},
 		{Name: "audit export", Role: reviewer, Doors: onlySSH, Risk: Reads, Run: auditExport,

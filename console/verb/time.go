@@ -43,6 +43,10 @@ func timeVerbs() []Verb {
 			Help: "say what time it is while no time server is in reach", Example: "time approve 2026-11-22T15:04:05Z",
 			More: "Type the time as it is when you press enter. It counts as wrong by up to 5 minutes, for 24 hours, is marked manual in every audit entry, and ends with the " +
 				"first majority of time servers. " + two},
+		{Name: "time recover", Role: anyone, Doors: onlySetup, Waiting: true, Risk: Disrupts, Dialogue: timeRecover, Params: []Param{moment},
+			Help: "say what time it is where nobody can log in yet", Example: "time recover 2026-11-22T15:04:05Z",
+			More: "For a start without any time server before setup, or while the ledger does not answer; it needs the recovery secret, and the serial line. Type the time as it " +
+				"is when you press enter. It counts as wrong by up to 5 minutes, for 24 hours, and is marked manual as with time approve, which is for administrators."},
 		{Name: "time release", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeRelease,
 			Help: "end a suspicion: believe the majority of time servers again", Example: "time release",
 			More: "Compare what each server says in time status with a clock that you trust first. " + two},
@@ -83,6 +87,7 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 	}
 	p := new(Page)
 	t := v.Trusted
+	var decide []string
 	switch {
 	case t.OK:
 		now, bound := middle(t)
@@ -96,15 +101,23 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 	case v.State == rpc.ClockSuspect:
 		p.Line("The time is SUSPECT: %s.", strings.TrimSuffix(v.Reason, "."))
 		p.Line("Nothing is issued until administrators decide. Compare with a clock that you trust:")
+		decide = v.Decide
 	default:
 		p.Line("The time is NOT trusted: no health certificate is issued or accepted until it is.")
 		p.Line("It becomes trusted when enough time servers answer and agree; change them with time set.")
 	}
 	v.servers(p)
+	if len(decide) > 0 {
+		p.Blank()
+	}
+	for _, line := range decide {
+		p.Line("- %s", line)
+	}
 	for _, w := range v.Waiting {
 		p.Blank().Line("%s asks: %s; another administrator: time confirm %s (within %s)", w.By, waitingText(w), w.ID, span(w.ExpiresIn))
 	}
-	problems(p, v.Problems)
+	// The page itself is what this problem's remedy names.
+	problems(p, slices.DeleteFunc(slices.Clone(v.Problems), func(p policy.Problem) bool { return p.Kind == "time-suspect" && len(decide) > 0 }))
 	return Output{Text: p, Value: v}, nil
 }
 
@@ -272,11 +285,10 @@ func timeFloorLower(ctx context.Context, s *Session, a Args, _ []byte) (Output, 
 func timeAsk(ctx context.Context, s *Session, kind string, a Args) (Output, error) {
 	req := rpc.TimeAskRequest{Actor: s.Actor, Kind: kind, BootTime: s.Node.Boottime()}
 	if kind != rpc.ApproveRelease {
-		t, err := time.Parse(time.RFC3339, a.Get("time"))
-		if err != nil {
-			return Output{}, usage("this is not a time", "write UTC as 2026-11-22T15:04:05Z")
+		var err error
+		if req.UTC, err = momentOf(a); err != nil {
+			return Output{}, err
 		}
-		req.UTC = t.UTC()
 	}
 	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
 	if err != nil {
@@ -288,6 +300,59 @@ func timeAsk(ctx context.Context, s *Session, kind string, a Args) (Output, erro
 		return Output{}, err
 	}
 	return decided(d), nil
+}
+
+// timeRecover has init check the recovery secret; init then tells the clock.
+func timeRecover(ctx context.Context, s *Session, a Args, ask Asker) (Output, error) {
+	req := rpc.TimeRecoverRequest{BootTime: s.Node.Boottime()}
+	var err error
+	if req.UTC, err = momentOf(a); err != nil {
+		return Output{}, err
+	}
+	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
+	if err != nil {
+		return Output{}, err
+	}
+	req.Boot = st.Boot
+	switch {
+	case st.State == rpc.ClockLocked || st.State == rpc.ClockHoldover:
+		return Output{}, failed("the time is trusted by the word of time servers", "none needed; an approved time is for when none is in reach")
+	case req.UTC.Before(st.Floor):
+		return Output{}, failed(fmt.Sprintf("this lies before %s, when this node knows that it was later (%s)", st.Floor.UTC().Format(time.RFC3339), st.FloorFrom), "compare with a clock that you trust")
+	}
+	v, err := rpc.InitVolume.Call(ctx, s.Node.Init, rpc.Empty{})
+	switch {
+	case err != nil:
+		return Output{}, err
+	case v.State == rpc.VolumeShut:
+		return Output{}, failed("the data volume is shut", "open it first: recover")
+	case v.Secret == "":
+		return Output{}, failed("this node has no recovery secret that could prove who you are", "run setup, which needs no time; then its administrator may say what time it is (time approve)")
+	}
+	p := new(Page).Line("In this boot (%s) it is %s, wrong by up to 5 minutes, for 24 hours or until a majority of time servers answers.", st.Boot, req.UTC.Format("2006-01-02 15:04:05 UTC"))
+	if err := ask.Say(p.Line("Every audit entry until then says that this time is manual.").String()); err != nil {
+		return Output{}, err
+	}
+	texts, err := typeSecret(ask, v.Secret, v.Form)
+	if err != nil {
+		return Output{}, err
+	}
+	defer texts.Wipe()
+	req.Texts = texts.Texts
+	if _, err := rpc.InitTimeRecover.Call(ctx, s.Node.Init, req); err != nil {
+		return Output{}, err
+	}
+	done := "the time counts now, as manual, by recovery secret " + v.Secret
+	return Output{Text: new(Page).Line("%s", done), Value: Done{Message: done}}, nil
+}
+
+// momentOf reads the argument time.
+func momentOf(a Args) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, a.Get("time"))
+	if err != nil {
+		return time.Time{}, usage("this is not a time", "write UTC as 2026-11-22T15:04:05Z")
+	}
+	return t.UTC(), nil
 }
 
 func timeConfirm(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {

@@ -1,12 +1,14 @@
 package verb_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
+	"guardhouse/console/verb"
 	"guardhouse/console/verb/verbtest"
 )
 
@@ -67,6 +69,80 @@ func TestTimeIsApprovedByTwo(t *testing.T) {
 	}
 	if _, err := call(s, "time approve noon", ""); err == nil {
 		t.Error("noon was taken for a time")
+	}
+}
+
+// TestATimeBeforeAnybodyCanLogInNeedsTheRecoverySecret: and the serial line, a node without administrators, and a time that can be.
+func TestATimeBeforeAnybodyCanLogInNeedsTheRecoverySecret(t *testing.T) {
+	f := verbtest.Start(t, false)
+	s := &verb.Session{Node: f.Node, Actor: policy.Actor{Door: policy.DoorSetup}}
+	f.SetVolume(rpc.VolumeReply{State: rpc.VolumeTPM, Secret: "0badcafe", Form: "passphrase"})
+	waiting := rpc.ClockStatusReply{State: rpc.ClockWaiting, Boot: "this boot", Floor: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), FloorFrom: "image"}
+	const line = "time recover 2026-11-22T15:04:05Z"
+	for name, tt := range map[string]struct {
+		line    string
+		clock   rpc.ClockStatusReply
+		volume  rpc.VolumeReply
+		answers []string
+		want    string
+	}{
+		"a wrong secret":     {line, waiting, f.Volume(), []string{"ZZZZ"}, "this is not recovery secret 0badcafe"},
+		"no time":            {"time recover noon", waiting, f.Volume(), nil, "this is not a time"},
+		"before the floor":   {"time recover 2026-10-31T23:59:59Z", waiting, f.Volume(), nil, "it was later (image)"},
+		"trusted already":    {line, rpc.ClockStatusReply{State: rpc.ClockLocked, Boot: "this boot"}, f.Volume(), nil, "by the word of time servers"},
+		"a shut volume":      {line, waiting, rpc.VolumeReply{State: rpc.VolumeShut, Secret: "0badcafe"}, nil, "the data volume is shut"},
+		"no secret was made": {line, waiting, rpc.VolumeReply{State: rpc.VolumeTPM}, nil, "no recovery secret"},
+	} {
+		f.Clocked(tt.clock)
+		good := f.Volume()
+		f.SetVolume(tt.volume)
+		a, err := hold(t, s, tt.line, tt.answers...)
+		f.SetVolume(good)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || len(f.Recovered()) != 0 {
+			t.Errorf("%s: %v, %q", name, err, a.said.String())
+		}
+	}
+	f.Clocked(waiting)
+	a, err := hold(t, s, line, verbtest.RecoveryText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"2026-11-22 15:04:05 UTC", "5 minutes", "24 hours", "this boot", "manual", "recovery secret 0badcafe: "} {
+		if !strings.Contains(strings.Join(strings.Fields(a.said.String()), " ")+" ", want) {
+			t.Errorf("no %q in %q", want, a.said.String())
+		}
+	}
+	got := f.Recovered()
+	if len(got) != 1 || !got[0].UTC.Equal(time.Date(2026, 11, 22, 15, 4, 5, 0, time.UTC)) || got[0].Boot != "this boot" || got[0].BootTime != 90*time.Second {
+		t.Errorf("%+v", got)
+	}
+	set := verbtest.Start(t, true)
+	for _, door := range []policy.Door{policy.DoorSetup, policy.DoorSerial, policy.DoorSSH} {
+		s := set.Session(door)
+		if _, err := hold(t, s, line, verbtest.RecoveryText); verb.Explain(err).Code != verb.ExitNotAllowed {
+			t.Errorf("with administrators, at the door %s: %v", door, err)
+		}
+	}
+}
+
+func TestASuspicionSaysOnOnePageWhatToDo(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	st := rpc.ClockStatusReply{State: rpc.ClockSuspect, Reason: "all time servers jumped together: they differ from this clock by 3s, which is certain to 10ms; it looks the same if this machine stood still as long (paused or moved by its host)",
+		Decide:   []string{"if the servers are right, release it: time release", "if they are wrong, repair them or name others (time set): it ends by itself a minute after they come back to what this clock said", "administrators decide by two, the other one with time confirm, or alone where only one exists"},
+		Problems: []policy.Problem{{Kind: "time-suspect", What: "the time is suspect: all time servers jumped together", Remedy: "compare the servers with a clock that you trust (time status), which names the verb to decide with; nothing is issued until then"}}}
+	for i := range 4 {
+		st.Sources = append(st.Sources, rpc.ClockSource{Address: fmt.Sprintf("10.0.2.%d", i+2), State: "selected", Says: time.Date(2026, 11, 22, 12, 0, 3, 0, time.UTC), Bound: time.Millisecond})
+	}
+	f.Clocked(st)
+	text := mustCall(t, s, "time status", "")
+	if n := strings.Count(text, "\n"); n > 24 {
+		t.Errorf("%d lines are more than a screen:\n%s", n, text)
+	}
+	for _, want := range []string{"time release", "time set", "time confirm", "if this machine stood still"} {
+		if strings.Count(strings.Join(strings.Fields(text), " "), want) != 1 {
+			t.Errorf("no %q in\n%s", want, text)
+		}
 	}
 }
 

@@ -328,7 +328,7 @@ func TestForcedHostsSayWhy(t *testing.T) {
 	}
 	mustCall(t, s, "host add only", armor("RSA PUBLIC KEY", x509.MarshalPKCS1PublicKey(&other.PublicKey)))
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 3 })
-	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to undo: service set --mode HostKey") {
+	if text := flat(t, s, "service set --mode TPM", ""); !strings.Contains(text, "1 of 2 machines are not registered in TPM mode") || !strings.Contains(text, "to go back: mode undo") {
 		t.Errorf("service set said %s", text)
 	}
 	waitFor(t, f, func(st policy.State) bool { return st.Service.Mode == policy.ModeTPM })
@@ -365,9 +365,46 @@ func TestAcceptsAPendingTPMByTheVerbItShows(t *testing.T) {
 	if err := json.Unmarshal(b, &v); err != nil || len(v.Pending) != 1 || v.Pending[0].Issuer != "CN=Lab TPM Root" {
 		t.Fatalf("%v: %s", err, b)
 	}
+	if text := flat(t, s, "host pending", ""); !v.Pending[0].Trusted || !strings.Contains(text, "trusted yes, its certificate leads to a trusted root") || !strings.Contains(text, "1 times, first 2026") {
+		t.Errorf("host pending said %s", text)
+	}
 	refusedCall(t, s, strings.Replace(v.Pending[0].Accept, "add-tpm NAME", "add hv9", 1), "", "host add-tpm")
 	mustCall(t, s, strings.Replace(v.Pending[0].Accept, "NAME", "hv9", 1), "")
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts[policy.HostID(spki)].TPM.Chain) == 1 })
+}
+
+// TestPendingSaysWhatACertificateIsWorthBeforeAnybodyAcceptsIt, naming what is missing.
+func TestPendingSaysWhatACertificateIsWorthBeforeAnybodyAcceptsIt(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	maker := newVendor(t)
+	b64 := base64.StdEncoding.EncodeToString
+	ask := func(spki []byte, cert []byte) {
+		facts := map[string]string{"mode": "TPM", "source": "10.0.2.9", "spki": b64(spki), "nameAlg": "11", "symmetric": "128"}
+		if cert != nil {
+			facts["certificate"] = b64(cert)
+		}
+		f.PendingTPM(policy.HostID(spki), facts)
+	}
+	untrusted, cert := maker.tpm(t)
+	ask(untrusted, cert)
+	bare, _ := maker.tpm(t)
+	ask(bare, nil)
+	other, _ := maker.tpm(t)
+	ask(other, cert) // of another TPM
+	text := flat(t, s, "host pending", "")
+	for want, times := range map[string]int{`trusted NO: the issuer "Lab TPM Root" of "TPM" is in neither store, key id 010203, available at http://vendor.test/root.cer`: 1,
+		"trusted NO: it has no certificate": 2, "trusted yes": 0} {
+		if strings.Count(text, want) != times {
+			t.Errorf("host pending says %q %d times: %s", want, strings.Count(text, want), text)
+		}
+	}
+	refusedCall(t, s, "host add-tpm hv1 --pending "+policy.HostID(untrusted)[:16], "", `issuer "Lab TPM Root"`)
+	mustCall(t, s, "tpm-trust import lab", string(maker.cert.Raw))
+	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
+	if text := flat(t, s, "host pending", ""); strings.Count(text, "trusted yes") != 1 {
+		t.Errorf("host pending said %s", text)
+	}
 }
 
 func TestRefusesWhatIsNoEvidence(t *testing.T) {

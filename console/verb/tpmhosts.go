@@ -63,10 +63,15 @@ func pendingEndorsement(ctx context.Context, s *Session, prefix string) (endorse
 	if err != nil {
 		return endorsement{}, err
 	}
-	damaged := failed("the observation does not hold that TPM's key", "give its platform identifier as a file: host add-tpm NAME < FILE")
 	if v.Mode != "TPM" {
 		return endorsement{}, failed("that host asked with a host key, not with a TPM", "use host add NAME --pending "+prefix)
 	}
+	return v.endorsement()
+}
+
+// endorsement is the TPM that the observation holds. A certificate that can't be read, or is for another key, counts as none.
+func (v *PendingValue) endorsement() (endorsement, error) {
+	damaged := failed("the observation does not hold that TPM's key", "give its platform identifier as a file: host add-tpm NAME < FILE")
 	spki, err := base64.StdEncoding.DecodeString(v.SPKI)
 	if err != nil {
 		return endorsement{}, damaged
@@ -89,6 +94,22 @@ func pendingEndorsement(ctx context.Context, s *Session, prefix string) (endorse
 		}
 	}
 	return e, nil
+}
+
+// chain says whether the certificate leads to a trusted root, in the words that host add-tpm would have for it.
+func (v *PendingValue) chain(trust *appraise.Trust) {
+	e, err := v.endorsement()
+	switch {
+	case err != nil:
+		v.Why = Explain(err).Error()
+	case e.cert == nil:
+		v.Why = "it has no certificate: " + e.why
+	default:
+		if _, err = trust.Chain(e.cert); err != nil {
+			v.Why = clipLong(err.Error())
+		}
+		v.Trusted = err == nil
+	}
 }
 
 // TPMHostAdded is host add-tpm in --json.

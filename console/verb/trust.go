@@ -137,7 +137,7 @@ func trustRemove(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 	name := strings.TrimSpace(a.Get("name"))
 	snap, _ := s.Node.Snapshot()
 	hosts := hostsTrustedBy(snap.State, func(tp string) bool { return tp == strings.ToLower(name) || snap.State.Anchors[tp].Vendor == name })
-	out, _, err := propose(ctx, s, policy.CmdTrustRemove, policy.Removal{Name: name, Phrase: a.Get("phrase")})
+	out, err := change(ctx, s, a, policy.CmdTrustRemove, policy.Removal{Name: name, Phrase: a.Get("phrase")})
 	if err == nil && hosts > 0 {
 		out.Text.Line("! %d hosts of policy version v2 were registered by it; they fail unless another chain holds.", hosts)
 	}
@@ -158,7 +158,7 @@ func trustVendor(ctx context.Context, s *Session, a Args, _ []byte) (Output, err
 	body := policy.VendorSwitch{Vendor: a.Get("vendor"), On: a.Get("state") == "on"}
 	snap, _ := s.Node.Snapshot()
 	hosts := hostsTrustedBy(snap.State, func(tp string) bool { return snap.State.Anchors[tp].Vendor == body.Vendor })
-	out, _, err := propose(ctx, s, policy.CmdTrustVendor, body)
+	out, err := change(ctx, s, a, policy.CmdTrustVendor, body)
 	if err == nil && hosts > 0 {
 		out.Text.Line("%d registered hosts of policy version v2 have its TPMs.", hosts)
 	}

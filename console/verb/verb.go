@@ -99,6 +99,9 @@ func Permitted(v *Verb, s *Session) error {
 		if v.Name == "setup" && !known {
 			return unavailable("the ledger has not said yet whether this node is set up", "try again in a few seconds, or see status")
 		}
+		if v.Waiting && snapshot.State.SetUp() {
+			return notAllowed("this node has administrators, who can log in now", "log in; see help time")
+		}
 		if v.Name == "setup" && snapshot.State.SetUp() {
 			return notAllowed("this node is already set up", "log in; single settings have their own verbs")
 		}

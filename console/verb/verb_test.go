@@ -154,11 +154,12 @@ func TestNothingButHelpAndStatusWithoutLogin(t *testing.T) {
 	}
 }
 
+// TestBeforeSetupOnlySetupStatusHelp and a time by the recovery secret, for a start without time servers.
 func TestBeforeSetupOnlySetupStatusHelp(t *testing.T) {
 	f := verbtest.Start(t, false)
 	visitor := &verb.Session{Node: f.Node, Actor: policy.Actor{Door: policy.DoorSetup}}
 	for _, v := range verb.All() {
-		free := v.Name == "help" || v.Name == "status" || v.Name == "setup"
+		free := v.Name == "help" || v.Name == "status" || v.Name == "setup" || v.Name == "time recover"
 		if err := verb.Permitted(v, visitor); (err == nil) != free {
 			t.Errorf("%s before setup: %v", v.Name, err)
 		}
@@ -182,7 +183,8 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"dump-key remove": policy.CmdDumpKeyRemove, "policy enable": policy.CmdPolicySet, "policy disable": policy.CmdPolicySet,
 		"policy inherit": policy.CmdPolicySet, "draft commit": policy.CmdDraftCommit, "draft undo": policy.CmdDraftUndo, "draft drop": policy.CmdDraftDrop, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
 		"tpm-trust vendor": policy.CmdTrustVendor, "host deny": policy.CmdHostDeny, "host allow": policy.CmdHostAllow, "class offline-caching": policy.CmdClassOffline,
-		"admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
+		"audit syslog set": policy.CmdAuditSyslog, "audit syslog off": policy.CmdAuditSyslog, "audit syslog install": policy.CmdSyslogInstall,
+		"audit syslog uninstall": policy.CmdSyslogInstall, "https install": policy.CmdHTTPSInstall, "admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
 	} {
 		v, ok := verb.Lookup(name)
 		if !ok {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,9 +17,9 @@ import (
 
 // foundation: a blank node becomes a service, a guarded host gets its key, everybody else gets a reason.
 func foundation(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo", HSM: st.hsm, Fresh: true}, st.image)
+	s, err := st.open(ctx, t, site.Options{Name: "demo"})
 	if err != nil {
-		return t.step("lab", "", func() (string, error) { return "", err })
+		return err
 	}
 	defer s.Close()
 	c := &cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}
@@ -134,6 +135,9 @@ func (c *cast) timeTrusted(ctx context.Context) (string, error) {
 	return fmt.Sprintf("+-%d ms, %d of 3 servers agree", v.Trusted.Latest.Sub(v.Trusted.Earliest).Milliseconds()/2, len(v.Trusted.Sources)), nil
 }
 
+// exitFailed is the exit code of a verb that was refused or whose work did not succeed (package console/exec).
+const exitFailed = 1
+
 func (c *cast) keysMade(ctx context.Context) (string, error) {
 	var made struct {
 		Keys []struct {
@@ -145,14 +149,23 @@ func (c *cast) keysMade(ctx context.Context) (string, error) {
 			} `json:"token"`
 		} `json:"keys"`
 	}
+	var failed *site.ExitError
 	err := c.retry(ctx, 20*time.Second, func() error {
-		return c.site.JSON(ctx, nil, &made, "key", "new", "--roles", "all")
+		err := c.site.JSON(ctx, nil, &made, "key", "new", "--roles", "all")
+		if errors.As(err, &failed) && failed.Code == exitFailed { // made, but not good: once more would make more of them
+			return nil
+		}
+		failed = nil
+		return err
 	})
 	if err != nil {
 		return "", err
 	}
 	if err := c.site.JSON(ctx, nil, &made, "key", "list"); err != nil {
 		return "", err
+	}
+	if failed != nil && len(made.Keys) == 0 {
+		return "", failed
 	}
 	for _, k := range made.Keys {
 		if !k.Primary {

@@ -79,7 +79,7 @@ func run(ctx context.Context, build, hsm, chapter string) int {
 	return 0
 }
 
-// story is what chapters share: the image and the workstation's tool.
+// story is what chapters share: the image, the workstation's tool, and how a chapter opens its site.
 type story struct {
 	build, hsm string
 	hostsim    string
@@ -98,4 +98,14 @@ func (s *story) prepare(ctx context.Context, t *teller) error {
 		}
 		return fmt.Sprintf("%.1f MiB, predicted PCR 4 %s PCR 11 %s", float64(img.Size)/(1<<20), short(img.PCRs[4]), short(img.PCRs[11])), nil
 	})
+}
+
+// open is a chapter's site: begun anew, with the image and the HSM variant that were asked for. o holds what is the chapter's own.
+func (s *story) open(ctx context.Context, t *teller, o site.Options) (*site.Site, error) {
+	o.Build, o.HSM, o.Fresh = s.build, s.hsm, true
+	opened, err := site.Open(ctx, o, s.image)
+	if err != nil {
+		return nil, t.step("lab", "", func() (string, error) { return "", err })
+	}
+	return opened, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,13 +16,20 @@ import (
 // rotation: the guardian's keys are replaced under a live host. Its machine opens at each step until the old pair is disabled, over an HSM
 // that is pulled out and put back in the middle; the refusal names the key, and one step back heals it.
 func rotation(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-rotation", Fresh: true}, st.image)
+	s, err := st.open(ctx, t, site.Options{Name: "demo-rotation"})
 	if err != nil {
-		return t.step("lab", "", func() (string, error) { return "", err })
+		return err
 	}
 	defer s.Close()
 	c := &turningCast{cast: cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}}
-	return t.tell(ctx, s, []step{
+	away := []step{
+		{"HSM pulled", "", c.pulled},
+		{"HSM back", "the node finds its token again by itself", c.back},
+	}
+	if st.hsm == site.Embedded {
+		away = []step{{"HSM stays", "", c.embedded}}
+	}
+	return t.tell(ctx, s, slices.Concat([]step{
 		{"node up", "firmware, then the node's first prompt on its serial line", c.nodeUp},
 		{"set up", "the answer file is typed at the speed of a serial line", c.setUp},
 		{"time trusted", "three time servers to agree", c.timeTrusted},
@@ -29,15 +37,14 @@ func rotation(ctx context.Context, t *teller, st *story) error {
 		{"host known", "it attests", c.live},
 		{"key protector", "a tenant makes one, the host opens it twice", c.oldMachine},
 		{"new pair", "the token makes two RSA keys", c.newPair},
-		{"HSM pulled", "", c.pulled},
-		{"HSM back", "the node finds its token again by itself", c.back},
+	}, away, []step{
 		{"primary", "each node uses both new keys once", c.primary},
 		{"asked first", "", c.asked},
 		{"old disabled", "", c.disabled},
 		{"taken back", "", c.takenBack},
 		{"old removed", "", c.removed},
 		{"audit", "the export is verified without the node", c.told},
-	})
+	}))
 }
 
 // turningCast is a host with two machines: one that depends on the old pair, one that a tenant made for the new one.
@@ -138,6 +145,14 @@ func (c *turningCast) newPair(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%s beside %s, not primary; 1 key protector last seen on the old pair; it opens", short(p.Rotation.New.Encryption), short(c.oldKey)), nil
+}
+
+// embedded stands for the two lines about an HSM that is pulled: a token on the node's own disk can't be.
+func (c *turningCast) embedded(ctx context.Context) (string, error) {
+	if err := c.starts(ctx, &c.old); err != nil {
+		return "", err
+	}
+	return "this image's token lies inside the node and can't be pulled: HSM=attached shows that", nil
 }
 
 func (c *turningCast) pulled(ctx context.Context) (string, error) {

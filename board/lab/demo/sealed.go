@@ -12,9 +12,9 @@ import (
 
 // sealed: the data volume opens by itself for the image that was signed, on the TPM that sealed it, and for people who hold its secret.
 func sealed(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-sealed", HSM: st.hsm, Fresh: true, OwnDisk: true}, st.image)
+	s, err := st.open(ctx, t, site.Options{Name: "demo-sealed", OwnDisk: true})
 	if err != nil {
-		return t.step("lab", "", func() (string, error) { return "", err })
+		return err
 	}
 	defer s.Close()
 	c := &sealedCast{cast: cast{story: st, site: s}}

@@ -17,9 +17,9 @@ import (
 // clock: four time servers agree, one lies and is named, three lie and nothing is signed any more until they have told the truth again and
 // an administrator has compared them.
 func clock(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-time", Fresh: true}, st.image)
+	s, err := st.open(ctx, t, site.Options{Name: "demo-time"})
 	if err != nil {
-		return t.step("lab", "", func() (string, error) { return "", err })
+		return err
 	}
 	defer s.Close()
 	c := &watchedCast{turningCast: turningCast{cast: cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}}}

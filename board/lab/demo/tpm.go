@@ -16,9 +16,9 @@ import (
 // tpm: the service believes what hosts measured, and nothing else. One good host passes; the same host with dumps on, with an edited log and
 // with other firmware is refused, each time with the finding and what to do; a host with another TPM is nobody.
 func tpm(ctx context.Context, t *teller, st *story) error {
-	s, err := site.Open(ctx, site.Options{Build: st.build, Name: "demo-tpm", Fresh: true}, st.image)
+	s, err := st.open(ctx, t, site.Options{Name: "demo-tpm"})
 	if err != nil {
-		return t.step("lab", "", func() (string, error) { return "", err })
+		return err
 	}
 	defer s.Close()
 	c := &measuredCast{cast: cast{story: st, site: s, dir: filepath.Join(s.Lab.Dir, "people")}}

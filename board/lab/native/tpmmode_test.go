@@ -1,9 +1,11 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,6 +24,7 @@ import (
 
 	"guardhouse/appliance/appraise"
 	"guardhouse/appliance/evidence"
+	"guardhouse/appliance/hgsa"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
@@ -145,6 +148,69 @@ func keptLogs(t *testing.T, ledger *rpc.Client, kind policy.ObservationKind) {
 	}
 }
 
+// copied is a request that somebody has seen on the wire, with who answered it and who did not.
+type copied struct {
+	body            []byte
+	answered, other string
+}
+
+// givesNothingNew repeats the last round of a conversation: the process that answered it refuses it; the other one, which can't know of it,
+// gives a certificate for the same key that ends no later than the first, which is in the file, and refuses it from then on.
+func (c *copied) givesNothingNew(t *testing.T, file string) {
+	t.Helper()
+	send := func(addr string) (hgsa.Reply, error) {
+		r, err := http.Post("http://"+addr+"/Attestation/v1.0/attest", hgsa.ContentType, bytes.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hgsa.ParseReply(r.StatusCode, b)
+	}
+	refused := func(addr, what string) {
+		t.Helper()
+		var rtpm *hgsa.RtpmErrorReply
+		if _, err := send(addr); !errors.As(err, &rtpm) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	der, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second) // by which the copy's end would be later if it were counted from its own time
+	refused(c.answered, "again on the process that answered it")
+	reply, err := send(c.other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := reply.(*hgsa.HealthCertificateReply).Content
+	same := 0
+	for _, item := range content {
+		again, err := x509.ParseCertificate(item.Item2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := again.NotAfter.Sub(first.NotAfter); d > time.Second {
+			t.Errorf("the copy's certificate ends %s later", d)
+		}
+		if bytes.Equal(again.RawSubjectPublicKeyInfo, first.RawSubjectPublicKeyInfo) {
+			same++
+		}
+	}
+	if same == 0 {
+		t.Errorf("none of %d certificates is for the same key", len(content))
+	}
+	refused(c.other, "a second time on the other process")
+}
+
 // TestRoundsOfOneConversationAreAnsweredByTwoProcesses: each round of a TPM conversation goes to the other of two hgs processes, which share
 // nothing but the context keys. And a change of the mode holds on both within a second, there and back.
 func TestRoundsOfOneConversationAreAnsweredByTwoProcesses(t *testing.T) {
@@ -170,10 +236,17 @@ func TestRoundsOfOneConversationAreAnsweredByTwoProcesses(t *testing.T) {
 
 	var rounds [2]atomic.Int64
 	var turn atomic.Int64
+	var last atomic.Pointer[copied] // the last round
 	proxy := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		n := turn.Add(1) % 2
 		if strings.HasSuffix(r.In.URL.Path, "/attest") {
 			rounds[n].Add(1)
+			body, err := io.ReadAll(r.Out.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Out.Body = io.NopCloser(bytes.NewReader(body))
+			last.Store(&copied{body, []string{one, two}[n], []string{two, one}[n]})
 		}
 		r.SetURL(&url.URL{Scheme: "http", Host: []string{one, two}[n]})
 	}})
@@ -190,6 +263,7 @@ func TestRoundsOfOneConversationAreAnsweredByTwoProcesses(t *testing.T) {
 	if rounds[0].Load() < 2 || rounds[1].Load() < 2 {
 		t.Errorf("rounds went to %d and %d", rounds[0].Load(), rounds[1].Load())
 	}
+	last.Load().givesNothingNew(t, p.path("health.cer"))
 	keptLogs(t, ledger, policy.ObservedGood)
 	if err := attest("--misbehave", "dumps"); err == nil {
 		t.Error("a host with dumps passes")

@@ -127,7 +127,7 @@ func TestPackWithAHelperOverTCP(t *testing.T) {
 	st.Token.Serve(tokenPort)
 	helper := &control{}
 	go helper.serve(controlPort)
-	if err := s.BootWith(t.Context(), directly(t, s)); err != nil {
+	if err := s.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.ready(t, false)

@@ -4,6 +4,7 @@ package site
 
 import (
 	"context"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +19,35 @@ func TestRecovery(t *testing.T) {
 	}
 	s.ready(t, false)
 	s.steps(t, []step{
+		{"BlackStartBeforeAnybodyCanLogIn", blackStart},
 		{"SetUpMakesTheSecret", setUpMakesTheSecret},
 		{"OtherTPMOpensWithTheSecretAndIsResealed", otherTPM},
 		{"FactoryResetTwiceOnOneTPM", factoryResetTwice},
 	})
+}
+
+// blackStart: setup was given up after its recovery secret was confirmed. No time server is configured then, and nobody could log in.
+func blackStart(t *testing.T, s *stage) {
+	r, err := s.AskSetUp(within(t, 60*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.typed(t, "no", "nothing was changed")
+	now := "time recover " + time.Now().UTC().Format(time.RFC3339)
+	for _, try := range []struct{ line, secret, want string }{
+		{"time recover 2011-01-01T00:00:00Z", "", "this lies before"},
+		{now, "0000-0000-0000-0000-0000-0000-0000", `mistyped|this is not recovery secret`},
+		{now, r.Recovery, "the time counts now, as manual"},
+	} {
+		s.typed(t, try.line, "type yes to go on: ")
+		if try.secret == "" {
+			s.typed(t, "yes", try.want)
+			continue
+		}
+		s.typed(t, "yes", `recovery secret [0-9a-f]{8}: `)
+		s.typed(t, try.secret, try.want)
+		time.Sleep(2 * time.Second) // which a wrong one costs
+	}
 }
 
 func setUpMakesTheSecret(t *testing.T, s *stage) {
@@ -30,6 +56,10 @@ func setUpMakesTheSecret(t *testing.T, s *stage) {
 		t.Fatal(err)
 	}
 	s.expect(t, "login: ")
+	c := s.clockIs(t, "locked", 40*time.Second) // a majority replaces the manual time
+	if !c.Trusted.OK || time.Since(c.Trusted.Earliest).Abs() > time.Minute {
+		t.Errorf("%+v", c)
+	}
 	st := s.verb(t, "recovery", "status")
 	if !strings.Contains(st, "the TPM opens it") || !strings.Contains(st, "one passphrase") || strings.Contains(st, r.Recovery) {
 		t.Errorf("recovery status: %s", st)
@@ -79,6 +109,9 @@ func otherTPM(t *testing.T, s *stage) {
 		t.Logf("open %v after PID 1 began, %d TPM commands, %s", after, commands, by)
 		return err
 	})
+	if log := s.verb(t, "log", "show", "--boot", "-1", "--lines", "400"); !regexp.MustCompile(`(?s) off: .*the TPM keeps the time's floor at 20\d\d-`).MatchString(log) {
+		t.Errorf("the TPM was not given the time's floor when the node stopped: %s", log)
+	}
 	if tail := s.verb(t, "audit", "tail", "--lines", "20"); !strings.Contains(tail, "recover") || !strings.Contains(tail, "reseal") {
 		t.Errorf("the audit does not tell of it: %s", tail)
 	}

@@ -141,7 +141,7 @@ var (
 	reAnswers  = regexp.MustCompile(`(?i)answer file[^\n]*dot`)
 	reHash     = regexp.MustCompile(`(?i)sha-?256[^0-9a-f]*([0-9a-f]{64})`)
 	reSecrets  = regexp.MustCompile(`(?i)secrets[^\n]*dot`)
-	reForm     = regexp.MustCompile(`(?i)type passphrase or shares: `)
+	reForm     = regexp.MustCompile(`(?i)type passphrase or shares: |was confirmed before and stays`)
 	reRecovery = regexp.MustCompile(`(?m)^  ([0-9A-Z]{4}(?:-[0-9A-Z]{4}){6})\r?$`)
 	reBack     = regexp.MustCompile(`(?i)type it back: `)
 	reYes      = regexp.MustCompile(`(?i)type yes`)
@@ -169,6 +169,31 @@ func (s *Site) WaitReady(ctx context.Context) (setUp bool, err error) {
 
 // SetUp types the answer file and the secrets as a person would. WaitReady must have returned.
 func (s *Site) SetUp(ctx context.Context) (SetupResult, error) {
+	r, err := s.AskSetUp(ctx)
+	if err != nil {
+		return r, err
+	}
+	line := s.Node.Serial
+	if err := line.Send("yes"); err != nil {
+		return r, err
+	}
+	m, err := line.Expect(ctx, reDone)
+	if err != nil {
+		return r, err
+	}
+	if strings.Contains(strings.ToLower(m[0]), "refused") || strings.Contains(strings.ToLower(m[0]), "failed") {
+		return r, fmt.Errorf("the node refused the setup; see %s", line.LogPath())
+	}
+	if m, err = line.Expect(ctx, reNodeKey); err != nil {
+		return r, err
+	}
+	r.Fingerprint = m[1]
+	s.Admin.HostKey = r.Fingerprint
+	return r, os.WriteFile(filepath.Join(s.Lab.Dir, "host-key"), []byte(r.Fingerprint+"\n"), 0o644)
+}
+
+// AskSetUp is SetUp to the last question: the recovery secret counts already, nothing else does.
+func (s *Site) AskSetUp(ctx context.Context) (SetupResult, error) {
 	line := s.Node.Serial
 	var r SetupResult
 	if err := line.Send("status"); err != nil {
@@ -217,40 +242,25 @@ func (s *Site) SetUp(ctx context.Context) (SetupResult, error) {
 	if r.Recovery, err = s.recovery(ctx); err != nil {
 		return r, err
 	}
-	if _, err := line.Expect(ctx, reYes); err != nil {
-		return r, err
-	}
-	if err := line.Send("yes"); err != nil {
-		return r, err
-	}
-	if m, err = line.Expect(ctx, reDone); err != nil {
-		return r, err
-	}
-	if strings.Contains(strings.ToLower(m[0]), "refused") || strings.Contains(strings.ToLower(m[0]), "failed") {
-		return r, fmt.Errorf("the node refused the setup; see %s", line.LogPath())
-	}
-	if m, err = line.Expect(ctx, reNodeKey); err != nil {
-		return r, err
-	}
-	r.Fingerprint = m[1]
-	s.Admin.HostKey = r.Fingerprint
-	if err := os.WriteFile(filepath.Join(s.Lab.Dir, "host-key"), []byte(r.Fingerprint+"\n"), 0o644); err != nil {
-		return r, err
-	}
-	return r, nil
+	_, err = line.Expect(ctx, reYes)
+	return r, err
 }
 
-// recovery chooses a passphrase, types it back and keeps it in the site's folder, where a person would take a sheet of paper.
+// recovery chooses a passphrase, types it back and keeps it in the site's folder, where a person would take a sheet of paper. One that was
+// confirmed before stays.
 func (s *Site) recovery(ctx context.Context) (string, error) {
 	line := s.Node.Serial
-	if _, err := line.Expect(ctx, reForm); err != nil {
+	m, err := line.Expect(ctx, reForm)
+	if err != nil {
 		return "", err
+	}
+	if strings.Contains(m[0], "stays") {
+		return s.RecoverySecret()
 	}
 	if err := line.Send("passphrase"); err != nil {
 		return "", err
 	}
-	m, err := line.Expect(ctx, reRecovery)
-	if err != nil {
+	if m, err = line.Expect(ctx, reRecovery); err != nil {
 		return "", err
 	}
 	secret := m[1]

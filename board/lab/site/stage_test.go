@@ -126,6 +126,7 @@ func eventually(t *testing.T, limit time.Duration, do func(context.Context) erro
 	t.Helper()
 	ctx := within(t, limit)
 	start := time.Now()
+	var last error // what the node said, not that the time was over
 	for {
 		err := do(ctx)
 		if err == nil {
@@ -134,8 +135,11 @@ func eventually(t *testing.T, limit time.Duration, do func(context.Context) erro
 			}
 			return
 		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
 		if ctx.Err() != nil {
-			t.Fatalf("not within %v: %v", patience*limit, err)
+			t.Fatalf("not within %v: %v", patience*limit, last)
 		}
 		time.Sleep(250 * time.Millisecond)
 	}

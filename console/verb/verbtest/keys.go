@@ -33,7 +33,7 @@ type born struct {
 	as  rpc.HSMKey
 }
 
-// Sick has the tests of a key fail with this finding; the zero one heals it.
+// Sick has the tests of a key fail with this finding; the zero one heals it. The empty reference is every key that has no finding of its own.
 func (f *Fake) Sick(ref policy.KeyRef, p policy.Problem) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,7 +68,11 @@ func (f *Fake) keyTest(r rpc.KeyTestRequest) (rpc.KeyTestReply, error) {
 // tested is called with f.mu held.
 func (f *Fake) tested(ref policy.KeyRef, role policy.KeyRole) rpc.HSMTestResult {
 	r := rpc.HSMTestResult{Node: f.nodeID, Ref: ref, Role: role, OK: true, Took: 1200 * time.Microsecond}
-	if p := f.sick[ref]; p.Kind != "" {
+	p := f.sick[ref]
+	if p.Kind == "" {
+		p = f.sick[""]
+	}
+	if p.Kind != "" {
 		r.OK, r.Problems = false, []policy.Problem{p}
 	}
 	return r

@@ -39,6 +39,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
+	on(f, s, rpc.LedgerSyslogRequest, f.syslogRequest)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)
 	on(f, s, rpc.LedgerKeyAdd, f.keyAdd)
 	on(f, s, rpc.LedgerKeyImport, f.keyImport)
@@ -186,7 +187,12 @@ func (f *Fake) makeKeys(r rpc.MakeKeysRequest) (rpc.MakeKeysReply, error) {
 		if err != nil {
 			return reply, err
 		}
-		body, err := json.Marshal(policy.KeyAdd{Role: role, Label: "gh-" + string(role), Certificate: der})
+		spki, _ := x509.MarshalPKIXPublicKey(key.Public())
+		f.mu.Lock()
+		test := f.tested(policy.RefOf(spki), role)
+		f.mu.Unlock()
+		reply.Tests = append(reply.Tests, test)
+		body, err := json.Marshal(policy.KeyAdd{Role: role, Label: "gh-" + string(role), Certificate: der, Spare: !test.OK})
 		if err != nil {
 			return reply, err
 		}

@@ -5,6 +5,7 @@ package verbtest
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
@@ -44,31 +45,34 @@ type Fake struct {
 	Admin ssh.Signer // key of ada, owner
 	Dir   string     // where the sockets are, as --run-dir
 
-	mu       sync.Mutex
-	state    policy.State
-	index    uint64
-	nodeID   string
-	done     map[string]policy.Result
-	changed  chan struct{}
-	audit    []policy.AuditEntry
-	power    []string
-	unlocked []string
-	pending  []policy.Observation
-	observed []policy.Observation
-	logs     map[string][]byte // by SHA-256
-	uses     []policy.ProtectorUse
-	hostKey  ed25519.PrivateKey
-	ca       *rsa.PrivateKey
-	fail     map[string]error
-	site     []rpc.HSMSiteFile
-	boot     time.Duration
-	born     map[policy.KeyRef]born           // pairs in the token that were not made here
-	sick     map[policy.KeyRef]policy.Problem // what tests find
-	sealed   []byte
-	vol      rpc.VolumeReply
-	clocked  *rpc.ClockStatusReply
-	asked    []rpc.TimeAskRequest
-	timeKeys []rpc.TimeKeyRequest
+	mu        sync.Mutex
+	state     policy.State
+	index     uint64
+	nodeID    string
+	done      map[string]policy.Result
+	changed   chan struct{}
+	audit     []policy.AuditEntry
+	power     []string
+	unlocked  []string
+	pending   []policy.Observation
+	observed  []policy.Observation
+	logs      map[string][]byte // by SHA-256
+	uses      []policy.ProtectorUse
+	hostKey   ed25519.PrivateKey
+	ca        *rsa.PrivateKey
+	fail      map[string]error
+	site      []rpc.HSMSiteFile
+	boot      time.Duration
+	born      map[policy.KeyRef]born           // pairs in the token that were not made here
+	sick      map[policy.KeyRef]policy.Problem // what tests find
+	sealed    []byte
+	syslogKey crypto.Signer
+	vol       rpc.VolumeReply
+
+	recovered []rpc.TimeRecoverRequest
+	clocked   *rpc.ClockStatusReply
+	asked     []rpc.TimeAskRequest
+	timeKeys  []rpc.TimeKeyRequest
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.

@@ -1,6 +1,8 @@
 package verbtest
 
 import (
+	"slices"
+
 	"guardhouse/appliance/rpc"
 )
 
@@ -38,6 +40,16 @@ func (f *Fake) volume(s *rpc.Server) {
 		f.SetVolume(v)
 		return v, nil
 	})
+	on(f, s, rpc.InitTimeRecover, func(r rpc.TimeRecoverRequest) (rpc.ClockStatusReply, error) {
+		if string(r.Texts[0]) != RecoveryText {
+			return rpc.ClockStatusReply{}, rpc.ErrRefused.With("this is not recovery secret %s; look for the one of that name", f.Volume().Secret)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		r.Texts = nil
+		f.recovered = append(f.recovered, r)
+		return rpc.ClockStatusReply{State: rpc.ClockManual}, nil
+	})
 	on(f, s, rpc.InitReseal, func(rpc.Empty) (rpc.VolumeReply, error) {
 		v := f.Volume()
 		v.State, v.Changed = rpc.VolumeTPM, nil
@@ -50,6 +62,13 @@ func (f *Fake) volume(s *rpc.Server) {
 		f.power = append(f.power, "factory-reset")
 		return rpc.Empty{}, nil
 	})
+}
+
+// Recovered are the times that counted by the recovery secret, without it.
+func (f *Fake) Recovered() []rpc.TimeRecoverRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.recovered)
 }
 
 // Volume is the state of the data volume.
