@@ -91,17 +91,21 @@ func (t *ModuleTree) Resolve(wanted []kernel.Module) ([]Module, error) {
 		if err := r.add(name, w.Params, w.Reason, 0); err != nil {
 			return nil, err
 		}
-		if w.Probe && len(r.pci[name]) == 0 && !t.builtin[name] {
-			return nil, fmt.Errorf("%w %s: drives no PCI device, so it cannot wait for one", ErrModule, w.Name)
-		}
 	}
 	for _, w := range wanted {
 		match := r.pci[moduleName(w.Name)]
 		if !w.Probe {
 			match = nil
+		} else if len(match) == 0 {
+			continue // it waits for what needs it
 		}
 		for _, n := range append([]string{w.Name}, w.Needs...) {
 			r.gate(moduleName(n), match)
+		}
+	}
+	for _, w := range wanted {
+		if i, ok := r.index[moduleName(w.Name)]; ok && w.Probe && !r.out[i].always && len(r.out[i].Match) == 0 {
+			return nil, fmt.Errorf("%w %s: neither it nor what needs it drives a PCI device, so it cannot wait for one", ErrModule, w.Name)
 		}
 	}
 	for i := range r.out {

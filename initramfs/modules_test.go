@@ -123,6 +123,10 @@ func TestModuleWaitsForItsDeviceUnlessSomethingElseNeedsIt(t *testing.T) {
 	if err != nil || len(load) != 4 {
 		t.Errorf("a machine with device 3 loads %v, %v", load, err)
 	}
+	got, err = mt.Resolve([]kernel.Module{{Name: "dca", Probe: true, Params: "quiet=1"}, {Name: "ix", Probe: true}})
+	if err != nil || len(got) != 2 || got[0].Name != "dca" || got[0].Params != "quiet=1" || strings.Join(got[0].Match, " ") != "pci:v3*" {
+		t.Errorf("a module with parameters that another one's device needs: %+v, %v", got, err)
+	}
 	if _, err := mt.Resolve([]kernel.Module{{Name: "soft", Probe: true}}); err == nil {
 		t.Error("a module without a device was told to wait for one")
 	}

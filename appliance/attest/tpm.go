@@ -19,7 +19,8 @@ import (
 // host, so the rounds of one conversation may be answered by different nodes.
 //
 // A context that was answered is remembered here, and refused when it comes
-// again. Another node does not know of it: there a copy is good for two minutes
+// again. Another node does not know of it, nor does this process after a
+// restart: there a copy is good for two minutes
 // (evidence.SessionLifetime) and leads at most to certificates for the same
 // keys, whose end is counted from the beginning of the first conversation.
 

@@ -31,9 +31,16 @@ func (f *Finder) BootFiles(dir, name string, limit int64) (files [][]byte, notes
 	return files, notes
 }
 
-// BootFile gives read the file of this name from the first FAT file system that has it, whole disks included, since sticks often have no
-// partitions. It is mounted read-only at dir meanwhile.
-func (f *Finder) BootFile(dir, name string, read func(io.Reader) error) error {
+// Errors of BootFile.
+var (
+	ErrNoFile    = errors.New("no attached disk has such a file")
+	ErrManyFiles = errors.New("several files fit")
+)
+
+// BootFile gives read the one file whose name fits the pattern (path.Match) in the root of the first FAT file system that has one, whole
+// disks included, since sticks often have no partitions. It is mounted read-only at dir meanwhile. ErrNoFile, or ErrManyFiles where the
+// first file system with one has more.
+func (f *Finder) BootFile(dir, pattern string, read func(name string, r io.Reader) error) error {
 	devices, _ := filepath.Glob(filepath.Join(f.Sys, "block", "*", "*", "partition"))
 	for i := range devices {
 		devices[i] = filepath.Base(filepath.Dir(devices[i]))
@@ -43,15 +50,16 @@ func (f *Finder) BootFile(dir, name string, read func(io.Reader) error) error {
 		devices = append(devices, filepath.Base(d))
 	}
 	for _, d := range devices[:min(len(devices), maxPartitions)] {
-		found, err := readWith(filepath.Join(f.Dev, d), dir, name, read)
+		found, err := readWith(filepath.Join(f.Dev, d), dir, pattern, read)
 		if found {
 			return err
 		}
 	}
-	return fmt.Errorf("no attached disk has a file %s in the root of a FAT file system", name)
+	return fmt.Errorf("%w: %s in the root of a FAT file system", ErrNoFile, pattern)
 }
 
-func readWith(device, dir, name string, read func(io.Reader) error) (found bool, err error) {
+// readWith gives read the file of a device that fits the pattern.
+func readWith(device, dir, pattern string, read func(name string, r io.Reader) error) (found bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, err
 	}
@@ -60,16 +68,23 @@ func readWith(device, dir, name string, read func(io.Reader) error) (found bool,
 		return false, err
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
-	file, err := os.Open(filepath.Join(dir, name))
+	names, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(names) == 0 {
+		return false, errors.Join(err, os.ErrNotExist)
+	}
+	if len(names) > 1 {
+		return true, fmt.Errorf("%w: %s has %d, among them %q and %q", ErrManyFiles, filepath.Base(device), len(names), filepath.Base(names[0]), filepath.Base(names[1]))
+	}
+	file, err := os.Open(names[0])
 	if err != nil {
 		return false, err
 	}
 	defer file.Close()
-	return true, read(file)
+	return true, read(filepath.Base(names[0]), file)
 }
 
 func readFrom(device, dir, name string, limit int64) (b []byte, err error) {
-	found, err := readWith(device, dir, name, func(r io.Reader) error {
+	found, err := readWith(device, dir, name, func(_ string, r io.Reader) error {
 		if b, err = io.ReadAll(io.LimitReader(r, limit+1)); err == nil && int64(len(b)) > limit {
 			err = fmt.Errorf("%s is larger than %d bytes", name, limit)
 		}

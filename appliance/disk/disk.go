@@ -129,15 +129,10 @@ func (f *Finder) look(d *Disk) {
 
 const edge = 1 << 20
 
-// inspect decides from the first and last MiB.
+// inspect decides from the header of a volume of ours, else from the first and last MiB.
 func inspect(d *Disk, r io.ReaderAt) {
 	if d.Size < 8*edge {
 		d.Content, d.Holds = Foreign, "too little room (8 MiB is the least)"
-		return
-	}
-	head := make([]byte, edge)
-	if _, err := r.ReadAt(head, 0); err != nil {
-		d.Content, d.Holds = Foreign, fmt.Sprintf("nothing readable (%v)", err)
 		return
 	}
 	if h, _, err := ReadHeader(r); err == nil && h.Preparing {
@@ -148,7 +143,11 @@ func inspect(d *Disk, r io.ReaderAt) {
 		d.Content, d.Holds = Ours, "our encrypted volume"
 		return
 	}
-	tail := make([]byte, edge)
+	head, tail := make([]byte, edge), make([]byte, edge)
+	if _, err := r.ReadAt(head, 0); err != nil {
+		d.Content, d.Holds = Foreign, fmt.Sprintf("nothing readable (%v)", err)
+		return
+	}
 	if _, err := r.ReadAt(tail, d.Size-edge); err != nil {
 		d.Content, d.Holds = Foreign, fmt.Sprintf("an unreadable end (%v)", err)
 		return

@@ -194,6 +194,9 @@ type Token interface {
 	// Request signs a certificate request, also with a key that may sign
 	// nothing else; see RequestDigest.
 	Request(ref policy.KeyRef, info []byte) ([]byte, error)
+	// Destroy takes a pair that Generate made out of the token and proves it by
+	// looking again; r is Valid. It gives the number of objects that went.
+	Destroy(r DestroyRequest) (int, error)
 	// Check is the canary: session, login and one real signature.
 	Check() error
 }

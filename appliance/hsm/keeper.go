@@ -94,7 +94,7 @@ type Keeper struct {
 }
 
 // NewKeeper makes a keeper. command gives a fresh command that ends up in Serve
-// with its call socket on descriptor 3 and the PIN's pipe on descriptor 4; the
+// with the keeper's sockets and the PIN's pipe on the descriptors from 3 on; the
 // keeper appends the module's environment to cmd.Env. log gets one line for each
 // change; it never gets a secret.
 func NewKeeper(command func() *exec.Cmd, timing Timing, log func(format string, args ...any)) *Keeper {

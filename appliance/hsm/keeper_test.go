@@ -6,10 +6,11 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,12 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(fakeWorker) == "" {
 		os.Exit(m.Run())
 	}
-	socket := os.NewFile(3, "keeper")
-	conn, err := net.FileConn(socket)
-	if err == nil {
-		err = Serve(conn, os.NewFile(4, "pin"), openFake)
-	}
-	if err != nil {
+	if err := Serve(openFake); err != nil {
 		os.Exit(1)
 	}
 	os.Exit(0)
@@ -99,8 +95,10 @@ func serial(module string) string {
 
 type fakeToken struct{ module string }
 
-func (f fakeToken) Info() TokenInfo    { return TokenInfo{Label: "fake", Serial: serial(f.module)} }
-func (fakeToken) List() ([]Key, error) { return []Key{{Ref: "r", Label: "l"}}, nil }
+func (f fakeToken) Info() TokenInfo                   { return TokenInfo{Label: "fake", Serial: serial(f.module)} }
+func (fakeToken) List() ([]Key, error)                { return []Key{{Ref: "r", Label: "l"}}, nil }
+func (fakeToken) Destroy(DestroyRequest) (int, error) { return 3, nil }
+
 func (f fakeToken) Check() error {
 	for {
 		if _, err := os.Stat(f.module + hangFile); err != nil {
@@ -485,17 +483,46 @@ func TestSecretIsLockedAndWiped(t *testing.T) {
 
 func FuzzReadFrame(f *testing.F) {
 	var b bytes.Buffer
-	_ = writeFrame(&b, answer{ID: 7, Phase: phaseReady, Info: &TokenInfo{Label: "x"}}, []byte("body"))
-	f.Add(b.Bytes())
-	f.Add([]byte{0, 0, 0, 2, 0, 0, 0, 0, '{', '}'})
-	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, in []byte) {
-		var a answer
-		body, err := readFrame(bytes.NewReader(in), &a)
-		if err == nil && len(body) > maxBody {
-			t.Fatal("too large")
+	l := &lane{conn: &b}
+	_ = l.write(7, answer{Phase: phaseReady, Info: &TokenInfo{Label: "x"}}, []byte("body"))
+	_ = l.write(8, nil, nil)
+	f.Add(b.Bytes(), uint8(3))
+	f.Add([]byte{0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, '{', '}'}, uint8(1))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, uint8(0))
+	f.Fuzz(func(t *testing.T, in []byte, step uint8) {
+		// However the bytes come in, the frames are the same.
+		whole, parts := &lane{conn: bytes.NewBuffer(in)}, &lane{conn: &bitByBit{b: in, step: int(step)%9 + 1}}
+		for range len(in)/frameHead + 1 {
+			var a, again answer
+			id, body, err := whole.receive(&a)
+			id2, body2, err2 := parts.receive(&again)
+			if id != id2 || !bytes.Equal(body, body2) || fmt.Sprint(err) != fmt.Sprint(err2) || !reflect.DeepEqual(a, again) {
+				t.Fatalf("%d %q %v, in parts %d %q %v", id, body, err, id2, body2, err2)
+			}
+			if len(body) > maxBody {
+				t.Fatal("too large")
+			}
+			if err != nil {
+				return
+			}
 		}
 	})
+}
+
+// bitByBit gives step bytes at a time.
+type bitByBit struct {
+	b    []byte
+	step int
+}
+
+func (r *bitByBit) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+func (r *bitByBit) Read(p []byte) (int, error) {
+	if len(r.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.b[:min(r.step, len(r.b))])
+	r.b = r.b[n:]
+	return n, nil
 }
 
 func TestLabelsNameRoles(t *testing.T) {

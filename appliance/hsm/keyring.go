@@ -29,6 +29,11 @@ func (r Keyring) Generate(ctx context.Context, role policy.KeyRole, bits int) (K
 	return r.Token.Generate(ctx, role, bits)
 }
 
+// Destroy is Keeper.Destroy: software keys are wiped where they are sealed, not here.
+func (r Keyring) Destroy(ctx context.Context, q DestroyRequest) (int, error) {
+	return r.Token.Destroy(ctx, q)
+}
+
 // Sign is Keeper.Sign for either kind of key.
 func (r Keyring) Sign(ctx context.Context, q SignRequest) ([]byte, error) {
 	if held, _ := r.Software.holds(q.Ref); held {

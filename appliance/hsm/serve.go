@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
+	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // ModuleConfig names the module and the token in it. Nothing in it is secret.
@@ -44,12 +46,31 @@ func (c ModuleConfig) Valid() error {
 // shown to the token. The PIN is wiped by the caller when Opener returns.
 type Opener func(c ModuleConfig, pin []byte, login func()) (Token, error)
 
-// Serve is the worker: it takes the PIN from pin (one byte of length, then the
-// PIN) and closes it, opens the token as the first frame of conn says and
-// answers calls until conn ends. It returns nil when the keeper hung up or was
-// told why the token did not open.
-// Calls run at the same time, as many as the keeper sends.
-func Serve(conn io.ReadWriteCloser, pin io.ReadCloser, open Opener) error {
+// Descriptors of a worker. From descriptorLane on it has as many lanes as its
+// first frame asks for sessions.
+const (
+	descriptorKeeper = 3
+	descriptorPIN    = 4
+	descriptorLane   = 5
+)
+
+// Serve is the worker: it takes the PIN from descriptor 4 (one byte of length,
+// then the PIN) and closes it, opens the token as the first frame on descriptor 3
+// says and answers calls on the lanes until descriptor 3 ends. It returns nil when
+// the keeper hung up or was told why the token did not open.
+// Each lane has a goroutine of its own, which waits in the kernel and not in Go's
+// scheduler, so as many calls run at the same time as there are lanes.
+func Serve(open Opener) error {
+	for fd := descriptorKeeper; fd < descriptorLane; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	return serve(os.NewFile(descriptorKeeper, "keeper"), os.NewFile(descriptorPIN, "pin"), func(i int) io.ReadWriter {
+		unix.CloseOnExec(descriptorLane + i)
+		return os.NewFile(uintptr(descriptorLane+i), "lane")
+	}, open)
+}
+
+func serve(conn io.ReadWriteCloser, pin io.ReadCloser, number func(i int) io.ReadWriter, open Opener) error {
 	defer conn.Close()
 	secret, err := readPIN(pin)
 	pin.Close()
@@ -57,60 +78,104 @@ func Serve(conn io.ReadWriteCloser, pin io.ReadCloser, open Opener) error {
 		return err
 	}
 	defer secret.Wipe()
+	keeper := &lane{conn: conn}
 	var hello call
-	if _, err := readFrame(conn, &hello); err != nil {
+	if _, _, err := keeper.receive(&hello); err != nil {
 		return err
 	}
-	if hello.Op != opHello || hello.Module == nil {
+	if hello.Op != opHello || hello.Module == nil || hello.Module.Sessions < 1 || hello.Module.Valid() != nil {
 		return badRequest("the first frame must be %q", opHello)
 	}
-	w := &worker{conn: conn}
-	w.send(answer{Phase: phaseLoad}, nil)
-	token, err := open(*hello.Module, secret.Bytes(), func() { w.send(answer{Phase: phaseLogin}, nil) })
+	lanes := make([]*lane, hello.Module.Sessions)
+	for i := range lanes { // before foreign code can start anything that would inherit them
+		lanes[i] = &lane{conn: number(i)}
+	}
+	// A keeper that is gone ends the reading below too, so nobody looks at errors of writing.
+	_ = keeper.write(0, answer{Phase: phaseLoad}, nil)
+	token, err := open(*hello.Module, secret.Bytes(), func() { _ = keeper.write(0, answer{Phase: phaseLogin}, nil) })
 	secret.Wipe()
 	if err != nil {
-		w.send(answer{Error: AsError(err)}, nil)
+		_ = keeper.write(0, answer{Error: AsError(err)}, nil)
 		return nil
 	}
+	ended := make(chan error, len(lanes)+1)
+	for _, l := range lanes {
+		go func() { ended <- (&worker{token: token, lane: l}).run() }()
+	}
 	info := token.Info()
-	w.token = token
-	w.send(answer{Phase: phaseReady, Info: &info}, nil)
-	for {
-		var c call
-		body, err := readFrame(conn, &c)
-		if errors.Is(err, io.EOF) {
-			return nil
+	_ = keeper.write(0, answer{Phase: phaseReady, Info: &info}, nil)
+	go func() {
+		_, _, err := keeper.receive(&call{}) // nothing more comes
+		if err == nil {
+			err = badRequest("a call must come on a lane")
 		}
+		ended <- err
+	}()
+	if err := <-ended; !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// worker answers the calls of one lane.
+type worker struct {
+	token Token
+	lane  *lane
+	calls map[string]call // by their headers, see known
+}
+
+// run answers calls until the lane ends.
+func (w *worker) run() error {
+	for {
+		id, header, body, err := w.lane.read()
 		if err != nil {
 			return err
 		}
-		go w.answer(c, body)
+		c, err := w.known(header)
+		if err != nil {
+			clear(body)
+			return err
+		}
+		if err := w.answer(id, c, body); err != nil {
+			return err
+		}
 	}
 }
 
-// worker answers calls for one token.
-type worker struct {
-	token Token
-	mu    sync.Mutex // one frame at a time
-	conn  io.Writer
+// maxKnown bounds the headers that a lane remembers.
+const maxKnown = 64
+
+// known decodes the header of a call. The same few come again and again: a node
+// has few keys and does few things with each.
+func (w *worker) known(header []byte) (call, error) {
+	if c, ok := w.calls[string(header)]; ok {
+		return c, nil
+	}
+	var c call
+	if err := decode(header, &c); err != nil {
+		return c, err
+	}
+	if w.calls == nil || len(w.calls) == maxKnown {
+		w.calls = map[string]call{}
+	}
+	w.calls[string(header)] = c
+	return c, nil
 }
 
-// send ignores errors: a keeper that is gone ends the reading loop too.
-func (w *worker) send(a answer, body []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	_ = writeFrame(w.conn, a, body)
-}
-
-func (w *worker) answer(c call, body []byte) {
-	a := answer{ID: c.ID}
+func (w *worker) answer(id uint64, c call, body []byte) error {
+	var a answer
 	out, err := w.do(c, body, &a)
 	if err != nil {
 		a.Error = AsError(err)
 	}
-	w.send(a, out)
+	var header any // nil where there is nothing to tell but the body
+	if a.Error != nil || a.Keys != nil || a.Info != nil {
+		header = a
+	}
+	err = w.lane.write(id, header, out)
 	clear(out)
 	clear(body)
+	return err
 }
 
 // do performs one call. A panic in a binding must not take the other calls'
@@ -137,6 +202,13 @@ func (w *worker) do(c call, body []byte, a *answer) (out []byte, err error) {
 		out, err = w.token.Decrypt(c.Ref, body, *c.OAEP)
 	case opRequest:
 		out, err = w.token.Request(c.Ref, body)
+	case opDestroy:
+		if c.Destroy == nil {
+			return nil, badRequest("a destruction needs a key")
+		}
+		if err = c.Destroy.Valid(); err == nil {
+			a.Objects, err = w.token.Destroy(*c.Destroy)
+		}
 	case opCheck:
 		err = w.token.Check()
 		info := w.token.Info()

@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"guardhouse/appliance/policy"
 )
 
@@ -188,30 +186,25 @@ func (s *Software) keys(ctx context.Context) ([]Key, error) {
 type softProcess struct {
 	cmd  *exec.Cmd
 	conn net.Conn
+	lane lane          // on conn
 	turn chan struct{} // holds one token while nobody calls
 	dead chan struct{} // closed when the process is gone
 	next uint64
 }
 
 func startSoftware(cmd *exec.Cmd) (*softProcess, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	conn, theirs, err := socketPair()
 	if err != nil {
-		return nil, fmt.Errorf("socket pair: %w", err)
+		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "software"), os.NewFile(uintptr(fds[1]), "keeper")
 	defer theirs.Close()
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		return nil, fmt.Errorf("socket pair: %w", err)
-	}
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start the worker of software keys: %w", err)
 	}
-	p := &softProcess{cmd: cmd, conn: conn, turn: make(chan struct{}, 1), dead: make(chan struct{})}
+	p := &softProcess{cmd: cmd, conn: conn, lane: lane{conn: conn}, turn: make(chan struct{}, 1), dead: make(chan struct{})}
 	p.turn <- struct{}{}
 	go func() {
 		_ = cmd.Wait()
@@ -244,14 +237,14 @@ func (p *softProcess) call(ctx context.Context, c call, body []byte) (answer, []
 		return answer{}, nil, ctx.Err()
 	}
 	p.next++
-	c.ID = p.next
 	var a answer
+	var id uint64
 	var out []byte
-	err := errors.Join(p.conn.SetDeadline(time.Now().Add(softCall)), writeFrame(p.conn, c, body))
+	err := errors.Join(p.conn.SetDeadline(time.Now().Add(softCall)), p.lane.write(p.next, c, body))
 	if err == nil {
-		out, err = readFrame(p.conn, &a)
+		id, out, err = p.lane.receive(&a)
 	}
-	if err != nil || a.ID != c.ID {
+	if err != nil || id != p.next {
 		p.kill() // before its turn is given back: nobody may take the answer for theirs
 		clear(out)
 		return answer{}, nil, gone

@@ -29,10 +29,10 @@ func ServeSoftware(conn io.ReadWriteCloser) error {
 		return err
 	}
 	s := &softToken{keys: map[policy.KeyRef]softKey{}}
-	w := &worker{conn: conn, token: s}
+	w := &worker{token: s, lane: &lane{conn: conn}}
 	for {
 		var c call
-		body, err := readFrame(conn, &c)
+		id, body, err := w.lane.receive(&c)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -40,15 +40,18 @@ func ServeSoftware(conn io.ReadWriteCloser) error {
 			return err
 		}
 		if c.Op != opLoad {
-			w.answer(c, body)
-			continue
+			err = w.answer(id, c, body)
+		} else {
+			var a answer
+			if e := s.load(c.Ref, c.Role, body); e != nil {
+				a.Error = AsError(e)
+			}
+			clear(body)
+			err = w.lane.write(id, a, nil)
 		}
-		a := answer{ID: c.ID}
-		if err := s.load(c.Ref, c.Role, body); err != nil {
-			a.Error = AsError(err)
+		if err != nil {
+			return err
 		}
-		clear(body)
-		w.send(a, nil)
 	}
 }
 
@@ -188,6 +191,11 @@ func (s *softToken) Request(ref policy.KeyRef, info []byte) ([]byte, error) {
 		return nil, err
 	}
 	return rsa.SignPKCS1v15(nil, k.key, crypto.SHA256, digest[:])
+}
+
+// Destroy refuses: the ledger wipes a software key where it is sealed.
+func (s *softToken) Destroy(DestroyRequest) (int, error) {
+	return 0, badRequest("software keys are not destroyed here")
 }
 
 // Check implements Token.

@@ -2,23 +2,21 @@ package hsm
 
 import (
 	"crypto"
-	"encoding/binary"
-	"encoding/json"
-	"fmt"
-	"io"
 
 	"guardhouse/appliance/policy"
 )
 
-// The keeper and its worker exchange frames over a socket pair:
+// The keeper and its worker exchange frames over socket pairs:
 //
-//	uint32 header length | uint32 body length | header (JSON) | body
+//	uint32 header length | uint32 body length | uint64 id | header (JSON) | body
 //
-// big endian. Whatever may be secret (a plaintext) travels in the body only,
-// which both sides wipe. The keeper sends one hello, the worker answers with
-// phases and at last "ready"; then calls and answers, matched by id, in any
-// order.
+// big endian; no header at all stands for the empty one. Whatever may be secret
+// (a plaintext) travels in the body only, which both sides wipe. On the first
+// socket the keeper sends one hello, the worker answers with phases and at last
+// "ready". Each further socket is a lane (see lane): one call, then its answer,
+// which has the call's id.
 const (
+	frameHead = 16      // bytes in front of the header
 	maxHeader = 1 << 20 // a listing of some thousand keys
 	maxBody   = 1 << 16
 )
@@ -32,6 +30,7 @@ const (
 	opDecrypt  = "decrypt"
 	opCheck    = "check"
 	opRequest  = "request"
+	opDestroy  = "destroy"
 	opLoad     = "load" // of a software worker only: the body is a private key, PKCS#8
 )
 
@@ -46,7 +45,6 @@ const (
 // call is the header of a frame to the worker. The body is the digest of a
 // sign, the ciphertext of a decrypt.
 type call struct {
-	ID     uint64         `json:"id"`
 	Op     string         `json:"op"`
 	Module *ModuleConfig  `json:"module,omitempty"`
 	Ref    policy.KeyRef  `json:"ref,omitempty"`
@@ -55,59 +53,17 @@ type call struct {
 	Hash   crypto.Hash    `json:"hash,omitempty"`
 	Scheme Scheme         `json:"scheme,omitempty"`
 	OAEP   *OAEP          `json:"oaep,omitempty"`
+
+	Destroy *DestroyRequest `json:"destroy,omitempty"`
 }
 
 // answer is the header of a frame from the worker. The body is a signature or
 // a plaintext.
 type answer struct {
-	ID    uint64     `json:"id"`
 	Phase string     `json:"phase,omitempty"`
 	Error *Error     `json:"error,omitempty"`
 	Keys  []Key      `json:"keys,omitempty"`
 	Info  *TokenInfo `json:"info,omitempty"`
-}
 
-// writeFrame sends one frame in a single write, and wipes its copy of body.
-func writeFrame(w io.Writer, header any, body []byte) error {
-	h, err := json.Marshal(header)
-	if err != nil {
-		return fmt.Errorf("hsm: encode frame: %w", err)
-	}
-	if len(h) > maxHeader || len(body) > maxBody {
-		return badRequest("frame of %d+%d bytes is too large", len(h), len(body))
-	}
-	frame := make([]byte, 8, 8+len(h)+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(h)))
-	binary.BigEndian.PutUint32(frame[4:], uint32(len(body)))
-	frame = append(append(frame, h...), body...)
-	defer clear(frame)
-	if _, err := w.Write(frame); err != nil {
-		return fmt.Errorf("hsm: write frame: %w", err)
-	}
-	return nil
-}
-
-// readFrame reads one frame into header and returns its body. io.EOF stands for
-// a clean end between two frames.
-func readFrame(r io.Reader, header any) ([]byte, error) {
-	var lengths [8]byte
-	if _, err := io.ReadFull(r, lengths[:]); err != nil {
-		if err == io.EOF {
-			return nil, io.EOF
-		}
-		return nil, fmt.Errorf("hsm: read frame: %w", err)
-	}
-	hLen, bLen := binary.BigEndian.Uint32(lengths[:]), binary.BigEndian.Uint32(lengths[4:])
-	if hLen > maxHeader || bLen > maxBody {
-		return nil, badRequest("frame of %d+%d bytes is too large", hLen, bLen)
-	}
-	buf := make([]byte, hLen+bLen)
-	if _, err := io.ReadFull(r, buf); err != nil {
-		return nil, fmt.Errorf("hsm: read frame: %w", io.ErrUnexpectedEOF)
-	}
-	if err := json.Unmarshal(buf[:hLen], header); err != nil {
-		clear(buf)
-		return nil, fmt.Errorf("hsm: decode frame: %w", err)
-	}
-	return buf[hLen:], nil
+	Objects int `json:"objects,omitempty"` // destroyed
 }

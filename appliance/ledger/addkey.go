@@ -14,6 +14,12 @@ func (l *Ledger) registerKeys(s *rpc.Server) {
 	rpc.Handle(s, rpc.LedgerKeyAdd, func(ctx context.Context, _ rpc.Caller, req rpc.KeyAddRequest) (rpc.KeyAddReply, error) {
 		return l.AddKey(ctx, req)
 	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerResetKeys, func(ctx context.Context, _ rpc.Caller, _ rpc.Empty) (rpc.ResetKeysReply, error) {
+		return l.ResetKeys(ctx)
+	}, rpc.Console)
+	rpc.Handle(s, rpc.LedgerDestroyKeys, func(ctx context.Context, _ rpc.Caller, req rpc.DestroyKeysRequest) (rpc.DestroyKeysReply, error) {
+		return l.DestroyKeys(ctx, req)
+	}, rpc.Init)
 	rpc.Handle(s, rpc.LedgerKeyImport, func(ctx context.Context, _ rpc.Caller, req rpc.KeyImportRequest) (rpc.KeyAddReply, error) {
 		return l.ImportKey(ctx, req)
 	}, rpc.Console)

@@ -169,6 +169,9 @@ func (l *Ledger) makeKey(ctx context.Context, req rpc.MakeKeysRequest, role poli
 	if policy.RefOf(made.SPKI) != made.Ref {
 		return madeKey{}, fmt.Errorf("the HSM's answer names another key than it holds")
 	}
+	if err := l.store.noteMade(made); err != nil {
+		return madeKey{}, fmt.Errorf("remember that the key was made here: %w", err)
+	}
 	if made.Extractable || !made.Sensitive {
 		return madeKey{}, rpc.ErrRefused.With("the token made key %s so that it would give the private half out; it is not used. Check the token's settings and delete that key", made.Label)
 	}

@@ -31,7 +31,10 @@ type token struct {
 	silent   int // tests that find no answer before one does
 	software func() ([]rpc.SoftwareKey, error)
 	loaded   []rpc.SoftwareKey
-	deaf     int // reloads that fail before one does not
+	away     error // it lists nothing
+	// destroying is called before a key goes; an error keeps it.
+	destroying func(rpc.HSMDestroyRequest) error
+	deaf       int // reloads that fail before one does not
 }
 
 // test is hsm.Test: every key that is there works unless it is sick.
@@ -131,8 +134,9 @@ func (b *bench) newToken() (*token, *rpc.Client) {
 	rpc.Handle(s, rpc.HSMKeys, func(context.Context, rpc.Caller, rpc.Empty) ([]rpc.HSMKey, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		return k.list, nil
+		return k.list, k.away
 	}, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMDestroy, k.destroy, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMTest, k.test, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMRequest, k.request, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMSoftware, k.reload, rpc.Ledger)

@@ -35,6 +35,7 @@ var (
 	bucketOffline = []byte("offline") // by host class
 	bucketResults = []byte("results") // request id -> result
 	bucketOrder   = []byte("order")   // index -> request id, to forget the oldest
+	bucketMade    = []byte("made")    // ref -> madeHere: the keys that this node had its HSM make; never part of what nodes agree on
 	bucketOutbox  = []byte("outbox")  // index -> audit entry that may not be in the chain yet
 
 	bucketBaselines  = []byte("baselines")   // by name
@@ -44,7 +45,7 @@ var (
 	bucketAnchors    = []byte("anchors")     // by thumbprint
 	bucketVendorsOff = []byte("vendors-off") // by vendor label
 
-	buckets = [][]byte{bucketMeta, bucketLocal, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
+	buckets = [][]byte{bucketMeta, bucketLocal, bucketMade, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
 		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
 
 	keyVersion  = []byte("version")

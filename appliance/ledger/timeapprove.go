@@ -27,7 +27,7 @@ const (
 )
 
 // ownActions are those that LedgerAudit takes from nobody: what is read back from the chain must have been written by the ledger.
-var ownActions = []string{floorAction, actionTimeAsk, actionTimeDecide, actionFloorLower}
+var ownActions = []string{floorAction, actionTimeAsk, actionTimeDecide, actionFloorLower, actionKeyDestroy}
 
 const (
 	maxProposals = 8

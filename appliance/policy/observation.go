@@ -35,7 +35,7 @@ const (
 // (Observation.Fits): whatever the public face sends, all together stay below 150 MB of memory.
 var ObservedBounds = map[ObservationKind]struct{ Count, Facts int }{
 	ObservedHost:     {MaxHosts, 1 << 10},   // verdict, its finding in one line, source
-	ObservedIdentity: {8000, 160},           // hash of a key, source
+	ObservedIdentity: {MaxHosts, 160},       // hash of a key, source
 	ObservedPending:  {MaxPending, 8 << 10}, // public key and certificate in base64, what that says, source
 	ObservedOldTLS:   {1000, 512},           // version, name
 	ObservedGood:     {10000, 4096},         // verdict and proved facts, packed

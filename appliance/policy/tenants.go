@@ -10,6 +10,7 @@ import (
 const (
 	MaxTenants       = 256
 	MaxTenantClasses = 16
+	MaxTenantQuota   = 1_000_000
 )
 
 // Tenant is somebody whose signing and encryption keys were brought into the token (row B20, "bring your own key"). Keys name their
@@ -18,22 +19,26 @@ type Tenant struct {
 	Name     string   `json:"name"`
 	Disabled bool     `json:"disabled,omitempty"` // none of its keys opens anything
 	Classes  []string `json:"classes,omitempty"`  // host classes for which its keys are used, sorted; empty = every host class
-	Note     string   `json:"note,omitempty"`
-	Added    Stamp    `json:"added"`
+	// PerMinute is the tenant's quota: how many transport keys its keys open in a minute on each node; 0 = no bound but that of hosts.
+	PerMinute int    `json:"perMinute,omitempty"`
+	Note      string `json:"note,omitempty"`
+	Added     Stamp  `json:"added"`
 }
 
 // TenantAdd records a tenant. Classes as in Tenant.
 type TenantAdd struct {
-	Name    string   `json:"name"`
-	Classes []string `json:"classes,omitempty"`
-	Note    string   `json:"note,omitempty"`
+	Name      string   `json:"name"`
+	Classes   []string `json:"classes,omitempty"`
+	PerMinute int      `json:"perMinute,omitempty"`
+	Note      string   `json:"note,omitempty"`
 }
 
 // TenantSet changes the fields that are not nil; an empty list of classes means every host class.
 type TenantSet struct {
-	Name     string    `json:"name"`
-	Disabled *bool     `json:"disabled,omitempty"`
-	Classes  *[]string `json:"classes,omitempty"`
+	Name      string    `json:"name"`
+	Disabled  *bool     `json:"disabled,omitempty"`
+	Classes   *[]string `json:"classes,omitempty"`
+	PerMinute *int      `json:"perMinute,omitempty"`
 }
 
 // TenantKeys are the keys of a tenant, in no order.
@@ -80,6 +85,13 @@ func checkClasses(c Command, classes []string) ([]string, error) {
 	return slices.Compact(slices.Sorted(slices.Values(classes))), nil
 }
 
+func checkQuota(c Command, n int) error {
+	if n < 0 || n > MaxTenantQuota {
+		return &Refused{c.Kind, fmt.Sprintf("a quota of %d a minute is not one", n), fmt.Sprintf("give 1 to %d, or 0 for no bound", MaxTenantQuota)}
+	}
+	return nil
+}
+
 func applyTenantAdd(s *State, c Command) (Result, error) {
 	b, err := decode[TenantAdd](c)
 	if err != nil {
@@ -98,8 +110,12 @@ func applyTenantAdd(s *State, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	put(&s.Tenants, b.Name, Tenant{Name: b.Name, Classes: classes, Note: b.Note, Added: c.At})
-	return Result{Message: "tenant " + b.Name + " added, " + classText(classes), Subject: b.Name}, nil
+	if err := checkQuota(c, b.PerMinute); err != nil {
+		return Result{}, err
+	}
+	t := Tenant{Name: b.Name, Classes: classes, PerMinute: b.PerMinute, Note: b.Note, Added: c.At}
+	put(&s.Tenants, b.Name, t)
+	return Result{Message: "tenant " + b.Name + " added, " + t.rules(), Subject: b.Name}, nil
 }
 
 func applyTenantSet(s *State, c Command) (Result, error) {
@@ -119,12 +135,18 @@ func applyTenantSet(s *State, c Command) (Result, error) {
 			return Result{}, err
 		}
 	}
+	if b.PerMinute != nil {
+		if err := checkQuota(c, *b.PerMinute); err != nil {
+			return Result{}, err
+		}
+		t.PerMinute = *b.PerMinute
+	}
 	put(&s.Tenants, b.Name, t)
 	state := "enabled"
 	if t.Disabled {
 		state = "disabled: its keys open nothing"
 	}
-	return Result{Message: fmt.Sprintf("tenant %s is %s, %s", t.Name, state, classText(t.Classes)), Subject: t.Name}, nil
+	return Result{Message: fmt.Sprintf("tenant %s is %s, %s", t.Name, state, t.rules()), Subject: t.Name}, nil
 }
 
 func classText(classes []string) string {
@@ -132,6 +154,23 @@ func classText(classes []string) string {
 		return "for every host class"
 	}
 	return "for hosts of the classes " + strings.Join(classes, ", ")
+}
+
+// Quota is the tenant's quota for people; "" where there is none.
+func (t Tenant) Quota() string {
+	if t.PerMinute == 0 {
+		return ""
+	}
+	return fmt.Sprintf("at most %d transport keys a minute on each node", t.PerMinute)
+}
+
+// rules are the tenant's classes and its quota.
+func (t Tenant) rules() string {
+	text := classText(t.Classes)
+	if q := t.Quota(); q != "" {
+		text += ", " + q
+	}
+	return text
 }
 
 func applyTenantRemove(s *State, c Command) (Result, error) {

@@ -99,11 +99,12 @@ const (
 
 // Service answers /KeyProtection; make it with New.
 type Service struct {
-	d      Deps
-	budget *intake.Budget
-	keys   keyCache
-	told   intake.Counter // refusals of known hosts that got an entry of their own
-	rolls  intake.Counter
+	d       Deps
+	budget  *intake.Budget
+	keys    keyCache
+	told    intake.Counter // refusals of known hosts that got an entry of their own
+	rolls   intake.Counter
+	tenants intake.Counter // by tenant
 }
 
 // New makes the service. It starts nothing.

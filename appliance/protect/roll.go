@@ -31,6 +31,7 @@ const (
 	outcomeHostDenied  = "host-issued-before-deny-date"
 	outcomeDenied      = "certificate-denied"
 	outcomeTooOften    = "host-too-often"
+	outcomeTenantQuota = "tenant-too-often"
 	outcomeProtector   = "protector-refused"
 	outcomeNoWrapping  = "protector-not-for-us"
 	outcomeSecret      = "transport-key-refused"
@@ -69,6 +70,9 @@ func (q *request) roll() {
 		return
 	}
 	with.forms = forms
+	if !q.withinQuota(host, with.encryption.Tenant) {
+		return
+	}
 	q.unwrap(req, host, p, with)
 }
 
@@ -101,6 +105,18 @@ func (q *request) barred(host caller) func(policy.Key) string {
 		class = q.snap.State.Hosts[host.id].Class
 	}
 	return func(k policy.Key) string { return q.snap.State.TenantRefusal(k, class) }
+}
+
+// withinQuota is the quota of the tenant whose key opens the protector (row B20). It counts what the token is asked for, whatever becomes of
+// it: a protector that fails there costs as much as one that opens. Where the quota is used up it has answered.
+func (q *request) withinQuota(host caller, tenant string) bool {
+	most := q.snap.State.Tenants[tenant].PerMinute
+	if tenant == "" || most == 0 || q.tenants.Allow(tenant, most, q.d.BootTime()) {
+		return true
+	}
+	q.refuse(refusal{code: kps.CodeUnavailable, outcome: outcomeTenantQuota, host: host.id,
+		detail: fmt.Sprintf("the tenant %s has used its quota of %d transport keys a minute on this node", tenant, most), remedy: "the host asks again by itself; tenant set --per-minute, if it may have more"})
+	return false
 }
 
 // readRequest reads and parses the body; where it is not good it has answered.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"guardhouse/appliance/health"
 	"guardhouse/appliance/kps"
@@ -75,5 +76,42 @@ func TestTheAuditSaysWhyATenantsKeyIsNotForThisHost(t *testing.T) {
 	e := n.entries[len(n.entries)-1]
 	if e.Kind != policy.AuditRefusal || e.Subject != hostID || !strings.Contains(e.Detail, says) || e.Remedy == "" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestATenantsQuotaStopsItsKeysAndNobodyElses (row B20): a tenant that asks without end is told to come again, with its name in the audit;
+// what it asked for in vain counts as well, and the next minute is its own again.
+func TestATenantsQuotaStopsItsKeysAndNobodyElses(t *testing.T) {
+	n := newNode(t)
+	protector, _ := n.protector()
+	n.brought(policy.Tenant{Name: "contoso", PerMinute: 2})
+	n.token = func() error { return errToken }
+	wantRefusal(t, n.roll(protector, n.certificate()), http.StatusServiceUnavailable, kps.CodeUnavailable, "HSM")
+	n.token = nil
+	if w := n.roll(protector, n.certificate()); w.Code != http.StatusOK {
+		t.Fatalf("within the quota: %s", w.Body)
+	}
+	n.token = func() error { t.Error("the token is asked beyond the quota"); return nil }
+	w := n.roll(protector, n.certificate())
+	wantRefusal(t, w, http.StatusServiceUnavailable, kps.CodeUnavailable, "tenant contoso has used its quota of 2")
+	if w.Header().Get("Retry-After") == "" {
+		t.Error("the host is not told when to ask again")
+	}
+	if e := n.entries[len(n.entries)-1]; e.Outcome != outcomeTenantQuota || e.Subject != hostID || !strings.Contains(e.Detail, "contoso") || !strings.Contains(e.Remedy, "tenant set") {
+		t.Errorf("%+v", e)
+	}
+	n.token = nil
+	n.brought(policy.Tenant{Name: "fabrikam", PerMinute: 1})
+	if w := n.roll(protector, n.certificate()); w.Code != http.StatusOK {
+		t.Errorf("another tenant: %s", w.Body)
+	}
+	n.brought(policy.Tenant{Name: "contoso", PerMinute: 3})
+	if w := n.roll(protector, n.certificate()); w.Code != http.StatusOK {
+		t.Errorf("a larger quota counts at once: %s", w.Body)
+	}
+	n.boot += time.Minute
+	n.tenant(policy.Tenant{Name: "contoso", PerMinute: 2})
+	if w := n.roll(protector, n.certificate()); w.Code != http.StatusOK {
+		t.Errorf("a minute later: %s", w.Body)
 	}
 }

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,7 +23,7 @@ type Client struct {
 
 type clientConn struct {
 	*net.UnixConn
-	r *bufio.Reader
+	wire *wire
 }
 
 // Bounds of a Client. maxCalls stays below MaxConnections, so that streams and a second client of the same process have room.
@@ -72,7 +71,7 @@ func (c *Client) dial(ctx context.Context) (*clientConn, error) {
 			return nil, ErrNotAllowed.With("%s is served by another uid than expected", c.path)
 		}
 	}
-	return &clientConn{conn, bufio.NewReader(conn)}, nil
+	return &clientConn{conn, newWire(conn)}, nil
 }
 
 func (c *Client) put(conn *clientConn) {
@@ -117,13 +116,14 @@ func (m Method[Req, Resp]) Call(ctx context.Context, c *Client, req Req) (Resp, 
 		}
 		var rep reply
 		stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-		werr := writeFrame(conn, request{m.Name, body}, MaxRequest)
+		werr := conn.wire.request(request{m.Name, body})
 		var rerr error
 		if werr == nil {
-			rerr = readFrame(conn.r, &rep, MaxFrame)
+			rep, rerr = conn.wire.readReply(MaxFrame)
 		}
 		ours := stop()
 		if werr != nil || rerr != nil || !ours {
+			clear(rep.Body)
 			conn.Close()
 			if ctx.Err() != nil {
 				return resp, fmt.Errorf("%s: %w", m.Name, ctx.Err())
@@ -167,26 +167,16 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := writeFrame(conn, request{m.Name, body}, MaxRequest); err != nil {
+	if err := conn.wire.request(request{m.Name, body}); err != nil {
 		return ErrLost.With("%s: %v", m.Name, err)
 	}
 	for {
-		b, err := readBytes(conn.r, MaxElement)
+		rep, err := conn.wire.readReply(MaxElement)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return ErrLost.With("%s: stream lost: %v", m.Name, err)
-		}
-		var rep struct { // reply, its body decoded at once: a copy of it could have many MB
-			Body Elem   `json:"body"`
-			Err  *Error `json:"err"`
-			More bool   `json:"more"`
-		}
-		err = json.Unmarshal(b, &rep)
-		clear(b)
-		if err != nil {
-			return fmt.Errorf("%s: decode element: %w", m.Name, err)
 		}
 		if rep.Err != nil {
 			return rep.Err
@@ -194,7 +184,13 @@ func (m Stream[Req, Elem]) Open(ctx context.Context, c *Client, req Req, each fu
 		if !rep.More {
 			return nil
 		}
-		if err := each(rep.Body); err != nil {
+		var e Elem
+		err = json.Unmarshal(rep.Body, &e)
+		clear(rep.Body)
+		if err != nil {
+			return fmt.Errorf("%s: decode element: %w", m.Name, err)
+		}
+		if err := each(e); err != nil {
 			return err
 		}
 	}

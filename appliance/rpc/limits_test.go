@@ -197,7 +197,7 @@ func TestACutReplyIsNotContinued(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := writeFrame(conn, request{Method: big.Name, Body: []byte("{}")}, MaxRequest); err != nil {
+	if err := newWire(conn).request(request{Method: big.Name, Body: []byte("{}")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-sent; err == nil {
@@ -211,10 +211,10 @@ func TestACutReplyIsNotContinued(t *testing.T) {
 	}()
 	time.Sleep(50 * time.Millisecond)
 	close(reading)
-	if b := <-drained; strings.Contains(string(b), `"err"`) {
+	if b := <-drained; strings.Contains(string(b), `"kind"`) {
 		t.Fatal("an error was written into the middle of another frame")
 	}
-	if err := writeReply(io.Discard, reply{Body: make([]byte, MaxFrame)}); !errors.Is(err, errTooLarge) {
+	if err := (&wire{w: io.Discard}).reply(reply{Body: make([]byte, MaxFrame)}); !errors.Is(err, errTooLarge) {
 		t.Fatal(err)
 	}
 }

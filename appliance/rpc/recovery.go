@@ -8,13 +8,13 @@ import (
 
 // Methods of init for the data volume: who opens it, and its end.
 var (
-	InitVolume          = Method[Empty, VolumeReply]{"init.Volume"}                         // [console]
-	InitRecoveryDraft   = Method[RecoveryDraftRequest, RecoveryDraft]{"init.RecoveryDraft"} // [console] makes a secret; it counts for nothing yet
-	InitRecoveryConfirm = Method[RecoveryTexts, VolumeReply]{"init.RecoveryConfirm"}        // [console] typed back: it counts now
-	InitUnlock          = Method[RecoveryTexts, VolumeReply]{"init.Unlock"}                 // [console] opens a shut volume; wrong secrets cost time
-	InitTimeRecover     = Method[TimeRecoverRequest, ClockStatusReply]{"init.TimeRecover"}  // [console] says what time it is where there are no administrators
-	InitReseal          = Method[Empty, VolumeReply]{"init.Reseal"}                         // [console] after InitUnlock
-	InitFactoryReset    = Method[FactoryResetRequest, Empty]{"init.FactoryReset"}           // [console] ends services, volume and boot
+	InitVolume          = Method[Empty, VolumeReply]{"init.Volume"}                           // [console]
+	InitRecoveryDraft   = Method[RecoveryDraftRequest, RecoveryDraft]{"init.RecoveryDraft"}   // [console] makes a secret; it counts for nothing yet
+	InitRecoveryConfirm = Method[RecoveryTexts, VolumeReply]{"init.RecoveryConfirm"}          // [console] typed back: it counts now
+	InitUnlock          = Method[RecoveryTexts, VolumeReply]{"init.Unlock"}                   // [console] opens a shut volume; wrong secrets cost time
+	InitTimeRecover     = Method[TimeRecoverRequest, ClockStatusReply]{"init.TimeRecover"}    // [console] says what time it is where there are no administrators
+	InitReseal          = Method[Empty, VolumeReply]{"init.Reseal"}                           // [console] after InitUnlock
+	InitFactoryReset    = Method[FactoryResetRequest, FactoryResetReply]{"init.FactoryReset"} // [console] ends keys, services, volume and boot
 )
 
 // States of the data volume.
@@ -74,4 +74,12 @@ type TimeRecoverRequest struct {
 type FactoryResetRequest struct {
 	Actor policy.Actor `json:"actor"`
 	Shut  bool         `json:"shut"`
+	// Destroy are keys in the HSM that go first. Unless all of them are gone nothing else is done.
+	Destroy []policy.KeyRef `json:"destroy,omitempty"`
+}
+
+// FactoryResetReply: Ends is false where keys were left, and the node goes on. Keys is nil where none were to be destroyed.
+type FactoryResetReply struct {
+	Ends bool              `json:"ends"`
+	Keys *DestroyKeysReply `json:"keys,omitempty"`
 }

@@ -2,8 +2,8 @@
 // uid, as the kernel reports it (SO_PEERCRED), is one of those the handler allows; that a caller can prove the server's uid the same
 // way; that every message is bounded; and that a peer that dies or stalls ends the call with an error instead of blocking for ever.
 //
-// Wire: each side sends frames of a 4-byte big-endian length and that many bytes of JSON. A connection carries one call at a time: one
-// request frame, then one reply frame, or for a stream any number of them. Clients keep a few idle connections.
+// Wire: each side sends frames of a 4-byte big-endian length, the method's name or a kind of reply, and JSON. A connection carries one call
+// at a time: one request frame, then one reply frame, or for a stream any number of them. Clients keep a few idle connections.
 //
 // Limits: a reply is at most MaxFrame bytes, an element of a stream MaxElement, a request MaxRequest; one process has at most MaxConnections connections to another, and a
 // client at most maxCalls calls in flight: more wait for their turn. Nothing here encrypts: the sockets live in a folder only our processes can enter. JSON
@@ -12,13 +12,10 @@
 package rpc
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"slices"
@@ -125,19 +122,6 @@ type Caller struct {
 	PID     int32
 }
 
-type request struct {
-	Method string          `json:"method"`
-	Body   json.RawMessage `json:"body"`
-}
-
-type reply struct {
-	Body json.RawMessage `json:"body,omitempty"`
-	Err  *Error          `json:"err,omitempty"`
-	More bool            `json:"more,omitempty"` // a stream's element; the last frame has none
-	// shared is a Body that others send too, and that holds no secrets: it is neither copied nor wiped.
-	shared bool
-}
-
 // Method is a call with one reply. Declare them as package variables in methods.go.
 type Method[Req, Resp any] struct{ Name string }
 
@@ -146,7 +130,7 @@ type Stream[Req, Elem any] struct{ Name string }
 
 type handler struct {
 	allow []string
-	serve func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error
+	serve func(ctx context.Context, c Caller, body []byte, send func(reply) error) error
 }
 
 // Server answers calls. Register all handlers before Serve.
@@ -166,7 +150,7 @@ func NewServer(uids UIDs) *Server {
 
 // Handle registers a method for the processes in allow. The handler's ctx ends when the caller goes away.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], fn func(ctx context.Context, c Caller, req Req) (Resp, error), allow ...string) {
-	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
+	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body []byte, send func(reply) error) error {
 		var req Req
 		if err := json.Unmarshal(body, &req); err != nil {
 			return ErrRefused.With("%s: request does not parse", m.Name)
@@ -197,7 +181,7 @@ func HandleStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx con
 }
 
 func serveStream[Req, Elem any](s *Server, m Stream[Req, Elem], fn func(ctx context.Context, c Caller, req Req, send func(reply) error) error, allow []string) {
-	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body json.RawMessage, send func(reply) error) error {
+	s.handlers[m.Name] = handler{allow, func(ctx context.Context, c Caller, body []byte, send func(reply) error) error {
 		var req Req
 		if err := json.Unmarshal(body, &req); err != nil {
 			return ErrRefused.With("%s: request does not parse", m.Name)
@@ -283,21 +267,18 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	caller := Caller{Process: s.uids.Name(cred.Uid), UID: cred.Uid, PID: cred.Pid}
+	c := &serverConn{Server: s, conn: conn, wire: newWire(conn), caller: caller}
 	if caller.Process == "" {
-		writeFrame(conn, reply{Err: ErrNotAllowed}, MaxFrame)
+		_ = c.wire.reply(reply{Err: ErrNotAllowed})
 		return
 	}
 	if !s.enter(caller.Process) {
 		return
 	}
 	defer s.leave(caller.Process)
-	r := bufio.NewReader(conn)
 	for {
-		var req request
-		if err := readFrame(r, &req, MaxRequest); err != nil {
-			return
-		}
-		if !s.call(ctx, conn, r, caller, req) {
+		req, err := c.wire.readRequest()
+		if err != nil || !c.call(ctx, req) {
 			return
 		}
 	}
@@ -319,43 +300,62 @@ func (s *Server) leave(process string) {
 	s.open[process]--
 }
 
-// call runs one request; false means the connection can't be used any more. While the handler runs, a read watches for the caller
-// hanging up; a caller that sends another request early breaks the protocol and is cut off.
-func (s *Server) call(ctx context.Context, conn *net.UnixConn, r *bufio.Reader, caller Caller, req request) bool {
-	h, ok := s.handlers[req.Method]
+// serverConn is one connection of a caller.
+type serverConn struct {
+	*Server
+	conn   *net.UnixConn
+	wire   *wire
+	caller Caller
+}
+
+// watchAfter is how long a handler runs before anybody looks whether its caller is still there. Most are done by then, and looking costs
+// more than they do: a read that finds nothing, a goroutine that waits for more, and a deadline to end it.
+const watchAfter = 5 * time.Millisecond
+
+// call runs one request; false means the connection can't be used any more. While the handler runs, from watchAfter on, a read watches for
+// the caller hanging up; a caller that sends another request early breaks the protocol, and is cut off if it is seen then.
+func (c *serverConn) call(ctx context.Context, req request) bool {
+	defer clear(req.Body)
+	h, ok := c.handlers[req.Method]
 	if !ok {
-		return writeFrame(conn, reply{Err: ErrUnknownMethod.With("no method %q", req.Method)}, MaxFrame) == nil
+		return c.wire.reply(reply{Err: ErrUnknownMethod.With("no method %q", req.Method)}) == nil
 	}
-	if !slices.Contains(h.allow, caller.Process) {
-		writeFrame(conn, reply{Err: ErrNotAllowed.With("%s may not call %s", caller.Process, req.Method)}, MaxFrame)
+	if !slices.Contains(h.allow, c.caller.Process) {
+		_ = c.wire.reply(reply{Err: ErrNotAllowed.With("%s may not call %s", c.caller.Process, req.Method)})
 		return false
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watched := make(chan bool, 1)
-	go func() {
-		_, err := r.Peek(1)
+	watch := time.AfterFunc(watchAfter, func() {
+		_, err := c.wire.r.Peek(1)
 		timeout := errors.Is(err, os.ErrDeadlineExceeded)
 		if !timeout {
 			cancel()
 		}
 		watched <- timeout
-	}()
+	})
 	broken := false // part of a frame may be out: whatever followed would be read as the rest of it
 	send := func(rep reply) error {
-		conn.SetWriteDeadline(time.Now().Add(s.stall))
-		err := writeReply(conn, rep)
+		c.conn.SetWriteDeadline(time.Now().Add(c.stall))
+		err := c.wire.reply(rep)
 		broken = broken || err != nil && !errors.Is(err, errTooLarge)
 		return err
 	}
-	err := h.serve(ctx, caller, req.Body, send)
-	if broken || err != nil && send(reply{Err: toWire(err)}) != nil {
+	err := h.serve(ctx, c.caller, req.Body, send)
+	usable := !broken && (err == nil || send(reply{Err: toWire(err)}) == nil)
+	if watch.Stop() {
+		return usable
+	}
+	if !usable {
+		c.conn.Close() // ends the watching read
+		<-watched
 		return false
 	}
-	conn.SetReadDeadline(time.Now()) // ends the watching read
+	c.conn.SetReadDeadline(time.Now()) // likewise
 	clean := <-watched
-	conn.SetReadDeadline(time.Time{})
-	return clean || r.Buffered() > 0
+	c.conn.SetReadDeadline(time.Time{})
+	return clean || c.wire.r.Buffered() > 0
 }
 
 func peer(conn *net.UnixConn) (*unix.Ucred, error) {
@@ -369,87 +369,6 @@ func peer(conn *net.UnixConn) (*unix.Ucred, error) {
 		return nil, err
 	}
 	return cred, cerr
-}
-
-// writeReply is writeFrame for replies. Their bodies are JSON already and may be of many MB, so they are copied once only, and shared ones never.
-func writeReply(w io.Writer, rep reply) error {
-	if rep.Err != nil || len(rep.Body) == 0 {
-		return writeFrame(w, rep, MaxFrame)
-	}
-	const head, more, end = `{"body":`, `,"more":true`, `}`
-	n := len(head) + len(rep.Body) + len(end)
-	if rep.More {
-		n += len(more)
-	}
-	most := MaxFrame
-	if rep.More {
-		most = MaxElement
-	}
-	if n > most {
-		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
-	}
-	if rep.shared {
-		parts := net.Buffers{append(binary.BigEndian.AppendUint32(nil, uint32(n)), head...), rep.Body, []byte(more + end)}
-		_, err := parts.WriteTo(w)
-		return err
-	}
-	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+n), uint32(n)), head...)
-	frame = append(frame, rep.Body...)
-	if rep.More {
-		frame = append(frame, more...)
-	}
-	frame = append(frame, end...)
-	defer clear(frame)
-	defer clear(rep.Body)
-	_, err := w.Write(frame)
-	return err
-}
-
-func writeFrame(w io.Writer, v any, most int) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if len(b) > most {
-		return fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, len(b), most)
-	}
-	frame := make([]byte, 4+len(b))
-	binary.BigEndian.PutUint32(frame, uint32(len(b)))
-	copy(frame[4:], b)
-	_, err = w.Write(frame)
-	clear(frame)
-	clear(b)
-	return err
-}
-
-func readFrame(r *bufio.Reader, v any, most uint32) error {
-	b, err := readBytes(r, most)
-	if err != nil {
-		return err
-	}
-	defer clear(b)
-	return json.Unmarshal(b, v)
-}
-
-// readBytes reads a frame's JSON.
-func readBytes(r *bufio.Reader, most uint32) ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > most {
-		return nil, fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
-	}
-	// The length is the peer's word: grow with what really arrives.
-	b, err := io.ReadAll(io.LimitReader(r, int64(n)))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) != int(n) {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return b, nil
 }
 
 // Listen makes the socket path, open to every process: the uid check decides. A stale socket of a previous run is removed.

@@ -105,7 +105,7 @@ func TestTheLargestSnapshotReachesThreeWatchersForTheMemoryOfOne(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			if err := writeFrame(conn, request{LedgerWatch.Name, []byte("{}")}, MaxRequest); err != nil {
+			if err := newWire(conn).request(request{LedgerWatch.Name, []byte("{}")}); err != nil {
 				t.Error(err)
 			}
 			in := bufio.NewReader(conn)

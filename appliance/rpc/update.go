@@ -47,6 +47,9 @@ type UpdateRelease struct {
 	KeySet       string `json:"keySet"`
 	Evaluation   bool   `json:"evaluation"`
 	Notes        string `json:"notes,omitempty"`
+	OldestFormat int    `json:"oldestFormat"` // of stored data, that it reads
+	NewestFormat int    `json:"newestFormat"`
+	WritesFormat int    `json:"writesFormat"`
 	Image        string `json:"image"`
 	SignedBy     string `json:"signedBy"`
 }
@@ -69,6 +72,7 @@ type UpdateRunning struct {
 	Number  uint64 `json:"number"`
 	Floor   uint64 `json:"floor"` // version floor: the lowest release that gets the data
 	Slot    string `json:"slot"`
+	Format  int    `json:"format"` // of the node's stored data
 }
 
 // UpdateStatus is how far an update is. Phase is one of appliance/update's, "idle" for none.

@@ -32,12 +32,13 @@ type Launch struct {
 	NewSession   bool         `json:"newSession"`
 	View         View         `json:"view"`
 	Umask        int          `json:"umask,omitempty"` // 0 = the caller's
+	Confine      *Confinement `json:"confine,omitempty"`
 }
 
 // LaunchOf is the Launch of a row, with more environment.
 func LaunchOf(p Process, env ...string) Launch {
 	l := Launch{Program: p.Program, Args: p.Args, Env: append(BaseEnv(p), env...), UID: &p.UID, GID: &p.GID,
-		Capabilities: p.Capabilities, Limits: p.Limits, OOMScore: &p.OOMScore, NewSession: true, View: p.View, Umask: p.Umask}
+		Capabilities: p.Capabilities, Limits: p.Limits, OOMScore: &p.OOMScore, NewSession: true, View: p.View, Umask: p.Umask, Confine: p.Confine}
 	return l
 }
 
@@ -129,6 +130,9 @@ func become(spec []byte) error {
 	argv0 := l.Argv0
 	if argv0 == "" {
 		argv0 = l.Program
+	}
+	if err := l.Confine.enter(l.Program); err != nil {
+		return err
 	}
 	err := unix.Exec(l.Program, append([]string{argv0}, l.Args...), env)
 	return fmt.Errorf("run %s: %w", l.Program, err)

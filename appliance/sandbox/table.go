@@ -31,6 +31,7 @@ type Process struct {
 	Fenced    bool          // is started only behind the network fence: hsm reaches nothing but the HSM pack's addresses, forward nothing but the collector
 	View      View          // mounts of its own
 	Umask     int           // 0 = init's
+	Confine   *Confinement  // files and system calls that are left to it; nil = those of its uid
 }
 
 // Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
@@ -89,7 +90,7 @@ var Table = []Process{
 			{Path: "/data/hsm/tokens", Mode: 0o700, OnDisk: true}, // tokens of a module inside the image
 			// Site data of the HSM pack: what hsm writes gets the helper's group, which may read it.
 			{Path: pack.SiteDir, Mode: 0o750 | fs.ModeSetgid, OnDisk: true, Group: 907}},
-		Limits:   Limits{Files: 256, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
+		Limits:   Limits{Files: 384, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
 		OOMScore: -500, Watchdog: 30 * time.Second, Fenced: true,
 	},
 	{
@@ -146,6 +147,8 @@ var UpdateProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 	OOMScore: 600,
 	View:     View{Tmp: "/tmp", Hide: []string{"/data", "/run"}},
+	// The release keys are all that it opens; the slot comes over its socket.
+	Confine: &Confinement{Files: []Reach{{Path: "/etc/guardhouse/release.pub"}}, Calls: withCalls("recvmsg", "fsync", "fadvise64")},
 }
 
 // Resolve is the process that asks the name servers for one name: init itself under another name, without init's rights. It has no rpc

@@ -188,6 +188,7 @@ func TestRefusesWhatAManifestMustNotSay(t *testing.T) {
 		"number 0":         func(m *Manifest) { m.Number = 0 },
 		"no build time":    func(m *Manifest) { m.BuildEpoch = 0 },
 		"formats":          func(m *Manifest) { m.MinStoredFormat = 3 },
+		"unread format":    func(m *Manifest) { m.WritesFormat = 3 },
 		"huge image":       func(m *Manifest) { m.UKI.Size = MaxUKI + 1 },
 		"negative SBOM":    func(m *Manifest) { m.SBOM.Size = -1 },
 		"no policies":      func(m *Manifest) { m.Policy.Size = 0 },

@@ -39,7 +39,7 @@ func TestTheSlotIsAskedForOnlyWhenNothingSpeaksAgainstTheRelease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := Target{Release: 6, Floor: 6, Format: 1, Authority: pem, PCRs: map[uint]string{7: seven}, SlotSize: slotSize}
+	target := Target{Release: 6, Floor: 6, Format: 1, Reads: 2, Authority: pem, PCRs: map[uint]string{7: seven}, SlotSize: slotSize}
 	p := parts
 	p.Policy = boots(t, k, 7, seven)
 	var b bytes.Buffer

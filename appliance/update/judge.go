@@ -14,7 +14,7 @@ const (
 	KindBelowFloor  = "update-below-floor"   // the version floor forbids it
 	KindOlder       = "update-older"         // it is older than the running release
 	KindSame        = "update-same"          // it has the running release's number
-	KindFormat      = "update-format"        // it can't read the stored data
+	KindFormat      = "update-format"        // it can't read the stored data, or the running release could not read its
 	KindWillNotOpen = "update-will-not-open" // no signed boot of it fits this machine
 	KindNoRoom      = "update-no-room"       // it does not fit the slot
 	KindEvaluation  = "update-evaluation"    // evaluation release on a node of other keys, or the reverse
@@ -25,6 +25,7 @@ type Target struct {
 	Release    uint64          `json:"release"` // running
 	Floor      uint64          `json:"floor"`
 	Format     int             `json:"format"` // of the stored data
+	Reads      int             `json:"reads"`  // newest form of stored data that the running release reads
 	Evaluation bool            `json:"evaluation"`
 	Authority  []byte          `json:"authority"` // whose policies the volume follows, PEM
 	PCRs       map[uint]string `json:"pcrs"`      // at least 7, lower-case hex
@@ -48,6 +49,9 @@ func Judge(b *Bundle, m Target) []policy.Problem {
 	}
 	if !r.Reads(m.Format) {
 		add(KindFormat, "install the releases in between first", "the release reads stored data of format %d to %d, and this node's is %d", r.MinStoredFormat, r.StoredFormat, m.Format)
+	}
+	if r.Writes() > m.Reads {
+		add(KindFormat, "install a release in between first, which reads that format and does not write it yet", "the release writes stored data of format %d, and the running one reads up to %d: there would be no way back", r.Writes(), m.Reads)
 	}
 	if r.Evaluation != m.Evaluation {
 		add(KindEvaluation, "use releases of one kind of keys on a node", "one of the running release and the bundle's is signed with evaluation keys, the other is not")

@@ -47,7 +47,7 @@ func TestRefusesAReleaseThatWouldNotServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := Target{Release: 6, Floor: 6, Format: 1, Authority: pem, PCRs: map[uint]string{7: seven}, SlotSize: 64 << 20}
+	node := Target{Release: 6, Floor: 6, Format: 1, Reads: 2, Authority: pem, PCRs: map[uint]string{7: seven}, SlotSize: 64 << 20}
 	for name, c := range map[string]struct {
 		manifest func(*Manifest)
 		node     func(*Target)
@@ -60,6 +60,8 @@ func TestRefusesAReleaseThatWouldNotServe(t *testing.T) {
 		"the same":           {node: func(n *Target) { n.Release = 7 }, want: []string{KindSame}},
 		"newer data":         {node: func(n *Target) { n.Format = 3 }, want: []string{KindFormat}},
 		"older data":         {manifest: func(m *Manifest) { m.MinStoredFormat = 2 }, want: []string{KindFormat}},
+		"no way back":        {node: func(n *Target) { n.Reads = 1 }, want: []string{KindFormat}},
+		"a step at a time":   {node: func(n *Target) { n.Reads = 1 }, manifest: func(m *Manifest) { m.WritesFormat = 1 }},
 		"evaluation":         {manifest: func(m *Manifest) { m.Evaluation = true }, want: []string{KindEvaluation}},
 		"large":              {node: func(n *Target) { n.SlotSize = 34 << 20 }, manifest: func(m *Manifest) { m.UKI.Size = 40 << 20 }, want: []string{KindNoRoom}},
 		"other dbx":          {policy: boots(t, k, 7, zeros()), want: []string{KindWillNotOpen}},

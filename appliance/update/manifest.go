@@ -2,6 +2,7 @@ package update
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,11 +13,13 @@ import (
 	"unicode/utf8"
 )
 
-// Forms of a node's stored data that this source tree reads: the newest, which is also the newest it may write, and the oldest. A change
-// of form takes two releases, the first of which only reads the new one: so one step forward and one step back are always possible.
+// Forms of a node's stored data: the newest and the oldest that this source tree reads, and the one it writes. A change of form takes two
+// releases, the first of which only reads the new one: so one step forward and one step back are always possible, and Judge refuses
+// every other. The number stands for all stores of a node; ledger's records have it as policy.Version.
 const (
 	StoredFormat    = 1
 	MinStoredFormat = 1
+	WritesFormat    = 1
 )
 
 // maxNotes bounds what people wrote about a release, in bytes.
@@ -31,11 +34,12 @@ type Manifest struct {
 	Go              string `json:"go"`            // toolchain
 	HSM             string `json:"hsm,omitempty"` // name and version of the PKCS#11 pack inside
 	SourceCommit    string `json:"source_commit,omitempty"`
-	KeySet          string `json:"key_set"`              // for people: whose keys
-	Evaluation      bool   `json:"evaluation,omitempty"` // signed with keys for trying out
-	StoredFormat    int    `json:"stored_format"`        // newest form of stored data that it reads
-	MinStoredFormat int    `json:"min_stored_format"`    // oldest one
-	Notes           string `json:"notes,omitempty"`      // what changed: plain text, several lines
+	KeySet          string `json:"key_set"`                 // for people: whose keys
+	Evaluation      bool   `json:"evaluation,omitempty"`    // signed with keys for trying out
+	StoredFormat    int    `json:"stored_format"`           // newest form of stored data that it reads
+	MinStoredFormat int    `json:"min_stored_format"`       // oldest one
+	WritesFormat    int    `json:"writes_format,omitempty"` // the form that it writes; 0: StoredFormat
+	Notes           string `json:"notes,omitempty"`         // what changed: plain text, several lines
 	Policy          Part   `json:"policy"`
 	SBOM            Part   `json:"sbom"`
 	UKI             Part   `json:"uki"`
@@ -57,6 +61,9 @@ func PartOf(b []byte) Part {
 func (m Manifest) Reads(format int) bool {
 	return format >= m.MinStoredFormat && format <= m.StoredFormat
 }
+
+// Writes is the form of stored data that the release leaves behind, as soon as it has started once.
+func (m Manifest) Writes() int { return cmp.Or(m.WritesFormat, m.StoredFormat) }
 
 func parseManifest(text []byte) (Manifest, error) {
 	var m Manifest
@@ -102,6 +109,9 @@ func (m Manifest) check() error {
 	}
 	if m.MinStoredFormat < 1 || m.StoredFormat < m.MinStoredFormat {
 		return fmt.Errorf("stored format %d, oldest %d", m.StoredFormat, m.MinStoredFormat)
+	}
+	if !m.Reads(m.Writes()) {
+		return fmt.Errorf("it writes stored format %d and reads %d to %d", m.WritesFormat, m.MinStoredFormat, m.StoredFormat)
 	}
 	for _, p := range []struct {
 		what string

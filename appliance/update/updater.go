@@ -32,7 +32,8 @@ type State struct {
 	Release uint64 `json:"release,omitempty"` // its number, version and the SHA-256 of its image
 	Name    string `json:"name,omitempty"`
 	SHA256  string `json:"sha256,omitempty"`
-	From    uint64 `json:"from,omitempty"` // the release that ran when it was written
+	From    uint64 `json:"from,omitempty"`  // the release that ran when it was written
+	Reads   int    `json:"reads,omitempty"` // newest form of stored data that From reads; 0 is not known
 	Why     string `json:"why,omitempty"`
 	Broken  bool   `json:"broken,omitempty"` // the other slot did not start, and was not healed since
 	Done    uint64 `json:"done,omitempty"`   // the last release that got as far as raising the floor
@@ -89,6 +90,7 @@ type Updater struct {
 	Own     int // the slot that runs
 	Release uint64
 	Size    int64                          // of a slot, bytes
+	Format  int                            // of the stored data
 	Open    func(slot int) (Device, error) // for reading, and the other slot for writing; closed with it where it is an io.Closer
 	Raise   func(floor uint64) error       // the version floor
 	Store   Store
@@ -174,7 +176,7 @@ func (u *Updater) Begin(m Manifest) error {
 	if err := errors.Join(u.Entries.NotOnce(), u.Entries.Prefer(u.Own)); err != nil {
 		return err
 	}
-	return u.save(State{Phase: Writing, Slot: u.Other(), Release: m.Number, Name: m.Version, SHA256: m.UKI.SHA256, From: u.Release, Done: u.state.Done})
+	return u.save(State{Phase: Writing, Slot: u.Other(), Release: m.Number, Name: m.Version, SHA256: m.UKI.SHA256, From: u.Release, Reads: StoredFormat, Done: u.state.Done})
 }
 
 // Wrote ends the writing that Begin began: failed says why it did not succeed.
@@ -297,6 +299,9 @@ func (u *Updater) Reject(why string) error {
 func (u *Updater) Back(who string) (string, error) {
 	if u.OnTrial() {
 		from := u.state.From
+		if reads := u.state.Reads; reads != 0 && u.Format > reads {
+			return "", fmt.Errorf("release %d reads stored data up to format %d, and this node's is %d by now: only release %d can go on with it", from, reads, u.Format, u.Release)
+		}
 		return fmt.Sprintf("release %d is given up; release %d starts again", u.Release, from), u.Reject("taken back by " + who)
 	}
 	if u.state.Phase != Idle {

@@ -57,6 +57,7 @@ type Machine struct {
 	OwnerDir string // folder below Target, root's alone, with the TPM owner's authorisation
 	Progress disk.Progress
 	Log      func(format string, args ...any)
+	Now      func() time.Duration // since the machine started; nil = not wanted
 
 	cut func(step string) error // tests: the power fails before this step
 }
@@ -76,6 +77,8 @@ type Volume struct {
 	Used tpm.SignedPolicy // the policy that opened it; zero where the recovery secret did
 	// Commands is how many commands the TPM was sent until the volume was mounted: raising the generation, cap and proof come after that.
 	Commands int
+	// Mounted is when that was, by Machine.Now.
+	Mounted time.Duration
 	// Changed is what the TPM did not accept; nil where it opened the volume.
 	Changed *Changes
 
@@ -225,6 +228,7 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 	if err := disk.Mount(path, m.Target); err != nil {
 		return v, owner, err
 	}
+	v.noteMounted()
 	if err := disk.Folder(m.OwnerDir, 0, 0, 0o700); err != nil {
 		return v, owner, err
 	}
@@ -339,10 +343,18 @@ func (v *Volume) mount(ctx context.Context) ([]byte, error) {
 	if err := disk.Mount(path, v.machine.Target); err != nil {
 		return nil, err
 	}
+	v.noteMounted()
+	return v.owner()
+}
+
+// noteMounted takes the counts that end with the mounted volume.
+func (v *Volume) noteMounted() {
 	if t := v.machine.TPM; t != nil {
 		v.Commands = t.Commands()
 	}
-	return v.owner()
+	if now := v.machine.Now; now != nil {
+		v.Mounted = now()
+	}
 }
 
 // owner reads the owner's authorisation from the mounted volume.

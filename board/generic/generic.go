@@ -14,6 +14,7 @@ var Modules = []kernel.Module{
 	{Name: "lpc_ich", Probe: true, Needs: []string{"iTCO_wdt"}, Reason: "announces the watchdog of older Intel chip sets"},
 	{Name: "i2c-i801", Probe: true, Needs: []string{"iTCO_wdt"}, Reason: "announces the watchdog of newer Intel chip sets"},
 	{Name: "sp5100_tco", Probe: true, Reason: "watchdog of AMD chip sets"},
+	{Name: "usbcore", Probe: true, Params: "authorized_default=0", Reason: "USB sticks; no driver touches one before an administrator's verb lets it"},
 	{Name: "xhci-pci", Probe: true, Needs: []string{"usb-storage", "sd_mod"}, Reason: "a USB stick with an update, attached when the machine starts; no other USB device has a driver"},
 	{Name: "e1000e", Probe: true, Reason: "Intel 1 Gbit, on-board"},
 	{Name: "igb", Probe: true, Reason: "Intel 1 Gbit, server cards"},

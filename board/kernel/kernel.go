@@ -17,7 +17,8 @@ type Module struct {
 	Name   string // file name without .ko
 	Params string // for finit_module(2); the kernel's command line does not reach modules loaded without modprobe
 	Reason string
-	// Probe loads the module only when the machine has a PCI device for it.
+	// Probe loads the module only when the machine has a PCI device for it, or
+	// for a module that needs it.
 	Probe bool
 	// Needs names modules that must come with this one although the kernel
 	// does not say so (asked for by alias, or binding to what it announces).

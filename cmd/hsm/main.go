@@ -8,8 +8,9 @@
 // module's name (the PIN of an attended node comes from the console instead, and
 // the ledger never sees it), holds the PIN in locked memory, serves the hsm.* methods on its
 // rpc socket and runs itself as `hsm worker`, which loads the module. Only the
-// worker is ever killed. The worker takes the PIN from a pipe on descriptor 4
-// and calls on descriptor 3; it is of no use by hand.
+// worker is ever killed. The worker takes the PIN from a pipe on descriptor 4,
+// what to open from descriptor 3 and calls from further ones; it is of no use by
+// hand.
 //
 // Software keys (imported from a PFX, never in the token) are held by a third
 // process, `hsm software`, which loads no module and nothing foreign. The keeper
@@ -29,7 +30,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -80,15 +80,7 @@ func worker() error {
 	// A call into the module blocks one of these for as long as the token
 	// thinks; answers must get through meanwhile.
 	runtime.GOMAXPROCS(max(8, runtime.NumCPU()))
-	unix.CloseOnExec(3)
-	unix.CloseOnExec(4)
-	socket := os.NewFile(3, "keeper")
-	conn, err := net.FileConn(socket)
-	socket.Close()
-	if err != nil {
-		return fmt.Errorf("hsm: this is the worker; the keeper starts it: %w", err)
-	}
-	return hsm.Serve(conn, os.NewFile(4, "pin"), func(c hsm.ModuleConfig, pin []byte, login func()) (hsm.Token, error) {
+	return hsm.Serve(func(c hsm.ModuleConfig, pin []byte, login func()) (hsm.Token, error) {
 		t, err := token.Open(c, pin, login, rand.Reader)
 		if err != nil {
 			return nil, err // not t: a nil *Token is no nil hsm.Token

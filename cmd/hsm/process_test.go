@@ -279,6 +279,9 @@ func TestEachMethodHasItsCallers(t *testing.T) {
 	if _, err := rpc.HSMGenerate.Call(ctx, n.client, rpc.HSMGenerateRequest{Role: policy.RoleSigning, Bits: 2048}); !errors.Is(err, rpc.ErrNotAllowed) {
 		t.Errorf("the service makes keys: %v", err)
 	}
+	if _, err := rpc.HSMDestroy.Call(ctx, n.client, rpc.HSMDestroyRequest{}); !errors.Is(err, rpc.ErrNotAllowed) {
+		t.Errorf("the service destroys keys: %v", err)
+	}
 	if _, err := rpc.HSMKeys.Call(ctx, n.client, rpc.Empty{}); !errors.Is(err, rpc.ErrNotAllowed) {
 		t.Errorf("the service lists keys: %v", err)
 	}

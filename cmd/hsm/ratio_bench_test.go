@@ -212,6 +212,7 @@ func ofRaw(b *testing.B, k *hsm.Keeper, r rawSetting, env string, p *place) {
 		b.Fatal(err)
 	}
 	var ours, theirs slice
+	var inWorker time.Duration
 	add := func(to *slice, s slice) {
 		to.Ops, to.Took, to.Times = to.Ops+s.Ops, to.Took+s.Took, append(to.Times, s.Times...)
 		to.CPU += s.CPU
@@ -219,12 +220,13 @@ func ofRaw(b *testing.B, k *hsm.Keeper, r rawSetting, env string, p *place) {
 	worker := childOf(b, os.Getpid())
 	for b.Loop() {
 		add(&theirs, raw())
-		before := cpu(os.Getpid()) + cpu(worker)
+		before, beforeWorker := cpu(os.Getpid()), cpu(worker)
 		s, err := measure(through)
 		if err != nil {
 			b.Fatal(err)
 		}
-		s.CPU = cpu(os.Getpid()) + cpu(worker) - before
+		s.CPU = cpu(os.Getpid()) - before
+		inWorker += cpu(worker) - beforeWorker
 		add(&ours, s)
 	}
 	rate := func(s slice) float64 { return float64(s.Ops) / s.Took.Seconds() }
@@ -236,6 +238,10 @@ func ofRaw(b *testing.B, k *hsm.Keeper, r rawSetting, env string, p *place) {
 	b.ReportMetric(rate(ours), "ops/s")
 	b.ReportMetric(rate(ours)/rate(theirs), "of-raw")
 	b.ReportMetric(float64(p99)/mean, "p99-of-raw")
-	b.ReportMetric(float64(theirs.CPU)/float64(theirs.Ops)/(float64(ours.CPU)/float64(ours.Ops)), "cpu-of-raw")
+	perOp := func(d time.Duration, s slice) float64 { return float64(d.Microseconds()) / float64(s.Ops) }
+	b.ReportMetric(perOp(theirs.CPU, theirs)/perOp(ours.CPU+inWorker, ours), "cpu-of-raw")
+	b.ReportMetric(perOp(theirs.CPU, theirs), "raw-cpu-us/op")
+	b.ReportMetric(perOp(ours.CPU, ours), "keeper+client-cpu-us/op")
+	b.ReportMetric(perOp(inWorker, ours), "worker-cpu-us/op")
 	b.ReportMetric(0, "ns/op")
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -141,7 +142,8 @@ func TestSelfTestNamesWhatIsWrongWithEachKey(t *testing.T) {
 	weak := made(foreign{label: "weak", id: 5, sign: true, extractable: true})
 	otherRole := made(foreign{label: "guardhouse-attestation-signer-01020304", id: 6, sign: true})
 	wrongSign, wrongDecrypt := made(foreign{label: "ws", id: 7, sign: true, broken: true}), made(foreign{label: "wd", id: 8, decrypt: true, broken: true})
-	k := startKeeper(t, softHSM, env, hsm.Timing{})
+	// On a busy machine a worker needs more than the 5 s after which a call is told that there is none yet, or that it hangs.
+	k := startKeeper(t, softHSM, env, hsm.Timing{Call: time.Minute, Open: time.Minute})
 	for _, c := range []struct {
 		name string
 		key  rpc.HSMTestKey

@@ -33,6 +33,10 @@ func register(s *rpc.Server, keys hsm.Keyring, from *source) {
 		key, err := keys.Generate(hsm.WithCaller(ctx, by.Process), r.Role, r.Bits)
 		return toRPC(key), wireError(err)
 	}, rpc.Ledger)
+	rpc.Handle(s, rpc.HSMDestroy, func(ctx context.Context, by rpc.Caller, r rpc.HSMDestroyRequest) (rpc.HSMDestroyReply, error) {
+		n, err := keys.Destroy(hsm.WithCaller(ctx, by.Process), hsm.DestroyRequest(r))
+		return rpc.HSMDestroyReply{Objects: n}, wireError(err)
+	}, rpc.Ledger)
 	rpc.Handle(s, rpc.HSMSign, func(ctx context.Context, by rpc.Caller, r rpc.HSMSignRequest) (rpc.HSMSignReply, error) {
 		scheme := hsm.PKCS1v15
 		if r.PSS {

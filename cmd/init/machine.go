@@ -59,7 +59,7 @@ func sealRoot() error {
 	return err
 }
 
-// late are modules that the way to the data disk and the network cards does not need. They are loaded while the services start, which
+// late are modules that neither the data disk nor the network cards need. They are loaded while the services start, which
 // saves a third of the time that drivers take.
 var late = map[string]bool{
 	"8021q": true, "garp": true, "mrp": true, "stp": true, "llc": true, "bonding": true, "tls": true, // for networks that use them
@@ -70,12 +70,20 @@ var late = map[string]bool{
 	"usb-common": true, "usbcore": true, "xhci-hcd": true, "xhci-pci": true, "usb-storage": true, // sticks
 }
 
-// modulesNeeded lists the modules that this machine needs, in load order, in three parts: those that the boot waits for, those that hsm
-// waits for, and the others.
-func modulesNeeded() (early, fence, later []kernel.Load, err error) {
+// cards are modules that the way to the data disk does not need, but the network and the port of the HSM do. They are loaded as soon as
+// the disk is open; what they need themselves may come with the disk's.
+var cards = map[string]bool{"failover": true, "net_failover": true, "virtio_net": true, "virtio_console": true,
+	"e1000e": true, "igb": true, "igc": true, "ixgbe": true, "tg3": true}
+
+// drivers are modules in load order: those of the data disk, which the boot waits for, those that the network waits for, those that hsm
+// waits for as well, and the others.
+type drivers struct{ early, cards, fence, later []kernel.Load }
+
+// modulesNeeded lists the modules that this machine needs.
+func modulesNeeded() (d drivers, err error) {
 	list, err := os.ReadFile(kernel.ListFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, nil, nil // everything is built in
+		return d, nil // everything is built in
 	}
 	match, merr := os.ReadFile(kernel.MatchFile)
 	if errors.Is(merr, fs.ErrNotExist) {
@@ -84,15 +92,18 @@ func modulesNeeded() (early, fence, later []kernel.Load, err error) {
 	needed, serr := kernel.Select(string(list), string(match), modaliases())
 	for _, m := range needed {
 		name := strings.TrimSuffix(filepath.Base(m.Path), ".ko")
-		if fencing[name] {
-			fence = append(fence, m)
-		} else if late[name] {
-			later = append(later, m)
-		} else {
-			early = append(early, m)
+		switch {
+		case fencing[name]:
+			d.fence = append(d.fence, m)
+		case late[name]:
+			d.later = append(d.later, m)
+		case cards[name]:
+			d.cards = append(d.cards, m)
+		default:
+			d.early = append(d.early, m)
 		}
 	}
-	return early, fence, later, errors.Join(err, merr, serr)
+	return d, errors.Join(err, merr, serr)
 }
 
 // loadModules loads modules in order. A module that is there already, or whose hardware is not (ENODEV), is no failure. again are those

@@ -70,9 +70,9 @@ func main() {
 // newNode makes the machine ready for its disk.
 func newNode() (*node, error) {
 	n := &node{started: rpc.BootTime(), log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1),
-		drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), damage: newDamage(), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
+		settled: make(chan struct{}), cards: make(chan struct{}), drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), damage: newDamage(), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
 	ctx := context.Background()
-	n.prepare(ctx)
+	n.prepare()
 	n.release = sandbox.Release()
 	n.finder = &disk.Finder{Sys: "/sys", Dev: "/dev", Run: n.reaper.Output}
 	go n.reaper.Run(ctx)
@@ -91,6 +91,8 @@ func (n *node) run(ctx context.Context) powerRequest {
 	defer cancel()
 	go n.watchSignals(ctx)
 	n.findDisk(ctx, func() { n.diskOpened(ctx) })
+	n.askedTPM()                                                           // without a disk there was nothing to ask, and nobody waits for it
+	go n.log.Kernel(context.WithoutCancel(ctx), "/dev/kmsg", n.kernelSays) // hundreds of lines by now, which the disk need not wait for
 	n.startNetwork(ctx)
 	go func() {
 		if err := n.serve(ctx); err != nil {
@@ -99,6 +101,7 @@ func (n *node) run(ctx context.Context) powerRequest {
 	}()
 	h := &herald{n: n}
 	h.look() // before the console takes the line
+	<-n.settled
 	n.startServices(ctx)
 	go func() {
 		<-n.drivers

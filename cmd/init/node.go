@@ -27,6 +27,7 @@ import (
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
 	"guardhouse/appliance/tpm"
+	"guardhouse/appliance/update"
 	"guardhouse/appliance/volume"
 )
 
@@ -54,6 +55,8 @@ type node struct {
 	finder    *disk.Finder
 	power     chan powerRequest
 	started   time.Duration // CLOCK_BOOTTIME when PID 1 began
+	settled   chan struct{} // closed when the kernel's settings are made
+	cards     chan struct{} // closed when the drivers of network cards are loaded
 	drivers   chan struct{} // closed when all are loaded
 	unsealed  chan struct{} // closed when the TPM has been asked for the volume key once
 	unsealing sync.Once     // closes it
@@ -74,6 +77,7 @@ type node struct {
 	mu         sync.Mutex
 	disk       string                    // one line for people
 	mounted    bool                      //
+	format     int                       // of the stored data; set once, before anything reads them
 	signedBoot *rpc.OpenedPolicy         // what the volume opened by; nil where no signed policy did
 	problems   map[string]policy.Problem // by kind
 	sockets    map[string]*socketSet     // by process
@@ -99,14 +103,13 @@ func (n *node) problem(kind, what, remedy string) {
 
 // prepare makes the bare machine usable: file systems, drivers, kernel settings. Nothing in it stops the boot; what fails becomes a
 // problem.
-func (n *node) prepare(ctx context.Context) {
+func (n *node) prepare() {
 	note := func(kind string, err error, remedy string) {
 		if err != nil {
 			n.problem(kind, err.Error(), remedy)
 		}
 	}
 	note("init-mounts", mountAll(mounts), "the image does not fit this kernel; build it again")
-	go n.log.Kernel(ctx, "/dev/kmsg", n.kernelSays)
 	n.boot = bootID()
 	n.readPack()
 	n.loadDrivers()
@@ -120,15 +123,20 @@ func (n *node) prepare(ctx context.Context) {
 // loadDrivers returns when the drivers are loaded that the boot waits for. The others follow in the background; then drivers closes and
 // the kernel takes no more code.
 func (n *node) loadDrivers() {
-	early, first, later, err := modulesNeeded()
+	need, err := modulesNeeded()
 	var failed []string
 	if err != nil {
 		failed = append(failed, err.Error())
 	}
-	again, bad := loadModules(early)
+	again, bad := loadModules(need.early)
 	failed = append(failed, bad...)
-	n.logf("%d modules loaded %s after init began, %d to follow", len(early)-len(again), (rpc.BootTime() - n.started).Round(time.Millisecond), len(first)+len(later)+len(again))
-	failed = append(failed, setSysctls("/proc/sys", sysctls)...)
+	n.logf("%d modules loaded %s after init began, %d to follow", len(need.early)-len(again), (rpc.BootTime() - n.started).Round(time.Millisecond),
+		len(need.cards)+len(need.fence)+len(need.later)+len(again))
+	settings := make(chan []string, 1)
+	go func() { // while the TPM and the disk are waited for; no service starts before
+		settings <- setSysctls("/proc/sys", sysctls)
+		close(n.settled)
+	}()
 	go func() {
 		defer close(n.drivers)
 		// With Secure Boot the kernel measures each module that it loads, and a TPM that is told something new meanwhile checks its policy
@@ -137,11 +145,15 @@ func (n *node) loadDrivers() {
 		case <-n.unsealed:
 		case <-time.After(unsealWait):
 		}
-		_, bad := loadModules(first)
+		missing, bad := loadModules(need.cards)
+		failed = append(failed, bad...)
+		again = append(again, missing...)
+		close(n.cards)
+		_, bad = loadModules(need.fence)
 		failed = append(failed, bad...)
 		n.raiseFence()
-		missing, bad := loadModules(append(later, again...))
-		failed = append(failed, bad...)
+		missing, bad = loadModules(append(need.later, again...))
+		failed = append(append(failed, bad...), <-settings...)
 		for _, m := range missing {
 			failed = append(failed, "module "+filepath.Base(m.Path)+" lacks another one")
 		}
@@ -221,6 +233,7 @@ func (n *node) openDisk(ctx context.Context) error {
 
 // adopt takes an open volume into use. Its key is kept only where a recovery secret is still to be made or the volume to be resealed.
 func (n *node) adopt(v *volume.Volume) error {
+	returned := rpc.BootTime() // Open has capped the registers and proved it
 	known, err := v.Recovery()
 	if err != nil {
 		return errors.Join(err, v.Close())
@@ -237,6 +250,13 @@ func (n *node) adopt(v *volume.Volume) error {
 	if err != nil {
 		return errors.Join(err, v.Close())
 	}
+	format, err := update.ClaimFormat(formatFile, n.release.Number)
+	if err != nil {
+		return errors.Join(err, v.Close())
+	}
+	n.mu.Lock()
+	n.format = format
+	n.mu.Unlock()
 	n.volume = v
 	if v.Did == volume.Formatted {
 		n.forgetDamage()
@@ -258,7 +278,7 @@ func (n *node) adopt(v *volume.Volume) error {
 	}
 	line := n.disk
 	n.mu.Unlock()
-	n.logf("data disk %s, open %s after init began by %s", line, (rpc.BootTime() - n.started).Round(time.Millisecond), by)
+	n.logf("data disk %s, open %s after init began by %s; out of reach %s after", line, (v.Mounted - n.started).Round(time.Millisecond), by, (returned - n.started).Round(time.Millisecond))
 	return nil
 }
 
@@ -275,7 +295,7 @@ func openedBy(p tpm.SignedPolicy) *rpc.OpenedPolicy {
 
 // machine is what volumes are opened with, but for the TPM.
 func (n *node) machine() *volume.Machine {
-	return &volume.Machine{Finder: n.finder, Target: dataDir, OwnerDir: initDir, Log: n.logf, Progress: n.progress()}
+	return &volume.Machine{Now: rpc.BootTime, Finder: n.finder, Target: dataDir, OwnerDir: initDir, Log: n.logf, Progress: n.progress()}
 }
 
 // openVolume has the TPM decide by what lies beside the image.
@@ -351,6 +371,9 @@ func (n *node) findDisk(ctx context.Context, opened func()) {
 		return
 	}
 	n.diskFailed(err)
+	if errors.As(err, &de) && de.Kind == update.KindUnreadable {
+		return // trying again changes nothing
+	}
 	go func() {
 		for {
 			select {
@@ -414,6 +437,7 @@ func problemOf(err error) (p policy.Problem, ok bool) {
 
 // startNetwork applies the stored network. A node that has none yet only feels which of its cables are in.
 func (n *node) startNetwork(ctx context.Context) {
+	<-n.cards
 	if err := n.net.Loopback(); err != nil {
 		n.problem("network-failed", err.Error(), "restart the node")
 	}

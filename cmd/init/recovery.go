@@ -9,6 +9,7 @@ import (
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/tpm"
 	"guardhouse/appliance/volume"
 )
@@ -22,7 +23,8 @@ type custody struct {
 	wrong  int           // recovery secrets refused in a row
 	wait   time.Duration // boot time before which none is looked at
 
-	reset *resetOrder
+	keysGone []string // what a factory reset destroyed in the HSM in this boot, a line each
+	reset    *resetOrder
 }
 
 // resetOrder is what shutdown does on its way to a factory reset.
@@ -64,8 +66,9 @@ func (n *node) serveVolume(ctx context.Context, s *rpc.Server) {
 		return n.timeRecover(ctx, r)
 	}, rpc.Console)
 	rpc.Handle(s, rpc.InitReseal, func(context.Context, rpc.Caller, rpc.Empty) (rpc.VolumeReply, error) { return n.reseal() }, rpc.Console)
-	rpc.Handle(s, rpc.InitFactoryReset, func(_ context.Context, _ rpc.Caller, r rpc.FactoryResetRequest) (rpc.Empty, error) {
-		return rpc.Empty{}, n.factoryReset(r)
+	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
+	rpc.Handle(s, rpc.InitFactoryReset, func(ctx context.Context, _ rpc.Caller, r rpc.FactoryResetRequest) (rpc.FactoryResetReply, error) {
+		return n.factoryReset(ctx, ledger, r)
 	}, rpc.Console)
 }
 
@@ -253,13 +256,40 @@ func (n *node) reseal() (rpc.VolumeReply, error) {
 	return n.volumeState()
 }
 
-// factoryReset reads what the reset needs of the open volume and ends the boot; shutdown does the rest.
-func (n *node) factoryReset(r rpc.FactoryResetRequest) error {
+// factoryReset has the keys in the HSM destroyed that r names, reads what the reset needs of the open volume and ends the boot; shutdown
+// does the rest. The keys go first, while the ledger still knows them and their PIN: where one is left, nothing else is done.
+func (n *node) factoryReset(ctx context.Context, ledger *rpc.Client, r rpc.FactoryResetRequest) (rpc.FactoryResetReply, error) {
 	n.opening.Lock()
 	defer n.opening.Unlock()
 	if r.Shut != (n.volume == nil) {
-		return rpc.ErrRefused.With("the data volume is %s meanwhile; begin again", map[bool]string{true: "shut", false: "open"}[n.volume == nil])
+		return rpc.FactoryResetReply{}, rpc.ErrRefused.With("the data volume is %s meanwhile; begin again", map[bool]string{true: "shut", false: "open"}[n.volume == nil])
 	}
+	var reply rpc.FactoryResetReply
+	if len(r.Destroy) > 0 {
+		keys, err := rpc.LedgerDestroyKeys.Call(ctx, ledger, rpc.DestroyKeysRequest{Actor: r.Actor, Refs: r.Destroy})
+		if err != nil {
+			return reply, err
+		}
+		n.keysGone = append(n.keysGone, goneLines(keys)...)
+		if reply.Keys = &keys; len(keys.Left) > 0 {
+			return reply, nil
+		}
+	}
+	err := n.orderReset()
+	reply.Ends = err == nil
+	return reply, err
+}
+
+// goneLines are the report of what was destroyed in the HSM.
+func goneLines(r rpc.DestroyKeysReply) (lines []string) {
+	for _, k := range r.Gone {
+		lines = append(lines, fmt.Sprintf("HSM: key %s, id %s, SPKI %.16s.. destroyed in token %s; searched again: none", k.Label, k.ID, k.Ref, r.Token))
+	}
+	return lines
+}
+
+// orderReset is called with n.opening held.
+func (n *node) orderReset() error {
 	order := &resetOrder{}
 	var err error
 	if n.volume != nil {
@@ -287,7 +317,12 @@ func (n *node) zeroise() {
 		defer t.Close()
 		m.TPM = t
 	}
+	keys := n.keysGone
+	if len(keys) == 0 {
+		keys = []string{"HSM: no key was destroyed"}
+	}
 	report, err := m.FactoryReset(order.disk, order.owner)
+	report = append(keys, report...)
 	clear(order.owner)
 	for _, line := range report {
 		n.say("factory reset: " + line)

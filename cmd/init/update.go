@@ -26,6 +26,7 @@ import (
 
 const (
 	updateState = "/data/init/update.json"
+	formatFile  = "/data/init/format.json"
 	efivarsDir  = "/sys/firmware/efi/efivars"
 
 	trialLimit = 15 * time.Minute // until a release on trial gives way to the old one; an attended HSM's PIN has to be typed in it
@@ -163,7 +164,7 @@ func (n *node) resumeUpdate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u := &update.Updater{Entries: e, Own: p.Slot, Release: n.release.Number, Size: min(d.Slots[0].Size, d.Slots[1].Size), Raise: raiseFloor,
+	u := &update.Updater{Entries: e, Own: p.Slot, Release: n.release.Number, Format: n.format, Size: min(d.Slots[0].Size, d.Slots[1].Size), Raise: raiseFloor,
 		Store: update.FileStore{Path: updateState}, Log: n.logf,
 		Open: func(slot int) (update.Device, error) {
 			return update.OpenPartition(d.Slots[slot].Device, slot != p.Slot)
@@ -241,6 +242,7 @@ func (n *node) endTrial(ctx context.Context) {
 			n.ask(powerRequest{powerReboot, "release " + strconv.FormatUint(n.release.Number, 10) + " did not pass its trial"})
 			return
 		}
+		n.logf("release %d passed its trial; it is copied to the other slot now", n.release.Number)
 		n.auditUpdate(ctx, "update.good", "ok", "services ready, HSM keys used, time trusted")
 	}
 	n.updates.mu.Lock()
@@ -363,6 +365,6 @@ func (n *node) updateTarget(ctx context.Context) (update.Target, error) {
 	if err != nil {
 		return update.Target{}, fmt.Errorf("the form of the stored data is not known: %w", err)
 	}
-	return update.Target{Release: n.release.Number, Floor: floor, Format: cmp.Or(st.Format, policy.Version), Evaluation: n.release.Evaluation, Authority: authority,
+	return update.Target{Release: n.release.Number, Floor: floor, Format: max(n.format, st.Format), Reads: update.StoredFormat, Evaluation: n.release.Evaluation, Authority: authority,
 		PCRs: map[uint]string{7: hex.EncodeToString(pcrs[7])}, SlotSize: n.updates.u.Size}, nil
 }

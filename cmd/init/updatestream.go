@@ -32,8 +32,9 @@ const (
 type updateStream struct {
 	id      string
 	install bool
-	stick   bool     // init feeds it
-	in      *os.File // the child's standard input
+	stick   bool       // init feeds it
+	fed     chan error // how that ended
+	in      *os.File   // the child's standard input
 	rest    *time.Timer
 	kill    func()
 	done    chan struct{} // closed when report is final
@@ -162,14 +163,15 @@ func (n *node) beginUpdate(ctx context.Context, r rpc.UpdateRequest) (rpc.Update
 	if _, err := rand.Read(id); err != nil {
 		return rpc.UpdateSession{}, err
 	}
-	st := &updateStream{id: hex.EncodeToString(id), install: r.Install, stick: r.Stick, done: make(chan struct{}), report: rpc.UpdateReport{Running: n.running()}}
+	st := &updateStream{id: hex.EncodeToString(id), install: r.Install, stick: r.Stick, fed: make(chan error, 1), done: make(chan struct{}), report: rpc.UpdateReport{Running: n.running()}}
+	st.report.Running.Format = target.Format
 	st.report.Running.Slot = update.EntryNames[n.updates.u.Own][len("guardhouse "):]
 	if err := n.startReader(st, update.Order{Install: r.Install, Target: target}); err != nil {
 		return rpc.UpdateSession{}, err
 	}
 	n.updates.stream = st
 	if r.Stick {
-		go n.feedFromStick(st)
+		go func() { st.fed <- n.feedFromStick(context.WithoutCancel(ctx), st) }()
 	}
 	return rpc.UpdateSession{ID: st.id}, nil
 }
@@ -233,7 +235,8 @@ func (n *node) followReader(st *updateStream, answers io.Reader, socket *os.File
 	last, err := update.Answers(answers, func(a update.Answer) error {
 		m := a.Manifest
 		st.report.Release = &rpc.UpdateRelease{Version: m.Version, Number: m.Number, BuildEpoch: m.BuildEpoch, Kernel: m.Kernel, HSM: m.HSM, SourceCommit: m.SourceCommit,
-			KeySet: m.KeySet, Evaluation: m.Evaluation, Notes: m.Notes, Image: m.UKI.SHA256, SignedBy: a.SignedBy}
+			KeySet: m.KeySet, Evaluation: m.Evaluation, Notes: m.Notes, Image: m.UKI.SHA256, SignedBy: a.SignedBy,
+			OldestFormat: m.MinStoredFormat, NewestFormat: m.StoredFormat, WritesFormat: m.Writes()}
 		st.report.Problems = a.Problems
 		if !st.install || len(a.Problems) > 0 {
 			return nil
@@ -267,35 +270,13 @@ func (n *node) followReader(st *updateStream, answers io.Reader, socket *os.File
 			err = errors.Join(err, werr)
 		}
 	}
+	if st.stick && last.Failed != "" {
+		if ferr := <-st.fed; ferr != nil { // what the child got was nothing, or not all
+			err, st.report.Remedy = ferr, "put one file "+stickFiles+" into the root of a FAT file system on a stick, and plug it in"
+		}
+	}
 	if err != nil {
 		st.report.Failed, st.report.Remedy = supervise.Clean(err.Error()), cmp.Or(supervise.Clean(st.report.Remedy), "send the file again; if it stays, see log show init")
-	}
-}
-
-// feedFromStick reads the bundle from an attached disk.
-func (n *node) feedFromStick(st *updateStream) {
-	defer st.in.Close()
-	found := n.finder.BootFile(bootDir+"-stick", updateFile, func(f io.Reader) error {
-		buf := make([]byte, 256<<10)
-		for {
-			size, err := f.Read(buf)
-			if size > 0 {
-				st.rest.Reset(streamRest)
-				if _, werr := st.in.Write(buf[:size]); werr != nil {
-					return nil // the child has said why
-				}
-			}
-			if err == io.EOF {
-				st.rest.Reset(streamEnd)
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-		}
-	})
-	if found != nil {
-		n.logf("update from a stick: %v", found)
 	}
 }
 

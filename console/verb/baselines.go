@@ -21,6 +21,7 @@ type captured struct {
 	facts *evidence.Facts
 	log   string // SHA-256
 	host  policy.Host
+	good  *evidence.Facts // of the host's last boot that passed, if this is another one
 }
 
 // capture takes the last evidence of --host, the failed one if that is newer, or the log on standard input.
@@ -66,9 +67,15 @@ func captureHost(ctx context.Context, s *Session, name string) (captured, error)
 		if e.facts != nil && !newer(last, e.at.At) {
 			c.facts, c.log, last, on = e.facts, e.at.Log, e.at.At, e.on
 		}
+		if kind == policy.ObservedGood {
+			c.good = e.facts
+		}
 	}
 	if c.facts == nil {
 		return captured{}, failed("this node has seen no boot of that host", "wait until it attests here, or give its .tcglog as a file")
+	}
+	if on.Kind == policy.ObservedGood {
+		c.good = nil
 	}
 	// What is registered is what the log itself proves now, not what was noted of it.
 	if c.facts, err = reprove(ctx, s, on); err != nil {
@@ -99,6 +106,7 @@ func baselineAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output,
 	}
 	bootFields(out.Text, c.facts)
 	nearest(out.Text, snap.State, b)
+	c.changes(out.Text)
 	warnings := bootWarnings(snap.State, a, c, b.Version)
 	for _, w := range warnings {
 		out.Text.Line("! %s", w)

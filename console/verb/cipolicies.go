@@ -19,8 +19,10 @@ import (
 func ciPolicyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
 	b := policy.CIPolicyAdd{Name: a.Get("name"), Version: policy.PolicyVersion(a.Or("policy-version", string(policy.Version2)))}
 	signed := false
+	var c captured
 	if a.Has("host") {
-		if err := ciFromHost(ctx, s, a, &b); err != nil {
+		var err error
+		if c, err = ciFromHost(ctx, s, a, &b); err != nil {
 			return Output{}, err
 		}
 	} else {
@@ -46,6 +48,7 @@ func ciPolicyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output,
 			out.Text.Field("SHA-256", "%x", d.Digest)
 		}
 	}
+	c.changes(out.Text)
 	out.Text.Field("title", "%s", b.Title).Field("id", "%s", b.PolicyID).Field("version", "%s", b.Revision)
 	if b.Audit {
 		out.Text.Line("! It is in audit mode: what it forbids runs all the same and is only logged.")
@@ -58,10 +61,10 @@ func ciPolicyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output,
 }
 
 // ciFromHost takes the policy that a host has measured. Where there are several, --title chooses.
-func ciFromHost(ctx context.Context, s *Session, a Args, b *policy.CIPolicyAdd) error {
+func ciFromHost(ctx context.Context, s *Session, a Args, b *policy.CIPolicyAdd) (captured, error) {
 	c, err := captureHost(ctx, s, a.Get("host"))
 	if err != nil {
-		return err
+		return c, err
 	}
 	var found []evidence.SIPolicy
 	var titles []string
@@ -73,13 +76,13 @@ func ciFromHost(ctx context.Context, s *Session, a Args, b *policy.CIPolicyAdd) 
 	}
 	switch {
 	case len(c.facts.Policies) == 0:
-		return failed("that host ran without a code integrity policy", "install one, restart the host, and let it attest")
+		return c, failed("that host ran without a code integrity policy", "install one, restart the host, and let it attest")
 	case len(found) != 1:
-		return failed("that host has measured several policies, or none of this title: "+Clean(strings.Join(titles, ", ")), "choose one with --title")
+		return c, failed("that host has measured several policies, or none of this title: "+Clean(strings.Join(titles, ", ")), "choose one with --title")
 	}
 	b.Title, b.Revision = clip(found[0].Name), found[0].Version
 	b.Digests = []policy.HashValue{{Alg: uint16(found[0].Hash), Digest: found[0].Digest}}
-	return nil
+	return c, nil
 }
 
 func ciPolicyList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
@@ -121,6 +124,7 @@ func ciPolicyList(_ context.Context, s *Session, _ Args, _ []byte) (Output, erro
 
 func dumpKeyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
 	b := policy.DumpKeyAdd{Name: a.Get("name")}
+	var c captured
 	if a.Has("sha256") {
 		var err error
 		if b.SHA256, err = hex.DecodeString(strings.TrimSpace(a.Get("sha256"))); err != nil || len(b.SHA256) != sha256.Size {
@@ -131,8 +135,8 @@ func dumpKeyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 	} else if ok {
 		b.SHA256 = in
 	} else {
-		c, err := capture(ctx, s, a, stdin)
-		if err != nil {
+		var err error
+		if c, err = capture(ctx, s, a, stdin); err != nil {
 			return Output{}, err
 		}
 		if len(c.facts.DumpKey) == 0 {
@@ -145,6 +149,7 @@ func dumpKeyAdd(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 		return Output{}, err
 	}
 	out.Text.Field("SHA-256", "%x", b.SHA256)
+	c.changes(out.Text)
 	s.modeNoteTPM(out.Text)
 	return out, nil
 }

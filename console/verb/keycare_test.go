@@ -230,6 +230,17 @@ func TestATenantsPairIsShownApartAndRefusedAsPrimary(t *testing.T) {
 	if !strings.Contains(dry, "Nothing was changed") || !strings.Contains(dry, "1 host for which") || !strings.Contains(dry, "hv7") || strings.Contains(dry, "hv8") {
 		t.Errorf("%s", dry)
 	}
+	for line, says := range map[string]string{"tenant set contoso --per-minute 600": "at most 600 transport keys a minute", "tenant list": "at most 600 transport keys a minute"} {
+		if line == "tenant list" {
+			mustCall(t, s, "tenant set contoso --per-minute 600", "")
+		}
+		if text := flat(t, s, line, ""); !strings.Contains(text, says) {
+			t.Errorf("%s: %s", line, text)
+		}
+	}
+	if _, err := call(s, "tenant set contoso --per-minute 1000001", ""); err == nil || !strings.Contains(err.Error(), "a quota of 1000001") {
+		t.Errorf("%v", err)
+	}
 	mustCall(t, s, "tenant set contoso --state off", "")
 	if text := mustCall(t, s, "tenant list", ""); !strings.Contains(text, "DISABLED") {
 		t.Errorf("%s", text)

@@ -19,8 +19,6 @@ const (
 	formPassphrase = "passphrase"
 	formShares     = "shares"
 	neededShares   = 2
-	// resetPhrase is what somebody types who means it.
-	resetPhrase = "end this node"
 )
 
 func recoveryVerbs() []Verb {
@@ -39,9 +37,10 @@ func recoveryVerbs() []Verb {
 			Help: "give a recovered data volume to the present TPM", Example: "reseal",
 			More: "It shows first what the TPM did not accept: which TPM, which measurements, which generation. Do it only if you know why they changed."},
 		{Name: "factory-reset", Role: owner, Doors: onlySerial, Waiting: true, Risk: Disrupts, Dialogue: factoryReset,
-			Help: "end this node: zeroise its disk and what the TPM keeps for it", Example: "factory-reset",
+			Help: "end this node: zeroise its disk, what the TPM keeps for it and, asked separately, its keys in the HSM", Example: "factory-reset",
 			More: "Every record, audit entry and secret of this node is gone for ever; the machine can be set up anew. What it removed it reads again and shows. " +
-				"Keys in the HSM stay where they are."},
+				"Keys in the HSM are asked for separately: those that this node made can be destroyed with it. Tenants' keys, keys that were brought and " +
+				"keys that other nodes of a cluster use always stay."},
 	}
 }
 
@@ -282,43 +281,4 @@ func resealDialogue(ctx context.Context, s *Session, _ Args, ask Asker) (Output,
 		p.Line("this could not be written to the audit: %s", Explain(written).Error())
 	}
 	return Output{Text: p, Value: Done{Message: done}}, nil
-}
-
-func factoryReset(ctx context.Context, s *Session, _ Args, ask Asker) (Output, error) {
-	v, err := rpc.InitVolume.Call(ctx, s.Node.Init, rpc.Empty{})
-	if err != nil {
-		return Output{}, err
-	}
-	shut := v.State == rpc.VolumeShut
-	switch {
-	case v.State == rpc.VolumeNone:
-		return Output{}, failed("there is no data volume to end", "none needed")
-	case !s.LoggedIn() && !shut:
-		return Output{}, notAllowed("the data volume is open, so this needs an owner's login", "wait for the ledger; see status")
-	}
-	p := new(Page).Line("This ends the node: its records, its audit and its secrets can't be had again by anybody, with or without the recovery secret.")
-	if shut {
-		p.Line("The volume is shut, so the TPM can't be given back from here: clear it in the firmware's setup afterwards, or recover first.")
-	} else {
-		p.Line("What the TPM keeps for this node is removed. The network settings are on the disk and go with it; the serial line stays as it is.")
-	}
-	p.Line("Keys in the HSM stay: remove them with the HSM's own tools where they must go too.")
-	if err := ask.Say(p.String()); err != nil {
-		return Output{}, err
-	}
-	word, err := ask.Ask("type " + resetPhrase + ": ")
-	if err != nil {
-		return Output{}, err
-	}
-	if word != resetPhrase {
-		return Output{}, failed("nothing was changed", "")
-	}
-	if s.LoggedIn() {
-		s.audit(ctx, policy.AuditCommand, "factory-reset", "ok", "") // whoever exports it meanwhile should see it
-	}
-	if _, err := rpc.InitFactoryReset.Call(ctx, s.Node.Init, rpc.FactoryResetRequest{Actor: s.Actor, Shut: shut}); err != nil {
-		return Output{}, err
-	}
-	done := "the node stops; what was removed is told on the serial line"
-	return Output{Text: new(Page).Line("%s", done), Value: Done{Message: done}, End: true}, nil
 }

@@ -14,9 +14,10 @@ import (
 // tenantVerbs are for tenants that bring keys of their own (row B20).
 func tenantVerbs() []Verb {
 	name := place("tenant", Word, "its name")
+	quota := flag("per-minute", Number, "its quota: transport keys a minute on each node; 0 = no bound")
 	classes := flag("classes", Text, "host classes that may use its keys, with commas; all = every class")
 	return []Verb{
-		{Name: "tenant add", Role: operator, Doors: loggedIn, Risk: Changes, Run: tenantAdd, Params: []Param{name, classes, flag("note", Text, "for people")},
+		{Name: "tenant add", Role: operator, Doors: loggedIn, Risk: Changes, Run: tenantAdd, Params: []Param{name, classes, quota, flag("note", Text, "for people")},
 			Help: "record a tenant that brings keys of its own", Example: "tenant add contoso --classes gold",
 			More: "Then bring its signing and encryption pair into the token of every node with the vendor's tools, and record them with tenant adopt. " +
 				"A tenant's keys open what its owners wrapped for them; they are never primary, because metadata would give them to everybody else."},
@@ -29,8 +30,8 @@ func tenantVerbs() []Verb {
 			Stdin: "the pair's certificate, with --certificate: PEM, DER, base64 or PKCS#7",
 			Help:  "record a pair in the token as a tenant's", Example: "tenant adopt contoso 5f3ac9 --role encryption",
 			Replaces: []string{"Add-HgsKeyProtectionCertificate"}},
-		{Name: "tenant set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: tenantSet, Params: []Param{name, classes, flag("state", Choice, "whether its keys open anything", "on", "off"), dryRun},
-			Help: "switch a tenant's keys on or off, or change its host classes", Example: "tenant set contoso --state off --dry-run"},
+		{Name: "tenant set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: tenantSet, Params: []Param{name, classes, flag("state", Choice, "whether its keys open anything", "on", "off"), quota, dryRun},
+			Help: "switch a tenant's keys on or off, change host classes or quota", Example: "tenant set contoso --state off --dry-run"},
 		{Name: "tenant remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: tenantRemove, Params: []Param{name},
 			Help: "forget a tenant whose keys were removed", Example: "tenant remove contoso"},
 	}
@@ -53,7 +54,7 @@ func parseClasses(list string) []string {
 }
 
 func tenantAdd(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
-	out, _, err := propose(ctx, s, policy.CmdTenantAdd, policy.TenantAdd{Name: a.Get("tenant"), Classes: parseClasses(a.Get("classes")), Note: a.Get("note")})
+	out, _, err := propose(ctx, s, policy.CmdTenantAdd, policy.TenantAdd{Name: a.Get("tenant"), Classes: parseClasses(a.Get("classes")), PerMinute: a.Int("per-minute", 0), Note: a.Get("note")})
 	return out, err
 }
 
@@ -87,7 +88,8 @@ func tenantList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error)
 		t := snap.State.Tenants[name]
 		v := TenantValue{Tenant: t, Enabled: !t.Disabled, Keys: []KeyValue{}}
 		p.Blank().Line("%s: %s", name, map[bool]string{true: "enabled", false: "DISABLED: its keys open nothing"}[v.Enabled])
-		p.Field("  classes", "%s", map[bool]string{true: "every host class", false: strings.Join(t.Classes, ", ")}[len(t.Classes) == 0]).Field("  note", "%s", t.Note)
+		p.Field("  classes", "%s", map[bool]string{true: "every host class", false: strings.Join(t.Classes, ", ")}[len(t.Classes) == 0]).
+			Field("  quota", "%s", t.Quota()).Field("  note", "%s", t.Note)
 		for _, k := range sortedKeys(snap.State) {
 			if k.Tenant == name {
 				v.Keys = append(v.Keys, keyValue(k, nil))
@@ -119,7 +121,11 @@ func tenantSet(ctx context.Context, s *Session, a Args, _ []byte) (Output, error
 		classes := parseClasses(a.Get("classes"))
 		b.Classes = &classes
 	}
-	if b.Disabled == nil && b.Classes == nil {
+	if a.Has("per-minute") {
+		n := a.Int("per-minute", 0)
+		b.PerMinute = &n
+	}
+	if b.Disabled == nil && b.Classes == nil && b.PerMinute == nil {
 		return Output{}, usage("nothing to change", "usage: "+mustUsage("tenant set"))
 	}
 	raw, err := marshal(b)

@@ -284,6 +284,55 @@ func TestTPMModeByVerbs(t *testing.T) {
 	}
 }
 
+// TestAdoptionShowsWhatIsDifferentInWords: for each of the three things that a failed boot can give, without changing anything.
+func TestAdoptionShowsWhatIsDifferentInWords(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	maker := newVendor(t)
+	spki, cert := maker.tpm(t)
+	mustCall(t, s, "service set --mode TPM", "")
+	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
+	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
+	mustCall(t, s, "host add-tpm hv7", platform(t, spki, cert))
+	good := bootLog("revoked", ciFile(false), nil)
+	mustCall(t, s, "baseline add base", string(good))
+	mustCall(t, s, "ci-policy add allow", ciFile(false))
+	mustCall(t, s, "policy disable Hgs_NoDumps", "")
+	waitFor(t, f, func(st policy.State) bool {
+		return len(st.Hosts) == 1 && len(st.CIPolicies) == 1 && len(st.PolicySets) == 1
+	})
+	mustCall(t, s, "dump-key add ops", string(good))
+	waitFor(t, f, func(st policy.State) bool { return len(st.DumpKeys) == 1 })
+	if v := attest(t, f, "hv7", good); !v.Passed {
+		t.Fatalf("%+v", v.Findings)
+	}
+	if text := flat(t, s, "baseline add same --policy-version v1 --host hv7 --dry-run", ""); strings.Contains(text, "since the last boot") {
+		t.Errorf("of the last good boot itself: %s", text)
+	}
+	bad := bootLog("revoked twice", ciFile(true), map[evidence.SettingID]uint64{evidence.DumpsDisabled: 0, evidence.BootDebug: 1})
+	if v := attest(t, f, "hv7", bad); v.Passed {
+		t.Fatal("it passes")
+	}
+	const since = "changed since the last boot of hv7 that passed: "
+	for _, line := range []string{"baseline add new --host hv7 --dry-run", "ci-policy add new --host hv7 --dry-run", "dump-key add new --host hv7 --dry-run"} {
+		text := flat(t, s, line, "")
+		for _, want := range []string{"Nothing was changed", since + "+ variable dbx ", "- variable dbx ", `+ code integrity policy "lab" 1.0.0.0, sha256 `, `- code integrity policy "lab"`,
+			"dump key: ", evidence.DumpsDisabled.String() + ": 1, now 0", evidence.BootDebug.String() + ": 0, now 1"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s lacks %q: %s", line, want, text)
+			}
+		}
+		for _, not := range []string{"variable KEK", "variable db ", "authority", evidence.HVCI.String() + ":", "DMA"} {
+			if _, after, _ := strings.Cut(text, since); strings.Contains(after, not) {
+				t.Errorf("%s says %q, which is the same: %s", line, not, text)
+			}
+		}
+	}
+	if snap, _ := f.Node.Snapshot(); len(snap.State.Baselines)+len(snap.State.CIPolicies)+len(snap.State.DumpKeys) != 3 {
+		t.Error("a dry run has registered something")
+	}
+}
+
 func TestACertificateThatRanOutIsToldAndAccepted(t *testing.T) {
 	f := verbtest.Start(t, true)
 	s := f.Session(policy.DoorSSH)

@@ -76,7 +76,7 @@ func (v *PendingValue) endorsement() (endorsement, error) {
 	if err != nil {
 		return endorsement{}, damaged
 	}
-	e := endorsement{why: "the host sent none when it asked"}
+	e := endorsement{why: "none for this key came when it asked"}
 	if e.ek, err = evidence.ParseEK(spki); err != nil || e.ek.ID() != v.ID {
 		return endorsement{}, damaged
 	}

@@ -30,17 +30,18 @@ func RunStream(ctx context.Context, v *Verb, s *Session, a Args, in io.Reader) (
 func (v *Verb) WantsStream(a Args) bool { return v.Stream != nil && !a.Has("stick") }
 
 func updateVerbs() []Verb {
-	stick := flag("stick", Switch, "read the file guardhouse-update of a USB stick at the machine instead")
+	stick := flag("stick", Switch, "read the file guardhouse-update* of a USB stick at the machine instead")
 	return []Verb{
 		{Name: "update check", Role: operator, Doors: loggedIn, Risk: Reads, Run: updateStick(false), Stream: updateStream(false), Params: []Param{stick},
 			Help: "verify an update and say what it brings", Example: "update check < guardhouse-update",
 			More: "Reads the whole file and changes nothing. It must be signed by a release key that this image carries. Shown are versions, changes, and what speaks against it: " +
-				"a release below the version floor, stored data that it can't read, or no signed boot for this machine's Secure Boot keys, with which the data disk would stay shut."},
+				"a release below the version floor, stored data that it can't read or would leave unreadable for the running release, or no signed boot for this machine's Secure Boot keys, with which the data disk would stay shut."},
 		{Name: "update install", Role: owner, Doors: loggedIn, Risk: Disrupts, Run: updateStick(true), Stream: updateStream(true),
 			Params: []Param{stick, flag("later", Switch, "do not restart now; the next restart starts the release")},
 			Help:   "write an update to the other slot and start it", Example: "update install < guardhouse-update",
 			More: "The slot that runs is not touched. The new release starts once; if every process is ready, the HSM's keys work and the time is trusted, it is marked good, " +
-				"copied to the old slot, and older releases lose access to the data. If not, or if it does not come up, the old release starts again."},
+				"copied to the old slot, and older releases lose access to the data. If not, or if it does not come up, the old release starts again. " +
+				"With --stick the file is read from a USB stick; no driver touches a stick at any other time."},
 		{Name: "update status", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: updateStatus,
 			Help: "running release, version floor, and how far an update is", Example: "update status --json"},
 		{Name: "update back", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: updateBack,
@@ -53,7 +54,7 @@ func updateVerbs() []Verb {
 func updateStick(install bool) func(context.Context, *Session, Args, []byte) (Output, error) {
 	return func(ctx context.Context, s *Session, a Args, _ []byte) (Output, error) {
 		if !a.Has("stick") {
-			return Output{}, usage("there is no file on this line", "ssh ADMIN@NODE update "+map[bool]string{false: "check", true: "install"}[install]+" < guardhouse-update, or put the file on a USB stick and give --stick")
+			return Output{}, usage("there is no file on this line", "ssh ADMIN@NODE update "+map[bool]string{false: "check", true: "install"}[install]+" < guardhouse-update, or put the file on a USB stick (FAT) and give --stick")
 		}
 		return runUpdate(ctx, s, a, install, nil)
 	}
@@ -146,6 +147,7 @@ func updatePage(ctx context.Context, s *Session, a Args, install bool, r rpc.Upd
 	p.Field("update", "%s, release %d%s", u.Version, u.Number, evaluationText(u.Evaluation)).Field("running", "%s, release %d, slot %s", r.Running.Version, r.Running.Number, r.Running.Slot)
 	p.Field("floor", "release %d", r.Running.Floor).Field("built", "%s, kernel %s", time.Unix(u.BuildEpoch, 0).UTC().Format("2006-01-02 15:04 UTC"), u.Kernel)
 	p.Field("keys", "%s", u.KeySet).Field("image", "SHA-256 %s", u.Image).Field("signed by", "%s", u.SignedBy)
+	p.Field("stored data", "it reads format %d to %d and writes %d; this node's is %d", u.OldestFormat, u.NewestFormat, u.WritesFormat, r.Running.Format)
 	if u.Notes != "" {
 		p.Blank()
 		for line := range strings.Lines(u.Notes) {

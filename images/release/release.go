@@ -89,7 +89,7 @@ func Make(w io.Writer, opt Options) (*Report, error) {
 
 func manifestOf(m images.Manifest, opt Options) update.Manifest {
 	out := update.Manifest{Version: m.Version, Number: m.Release, BuildEpoch: m.BuildEpoch, Kernel: m.Kernel, Go: m.Go, SourceCommit: m.Commit,
-		KeySet: opt.Keys.Name, Evaluation: opt.Keys.Evaluation, StoredFormat: update.StoredFormat, MinStoredFormat: update.MinStoredFormat, Notes: opt.Notes}
+		KeySet: opt.Keys.Name, Evaluation: opt.Keys.Evaluation, StoredFormat: update.StoredFormat, MinStoredFormat: update.MinStoredFormat, WritesFormat: update.WritesFormat, Notes: opt.Notes}
 	if m.HSM.Name != "" {
 		out.HSM = m.HSM.Name + " " + m.HSM.Version
 	}

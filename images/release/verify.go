@@ -190,7 +190,7 @@ func (r *Report) Print(w io.Writer) {
 		fmt.Fprintln(w, "EVALUATION ONLY: signed with keys for trying out; a production node refuses it")
 	}
 	for _, line := range [][2]string{{"key set", m.KeySet}, {"release key", r.SignedBy}, {"kernel", m.Kernel}, {"toolchain", m.Go}, {"HSM pack", m.HSM}, {"source", m.SourceCommit},
-		{"stored data", fmt.Sprintf("forms %d to %d", m.MinStoredFormat, m.StoredFormat)}, {"components", fmt.Sprintf("%d in the SBOM", len(r.Components))},
+		{"stored data", fmt.Sprintf("reads format %d to %d, writes %d", m.MinStoredFormat, m.StoredFormat, m.Writes())}, {"components", fmt.Sprintf("%d in the SBOM", len(r.Components))},
 		{"image", fmt.Sprintf("%.1f MiB, SHA-256 %s", float64(m.UKI.Size)/(1<<20), m.UKI.SHA256)}} {
 		if line[1] != "" {
 			fmt.Fprintf(w, "  %-12s %s\n", line[0], line[1])

@@ -146,7 +146,7 @@ func (t *Token) Generate(role policy.KeyRole, bits int) (hsm.Key, error) {
 	if bits != 2048 && bits != 3072 && bits != 4096 {
 		return hsm.Key{}, &hsm.Error{Kind: hsm.KindRequest, Detail: "an RSA key has 2048, 3072 or 4096 bits"}
 	}
-	id := make([]byte, 16)
+	id := make([]byte, hsm.IDSize)
 	if _, err := io.ReadFull(t.rand, id); err != nil {
 		return hsm.Key{}, fail("key identifier", err)
 	}

@@ -6,7 +6,9 @@
 // never kept) and decrypts, on sessions of its own. Nobody initialises or
 // finalises the module a second time. A key is made sensitive, non-extractable and for
 // one purpose, the attributes are read back, and a key that came out otherwise
-// is destroyed. An OAEP ciphertext gives one error whatever is wrong with it.
+// is destroyed. Of keys that are in use only one that was made so is ever
+// destroyed, when it is asked for by name, identifier and public key, and then
+// with everything that belongs to it. An OAEP ciphertext gives one error whatever is wrong with it.
 //
 // Limits. This package is cgo and runs foreign code in its process: only the
 // worker of cmd/hsm may use it. Calls block for as long as the module does. A

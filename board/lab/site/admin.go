@@ -1,7 +1,9 @@
 package site
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -76,6 +78,29 @@ func (e *ExitError) Error() string {
 
 // Verb runs `ssh ada@node args...` with stdin and gives its stdout. The node's host key must be the one from its serial line.
 func (s *Site) Verb(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+	var out bytes.Buffer
+	err := s.stream(ctx, stdin, &out, args...)
+	return out.Bytes(), err
+}
+
+// Follow runs a verb until a line of its output has text in it.
+func (s *Site) Follow(ctx context.Context, text string, args ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(s.stream(ctx, nil, w, args...)) }()
+	defer r.Close()
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), text) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s ended before it said %q: %w", strings.Join(args, " "), text, cmp.Or(lines.Err(), io.EOF))
+}
+
+// stream is Verb with its stdout as it comes.
+func (s *Site) stream(ctx context.Context, stdin []byte, stdout io.Writer, args ...string) error {
 	conf := &ssh.ClientConfig{User: AdminName, Auth: []ssh.AuthMethod{ssh.PublicKeys(s.Admin.signer)}, Timeout: 20 * time.Second,
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
 			if fp := ssh.FingerprintSHA256(key); fp != s.Admin.HostKey {
@@ -86,7 +111,7 @@ func (s *Site) Verb(ctx context.Context, stdin []byte, args ...string) ([]byte, 
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", s.Node.Addr(22))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -94,26 +119,26 @@ func (s *Site) Verb(ctx context.Context, stdin []byte, args ...string) ([]byte, 
 	c, chans, reqs, err := ssh.NewClientConn(conn, s.Node.Addr(22), conf)
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("ssh: %w", err)
+		return fmt.Errorf("ssh: %w", err)
 	}
 	client := ssh.NewClient(c, chans, reqs)
 	defer client.Close()
 	sess, err := client.NewSession()
 	if err != nil {
-		return nil, fmt.Errorf("ssh: %w", err)
+		return fmt.Errorf("ssh: %w", err)
 	}
 	defer sess.Close()
-	var out, errOut bytes.Buffer
-	sess.Stdin, sess.Stdout, sess.Stderr = bytes.NewReader(stdin), &out, io.Writer(&errOut)
+	var errOut bytes.Buffer
+	sess.Stdin, sess.Stdout, sess.Stderr = bytes.NewReader(stdin), stdout, io.Writer(&errOut)
 	err = sess.Run(strings.Join(args, " "))
 	var exit *ssh.ExitError
 	if errors.As(err, &exit) {
-		return out.Bytes(), &ExitError{exit.ExitStatus(), errOut.String()}
+		return &ExitError{exit.ExitStatus(), errOut.String()}
 	}
 	if err != nil {
-		return out.Bytes(), fmt.Errorf("ssh %s: %w: %s", strings.Join(args, " "), err, errOut.String())
+		return fmt.Errorf("ssh %s: %w: %s", strings.Join(args, " "), err, errOut.String())
 	}
-	return out.Bytes(), nil
+	return nil
 }
 
 // JSON runs a verb with --json and decodes its answer into v.

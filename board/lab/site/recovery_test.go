@@ -4,7 +4,9 @@ package site
 
 import (
 	"context"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,13 +121,32 @@ func otherTPM(t *testing.T, s *stage) {
 
 func factoryResetTwice(t *testing.T, s *stage) {
 	for round := range 2 {
+		proofs := []string{`factory reset: HSM: no key was destroyed`}
+		if round == 0 {
+			eventually(t, 60*time.Second, func(ctx context.Context) error { // the time must be trusted
+				_, err := s.Verb(ctx, nil, "key", "new", "--roles", "signing,encryption")
+				return err
+			})
+			if n := s.objectsInToken(t); n != 4 {
+				t.Errorf("the token holds %d objects of two pairs", n)
+			}
+			proofs = []string{`factory reset: HSM: key guardhouse-\S+, .* searched again: none`, `factory reset: HSM: key guardhouse-\S+, .* searched again: none`}
+		}
 		if err := s.SerialLogin(within(t, 60*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		s.typed(t, "factory-reset", "type yes to go on: ")
-		s.typed(t, "yes", "type end this node: ")
+		if round == 0 {
+			s.typed(t, "yes", `(?s)that this node made:.*guardhouse-signing-.*type destroy the keys \(2\), or keep`)
+			s.typed(t, "destroy the keys", "type end this node: ")
+		} else {
+			s.typed(t, "yes", "(?s)No key in the HSM.*type end this node: ")
+		}
 		s.typed(t, "end this node", "the node stops")
-		for _, proof := range []string{`factory reset: TPM: .* read again: gone`, `factory reset: disk \w+: .* read again: blank`, `factory reset: done`} {
+		if n := s.objectsInToken(t); n != 0 {
+			t.Errorf("the token still holds %d objects", n)
+		}
+		for _, proof := range append(proofs, `factory reset: TPM: .* read again: gone`, `factory reset: disk \w+: .* read again: blank`, `factory reset: done`) {
 			s.expect(t, proof)
 		}
 		s.ready(t, false)
@@ -133,4 +154,14 @@ func factoryResetTwice(t *testing.T, s *stage) {
 			setUpMakesTheSecret(t, s)
 		}
 	}
+}
+
+// objectsInToken counts the objects in the token's own files, outside the node.
+func (s *stage) objectsInToken(t *testing.T) int {
+	t.Helper()
+	list, err := filepath.Glob(filepath.Join(s.Token.Dir, "objects", "*", "*.object"))
+	if err != nil || len(list) == 0 {
+		t.Fatalf("the token keeps its files elsewhere: %v", err)
+	}
+	return len(slices.DeleteFunc(list, func(f string) bool { return filepath.Base(f) == "token.object" }))
 }

@@ -36,6 +36,11 @@ func on[Req, Resp any](f *Fake, s *rpc.Server, m rpc.Method[Req, Resp], fn func(
 func (f *Fake) ledger(s *rpc.Server) {
 	rpc.HandleStream(s, rpc.LedgerWatch, f.watch, rpc.Console)
 	on(f, s, rpc.LedgerPropose, f.propose)
+	on(f, s, rpc.LedgerResetKeys, func(rpc.Empty) (rpc.ResetKeysReply, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.resetKeys, nil
+	})
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	f.timeDecisions(s)
 	on(f, s, rpc.LedgerUsage, f.usage)

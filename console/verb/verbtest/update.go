@@ -12,7 +12,7 @@ const Bundle = "an update"
 
 // updates is init's part: a stream that is kept, and answered by its text.
 func (f *Fake) updates(s *rpc.Server) {
-	running := rpc.UpdateRunning{Version: "1.0-test", Number: 6, Floor: 6, Slot: "A"}
+	running := rpc.UpdateRunning{Version: "1.0-test", Number: 6, Floor: 6, Slot: "A", Format: 1}
 	var came bytes.Buffer
 	var install bool
 	on(f, s, rpc.InitUpdateStatus, func(rpc.Empty) (rpc.UpdateStatus, error) {
@@ -30,7 +30,7 @@ func (f *Fake) updates(s *rpc.Server) {
 		return rpc.Empty{}, nil
 	})
 	on(f, s, rpc.InitUpdateEnd, func(rpc.UpdateSession) (rpc.UpdateReport, error) {
-		r := rpc.UpdateReport{Running: running, Verified: true, Release: &rpc.UpdateRelease{Version: "1.1", Number: 7, BuildEpoch: 1795000000, Kernel: "6.1", KeySet: "Contoso",
+		r := rpc.UpdateReport{Running: running, Verified: true, Release: &rpc.UpdateRelease{Version: "1.1", Number: 7, BuildEpoch: 1795000000, Kernel: "6.1", KeySet: "Contoso", OldestFormat: 1, NewestFormat: 1, WritesFormat: 1,
 			Image: "ab", SignedBy: "cd", Notes: "faster\nsafer"}}
 		switch came.String() {
 		case Bundle:

@@ -70,6 +70,10 @@ type Fake struct {
 	vol       rpc.VolumeReply
 
 	recovered []rpc.TimeRecoverRequest
+
+	resetKeys rpc.ResetKeysReply
+	fate      *rpc.DestroyKeysReply // nil: all that were asked for are gone
+	destroyed []policy.KeyRef
 	clocked   *rpc.ClockStatusReply
 	asked     []rpc.TimeAskRequest
 	timeKeys  []rpc.TimeKeyRequest

@@ -3,6 +3,7 @@ package verbtest
 import (
 	"slices"
 
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
 
@@ -56,12 +57,30 @@ func (f *Fake) volume(s *rpc.Server) {
 		f.SetVolume(v)
 		return v, nil
 	})
-	on(f, s, rpc.InitFactoryReset, func(r rpc.FactoryResetRequest) (rpc.Empty, error) {
+	on(f, s, rpc.InitFactoryReset, func(r rpc.FactoryResetRequest) (rpc.FactoryResetReply, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		f.destroyed = append(f.destroyed, r.Destroy...)
+		if len(r.Destroy) > 0 && f.fate != nil && len(f.fate.Left) > 0 {
+			return rpc.FactoryResetReply{Keys: f.fate}, nil
+		}
 		f.power = append(f.power, "factory-reset")
-		return rpc.Empty{}, nil
+		return rpc.FactoryResetReply{Ends: true}, nil
 	})
+}
+
+// SetResetKeys sets the ledger's answer about keys in the HSM. fate is what init tells of those that were to be destroyed.
+func (f *Fake) SetResetKeys(r rpc.ResetKeysReply, fate *rpc.DestroyKeysReply) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.resetKeys, f.fate = r, fate
+}
+
+// Destroyed are the keys that init was asked to have destroyed.
+func (f *Fake) Destroyed() []policy.KeyRef {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.destroyed
 }
 
 // Recovered are the times that counted by the recovery secret, without it.
