@@ -26,9 +26,10 @@ type clientConn struct {
 	wire *wire
 }
 
-// Bounds of a Client. maxCalls stays below MaxConnections, so that streams and a second client of the same process have room.
+// Bounds of a Client. maxCalls stays below MaxConnections, so that streams and a second client of the same process have room. maxIdle is
+// how many calls at once are made without dialling, which costs more than the call.
 const (
-	maxIdle  = 8
+	maxIdle  = 32
 	maxCalls = 128
 )
 

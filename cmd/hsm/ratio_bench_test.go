@@ -161,8 +161,10 @@ func startRaw(b *testing.B, r rawSetting, env string, p *place) func() slice {
 // load on the machine falls on both. of-raw is the ratio of the rates; p99-of-raw
 // is the 99th percentile through hsm over the mean of the raw token at that load.
 // cpu-of-raw compares processor time for each operation (client, keeper and
-// worker against the raw process), which other load does not disturb: it is what
-// of-raw comes to when nothing but the two processors is the limit.
+// worker against the raw process), which other load disturbs least: it is what
+// of-raw comes to, and can't exceed, when nothing but the two processors is the
+// limit. What it is made of stands beside it. The worker's share is the raw token's
+// when all is well; a token of R us leaves R/9 us to client and keeper for 0.9.
 func BenchmarkOfRawToken(b *testing.B) {
 	b.Run("softhsm2", func(b *testing.B) {
 		env := newSoftHSM(b)

@@ -242,8 +242,8 @@ func (n *node) endTrial(ctx context.Context) {
 			n.ask(powerRequest{powerReboot, "release " + strconv.FormatUint(n.release.Number, 10) + " did not pass its trial"})
 			return
 		}
-		n.logf("release %d passed its trial; it is copied to the other slot now", n.release.Number)
 		n.auditUpdate(ctx, "update.good", "ok", "services ready, HSM keys used, time trusted")
+		n.logf("release %d passed its trial; it is copied to the other slot now", n.release.Number)
 	}
 	n.updates.mu.Lock()
 	finish := u.State().Phase == update.Good
