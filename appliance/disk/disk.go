@@ -2,8 +2,11 @@
 // not know: only a disk whose first and last MiB are zero is formatted, only one with our own file system is mounted, and where more
 // than one disk could be meant it names them and touches none.
 //
-// Limits: the file system is not encrypted here. A damaged one is repaired only as far as e2fsck -p goes without asking. The programs
-// mkfs.ext4 and e2fsck come from the image.
+// A sector of the encrypted volume whose check value is wrong is never data: reading it is an error, [KernelDamage] reads in the kernel's
+// log that somebody met one, and [Scrub] finds those that nobody asked for.
+//
+// Limits: a damaged file system is repaired only as far as e2fsck -p goes without asking. Whose a refused sector is, is told by where files
+// lie now. The programs mkfs.ext4 and e2fsck come from the image.
 package disk
 
 import (

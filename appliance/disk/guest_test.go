@@ -156,6 +156,13 @@ func corruptOneSector(t *testing.T, d Disk, at int64, secret []byte) {
 		case err != nil && isCorrupt(err):
 			hit = true
 			readAt(t, path, at+int64(2*4096), 4096)
+			var found []Damage
+			if err := Scrub(t.Context(), path, 0, func(d Damage) { found = append(found, d) }); err != nil {
+				t.Fatal(err)
+			}
+			if len(found) != 1 || found[0] != (Damage{Sector: at / 512, Changed: true}) {
+				t.Errorf("the check of the whole volume found %+v, not sector %d alone", found, at/512)
+			}
 		case err != nil:
 			t.Fatalf("another error: %v", err)
 		case !bytes.Equal(got, secret[:4096]):

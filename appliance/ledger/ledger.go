@@ -305,8 +305,13 @@ func (l *Ledger) shared() (*rpc.Shared[policy.Snapshot], <-chan struct{}) {
 	return s, l.changed
 }
 
-// Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest.
+// Watch gives each snapshot to send: the present one, then newer ones. A slow receiver misses those in between, never the newest. Where the
+// records can't be read it gives none: an empty state would pass for a node that was never set up.
 func (l *Ledger) Watch(ctx context.Context, send func(*rpc.Shared[policy.Snapshot]) error) error {
+	if l.store == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	for {
 		s, changed := l.shared()
 		if err := send(s); err != nil {

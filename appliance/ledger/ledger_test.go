@@ -418,6 +418,12 @@ func TestDamagedStoreIsAProblemNotAPanic(t *testing.T) {
 		if _, _, err := b.l.Propose(context.Background(), command(ada, policy.CmdAdminAdd, admin(t, "x"))); !errors.Is(err, rpc.ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		b.l.Watch(ctx, func(*rpc.Shared[policy.Snapshot]) error {
+			t.Errorf("%s: gives out an empty state, as of a node that was never set up", name)
+			return nil
+		})
+		cancel()
 		if err := b.l.Alive(); err != nil {
 			t.Errorf("%s: the watchdog would reboot for ever: %v", name, err)
 		}

@@ -3,6 +3,7 @@
 // that this key lies in the TPM of a known endorsement key.
 //
 // Promise of [Explain]. Each register from 0 to 15 is either as the log and the node's own doing lead to, or named with what is wrong.
+// Promise of [Unsigned]. It gives a reason why a boot is not a signed one only where the registers bear the log out.
 // Promise of [Verify]. It says "genuine" only for a quote over the nonce that was asked for, of registers that the log leads to, by a key
 // that [Finish] saw activated in the TPM of the endorsement key on record; and with an image only where the registers are those that
 // were predicted from the image's own bytes.

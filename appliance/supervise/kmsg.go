@@ -14,8 +14,8 @@ import (
 )
 
 // Kernel copies the kernel's ring, from its beginning, into the log until ctx ends or the device fails. path is /dev/kmsg, or in tests a
-// file of the same records.
-func (l *Log) Kernel(ctx context.Context, path string) error {
+// file of the same records. seen, which may be nil, is given each line.
+func (l *Log) Kernel(ctx context.Context, path string, seen func(line string)) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("read the kernel log: %w", err)
@@ -38,6 +38,9 @@ func (l *Log) Kernel(ctx context.Context, path string) error {
 		for line := range strings.Lines(string(buf[:n])) {
 			if at, text, ok := parseKmsg(line); ok {
 				l.add(LogKernel, text, at)
+				if seen != nil {
+					seen(text)
+				}
 			}
 		}
 	}

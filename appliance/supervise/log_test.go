@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -202,4 +203,19 @@ func FuzzLogLine(f *testing.F) {
 		parseKmsg(s)
 		harmless(t, Clean(s))
 	})
+}
+
+func TestEachLineOfTheKernelIsSeenOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kmsg")
+	records := "6,1,1000,-;Linux version 6\n SUBSYSTEM=cpu\n3,2,2000,-;device-mapper: crypt: dm-1: INTEGRITY AEAD ERROR, sector 8\nnot a record\n"
+	if err := os.WriteFile(file, []byte(records), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	if err := NewLog(func() time.Duration { return 0 }).Kernel(t.Context(), file, func(line string) { seen = append(seen, line) }); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"Linux version 6", "device-mapper: crypt: dm-1: INTEGRITY AEAD ERROR, sector 8"}; !slices.Equal(seen, want) {
+		t.Errorf("%q", seen)
+	}
 }

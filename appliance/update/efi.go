@@ -40,9 +40,12 @@ var EntryNames = [2]string{"guardhouse A", "guardhouse B"}
 // bootFile is where the image lies in a slot, as firmware names it.
 const bootFile = `\EFI\BOOT\BOOTX64.EFI`
 
-// loadOption is EFI_LOAD_OPTION (UEFI specification, 3.1.3) with the short form of a hard drive's device path, which firmware finds
-// wherever the disk is plugged in.
-func loadOption(name string, p disk.Partition) []byte {
+// loadOption is the entry of a slot.
+func loadOption(name string, p disk.Partition) []byte { return LoadOption(name, p, bootFile, nil) }
+
+// LoadOption is EFI_LOAD_OPTION (UEFI specification, 3.1.3) for a file with backslashes in a partition, by the short form of a hard drive's
+// device path, which firmware finds wherever the disk is plugged in. data is what the program is given, for instance a command line.
+func LoadOption(name string, p disk.Partition, file string, data []byte) []byte {
 	le := binary.LittleEndian
 	text := func(s string) (b []byte) {
 		for _, c := range append(utf16.Encode([]rune(s)), 0) {
@@ -55,11 +58,11 @@ func loadOption(name string, p disk.Partition) []byte {
 	drive = le.AppendUint64(drive, uint64(p.Start/512))
 	drive = le.AppendUint64(drive, uint64(p.Size/512))
 	drive = append(append(drive, p.GUID[:]...), 2, 2) // GPT, GUID
-	file := text(bootFile)
-	path := slices.Concat(drive, le.AppendUint16([]byte{4, 4}, uint16(4+len(file))), file, []byte{0x7f, 0xff, 4, 0})
+	node := text(file)
+	path := slices.Concat(drive, le.AppendUint16([]byte{4, 4}, uint16(4+len(node))), node, []byte{0x7f, 0xff, 4, 0})
 	b := le.AppendUint32(nil, 1) // active
 	b = le.AppendUint16(b, uint16(len(path)))
-	return slices.Concat(b, text(name), path)
+	return slices.Concat(b, text(name), path, data)
 }
 
 // optionName is the description of a load option; "" where it has none.

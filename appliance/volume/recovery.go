@@ -222,6 +222,7 @@ func (m *Machine) compare(h *disk.Header, boot Boot) *Changes {
 		return c
 	}
 	if c.fits, err = m.TPM.Fitting(authority, boot.Policies); err != nil {
+		err = m.because(err, boot)
 		c.Boot, c.Refused = "boot: not signed: "+whatOf(err), notAgain(err)
 		return c
 	}

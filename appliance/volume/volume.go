@@ -25,9 +25,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"guardhouse/appliance/disk"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/tpm"
 )
 
@@ -44,6 +46,7 @@ const KindRolledBack = "volume-rolled-back"
 type Boot struct {
 	Authority []byte // PEM, measured with the image: whose policies count for a new seal
 	Policies  []tpm.SignedPolicy
+	Log       []byte // the firmware's boot log, for telling why the TPM refuses; may be empty
 }
 
 // Machine is what a volume is opened with.
@@ -70,7 +73,7 @@ func (m *Machine) before(step string) error {
 // Volume is an open volume.
 type Volume struct {
 	Disk disk.Disk
-	Did  string           // in a few words, for people: "formatted", "clean"
+	Did  string           // in a few words, for people: Formatted, "clean"
 	Used tpm.SignedPolicy // the policy that opened it; zero where the recovery secret did
 	// Commands is how many commands the TPM was sent until the volume was mounted: raising the generation, cap and proof come after that.
 	Commands int
@@ -82,8 +85,12 @@ type Volume struct {
 	machine *Machine
 	header  *disk.Header
 	device  disk.HeaderDevice
+	path    string   // of the opened layers
 	key     *keyPage // wiped once forgotten
 }
+
+// Formatted is what Make did.
+const Formatted = "formatted"
 
 const ownerFile = "tpm-owner"
 
@@ -98,7 +105,7 @@ func (m *Machine) Make(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 	}
 	used, err := m.TPM.Fitting(authority, boot.Policies)
 	if err != nil {
-		return nil, asBlank(err)
+		return nil, asBlank(m.because(err, boot))
 	}
 	if err := m.TPM.Prepare(used.Release, 0); err != nil {
 		return nil, err
@@ -114,7 +121,7 @@ func (m *Machine) Make(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 	if err := v.finish(authority, boot.Authority, owner, used); err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.Did, v.Used = "formatted", used
+	v.Did, v.Used = Formatted, used
 	return v, nil
 }
 
@@ -144,6 +151,24 @@ func (v *Volume) finish(authority *rsa.PublicKey, text, owner []byte, used tpm.S
 		err = m.TPM.Cap(slot, used)
 	}
 	return err
+}
+
+// because puts before a refusal what the boot log proves to be its reason.
+func (m *Machine) because(err error, boot Boot) error {
+	var e *tpm.Error
+	if !errors.As(err, &e) || e.Kind != tpm.KindNoPolicy {
+		return err
+	}
+	pcrs, failed := m.TPM.Measurements()
+	if failed != nil {
+		return err
+	}
+	var signed []string
+	for _, p := range boot.Policies {
+		signed = append(signed, p.PCRs[7])
+	}
+	why := quote.Unsigned(boot.Log, pcrs, signed)
+	return &tpm.Error{Kind: e.Kind, What: strings.Join(append(why, e.What), "; "), Remedy: e.Remedy}
 }
 
 // asBlank replaces the remedy, which on a blank disk can't be a recovery secret.
@@ -196,6 +221,7 @@ func (m *Machine) begin(ctx context.Context, d disk.Disk) (v *Volume, owner []by
 	if err != nil {
 		return v, owner, err
 	}
+	v.path = path
 	if err := m.Finder.MakeFS(ctx, path); err != nil {
 		return v, owner, err
 	}
@@ -226,7 +252,7 @@ func (m *Machine) Open(ctx context.Context, d disk.Disk, boot Boot) (*Volume, er
 	}
 	key, used, err := m.TPM.UnsealVolume(slot, boot.Policies)
 	if err != nil {
-		return fail(err)
+		return fail(m.because(err, boot))
 	}
 	v.Used = used
 	if v.key, err = lockKey(key); err != nil {
@@ -310,6 +336,7 @@ func (v *Volume) mount(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.path = path
 	if v.Did, err = v.machine.Finder.CheckFS(ctx, path); err != nil {
 		return nil, err
 	}
@@ -397,6 +424,11 @@ func (v *Volume) setSlot(slot tpm.VolumeSlot) error {
 	v.header.Preparing = false
 	v.header.SetSlot(SlotTPM, b)
 	return disk.WriteHeader(v.device, v.header, v.key.key)
+}
+
+// Scrub reads the whole volume and reports each place that gives no data; see [disk.Scrub].
+func (v *Volume) Scrub(ctx context.Context, idle int, found func(disk.Damage)) error {
+	return disk.Scrub(ctx, v.path, idle, found)
 }
 
 // Forget wipes the volume key. The volume stays open.

@@ -25,13 +25,14 @@ const (
 // Attributes of variables: NV, BS, RT and time-based authentication; SecureBootEnable is the firmware's own.
 const (
 	attrAuthenticated = 0x27
+	attrBoot          = 0x07
 	attrOwn           = 0x03
 )
 
 var secureBootEnable = [16]byte{0xc7, 0x0b, 0xa3, 0xf0, 0x08, 0xaf, 0x56, 0x45, 0x99, 0xc4, 0x00, 0x10, 0x09, 0xc9, 0x3a, 0x44}
 
-// setVariables writes variables into a store's bytes, replacing those of the same name.
-func setVariables(store []byte, vars []keys.Variable, on bool) error {
+// setVariables writes variables with these attributes into a store's bytes, replacing those of the same name.
+func setVariables(store []byte, vars []keys.Variable, attr uint32) error {
 	if len(store) < firstVar+varHeader || !bytes.Equal(store[40:44], []byte("_FVH")) {
 		return errors.New("not a firmware volume with variables")
 	}
@@ -39,18 +40,24 @@ func setVariables(store []byte, vars []keys.Variable, on bool) error {
 	if size > len(store)-storeStart {
 		return errors.New("the variable store is cut off")
 	}
-	room := store[:storeStart+size]
 	for _, v := range vars {
-		attr := uint32(attrAuthenticated)
-		if err := setVariable(room, v, attr); err != nil {
+		if err := setVariable(store[:storeStart+size], v, attr); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// enrol writes the keys of Secure Boot, and whether it is on.
+func enrol(store []byte, vars []keys.Variable, on bool) error {
 	enable := keys.Variable{Name: "SecureBootEnable", GUID: secureBootEnable, Data: []byte{0}}
 	if on {
 		enable.Data[0] = 1
 	}
-	return setVariable(room, enable, attrOwn)
+	if err := setVariables(store, vars, attrAuthenticated); err != nil {
+		return err
+	}
+	return setVariables(store, []keys.Variable{enable}, attrOwn)
 }
 
 func setVariable(store []byte, v keys.Variable, attr uint32) error {
@@ -93,6 +100,16 @@ func setVariable(store []byte, v keys.Variable, attr uint32) error {
 // EnrollFirmware puts Secure Boot keys into a machine that is off, as a person would in the firmware's setup, and switches Secure Boot
 // on or off. Boot entries stay. The machine need not have run before.
 func (l *Lab) EnrollFirmware(node string, vars []keys.Variable, on bool) error {
+	return l.changeFirmware(node, func(store []byte) error { return enrol(store, vars, on) })
+}
+
+// BootVariables sets variables of a machine that is off which nobody has to sign: boot and driver entries, as a person would in the
+// firmware's setup. Of one without data there is none afterwards.
+func (l *Lab) BootVariables(node string, vars ...keys.Variable) error {
+	return l.changeFirmware(node, func(store []byte) error { return setVariables(store, vars, attrBoot) })
+}
+
+func (l *Lab) changeFirmware(node string, change func(store []byte) error) error {
 	dir := filepath.Join(l.Dir, "nodes", node)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -105,7 +122,7 @@ func (l *Lab) EnrollFirmware(node string, vars []keys.Variable, on bool) error {
 	if err != nil {
 		return err
 	}
-	if err := setVariables(store, vars, on); err != nil {
+	if err := change(store); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	return os.WriteFile(file, store, 0o600)

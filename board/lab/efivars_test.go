@@ -14,11 +14,14 @@ func TestFirmwareVariablesAreReplacedAndNothingElseIsTouched(t *testing.T) {
 		t.Fatalf("%v (Debian package ovmf)", err)
 	}
 	first := []keys.Variable{{Name: "PK", GUID: keys.GlobalVariable, Data: []byte("first")}, {Name: "db", GUID: keys.SecurityDatabase, Data: []byte("of the db")}}
-	if err := setVariables(store, first, true); err != nil {
+	if err := enrol(store, first, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := setVariables(store, []keys.Variable{{Name: "BootNext", GUID: keys.GlobalVariable, Data: []byte{1, 0}}}, attrBoot); err != nil {
 		t.Fatal(err)
 	}
 	size := len(store)
-	if err := setVariables(store, []keys.Variable{{Name: "PK", GUID: keys.GlobalVariable, Data: []byte("second")}}, false); err != nil {
+	if err := enrol(store, []keys.Variable{{Name: "PK", GUID: keys.GlobalVariable, Data: []byte("second")}}, false); err != nil {
 		t.Fatal(err)
 	}
 	live := map[string]string{}
@@ -34,18 +37,18 @@ func TestFirmwareVariablesAreReplacedAndNothingElseIsTouched(t *testing.T) {
 		}
 		at = (at + varHeader + n + d + 3) &^ 3
 	}
-	if live["PK"] != "second" || live["db"] != "of the db" || live["SecureBootEnable"] != "\x00" {
+	if live["PK"] != "second" || live["db"] != "of the db" || live["SecureBootEnable"] != "\x00" || live["BootNext"] != "\x01\x00" {
 		t.Errorf("%q", live)
 	}
 	if len(store) != size {
 		t.Error("the store grew")
 	}
 	for _, broken := range [][]byte{nil, make([]byte, 1<<16), store[:storeStart+100]} {
-		if setVariables(broken, first, true) == nil {
+		if enrol(broken, first, true) == nil {
 			t.Errorf("wrote into %d bytes that are no store", len(broken))
 		}
 	}
-	if setVariables(store, []keys.Variable{{Name: "db", GUID: keys.SecurityDatabase, Data: make([]byte, len(store))}}, true) == nil {
+	if enrol(store, []keys.Variable{{Name: "db", GUID: keys.SecurityDatabase, Data: make([]byte, len(store))}}, true) == nil {
 		t.Error("wrote beyond the store's end")
 	}
 }

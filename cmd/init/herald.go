@@ -76,6 +76,9 @@ func (n *node) obstacle(up time.Duration) policy.Problem {
 	n.mu.Lock()
 	problems := maps.Clone(n.problems)
 	n.mu.Unlock()
+	if p, found := problems[kindChanged]; found && n.damageStops() {
+		return p
+	}
 	for _, kind := range slices.Sorted(maps.Keys(problems)) {
 		if keepsDiskShut(kind) {
 			return problems[kind]

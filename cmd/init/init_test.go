@@ -34,7 +34,7 @@ func testNode(t *testing.T) *node {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	n := &node{log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1), drivers: make(chan struct{}), unsealed: make(chan struct{}),
-		problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, boot: "boot", release: sandbox.ReleaseInfo{Version: "1"}}
+		problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, damage: newDamage(), boot: "boot", release: sandbox.ReleaseInfo{Version: "1"}}
 	n.super, err = supervise.New(supervise.Options{NotifyPath: dir + "/n", Reaper: n.reaper, Log: n.log, Timing: supervise.DefaultTiming})
 	if err != nil {
 		t.Fatal(err)

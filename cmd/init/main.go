@@ -70,7 +70,7 @@ func main() {
 // newNode makes the machine ready for its disk.
 func newNode() (*node, error) {
 	n := &node{started: rpc.BootTime(), log: supervise.NewLog(rpc.BootTime), reaper: supervise.NewReaper(), power: make(chan powerRequest, 1),
-		settled: make(chan struct{}), cards: make(chan struct{}), drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
+		settled: make(chan struct{}), cards: make(chan struct{}), drivers: make(chan struct{}), unsealed: make(chan struct{}), fenced: make(chan struct{}), damage: newDamage(), problems: map[string]policy.Problem{}, sockets: map[string]*socketSet{}, disk: "not opened yet"}
 	ctx := context.Background()
 	n.prepare()
 	n.release = sandbox.Release()
@@ -91,8 +91,8 @@ func (n *node) run(ctx context.Context) powerRequest {
 	defer cancel()
 	go n.watchSignals(ctx)
 	n.findDisk(ctx, func() { n.diskOpened(ctx) })
-	n.askedTPM()                                             // without a disk there was nothing to ask, and nobody waits for it
-	go n.log.Kernel(context.WithoutCancel(ctx), "/dev/kmsg") // hundreds of lines by now, which the disk need not wait for
+	n.askedTPM()                                                           // without a disk there was nothing to ask, and nobody waits for it
+	go n.log.Kernel(context.WithoutCancel(ctx), "/dev/kmsg", n.kernelSays) // hundreds of lines by now, which the disk need not wait for
 	n.startNetwork(ctx)
 	go func() {
 		if err := n.serve(ctx); err != nil {
@@ -110,6 +110,8 @@ func (n *node) run(ctx context.Context) powerRequest {
 	}()
 	go h.run(ctx)
 	go n.auditStart(ctx)
+	go n.watchDamage(ctx)
+	n.damage.scrub.Go(func() { n.scrubs(ctx) })
 	go n.startUpdates(ctx)
 	return <-n.power
 }

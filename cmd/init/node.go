@@ -22,6 +22,7 @@ import (
 	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/network"
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/quote"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -63,6 +64,7 @@ type node struct {
 	pack      pack.Manifest // the image's HSM pack; zero where there is none
 
 	updates updates
+	damage  damage
 	opening sync.Mutex // guards custody; the disk is opened by one at a time
 	custody
 
@@ -256,6 +258,9 @@ func (n *node) adopt(v *volume.Volume) error {
 	n.format = format
 	n.mu.Unlock()
 	n.volume = v
+	if v.Did == volume.Formatted {
+		n.forgetDamage()
+	}
 	if err := n.log.OpenDisk(logDir, n.boot, min(supervise.MaxLog, size/8)); err != nil {
 		n.problem("log-disk", err.Error(), "free or replace the data disk; the log is kept in memory meanwhile")
 	}
@@ -321,6 +326,9 @@ func (n *node) bootOf() (volume.Boot, error) {
 		return volume.Boot{}, &tpm.Error{Kind: tpm.KindNoPolicy, What: "the image came without the key of its policies: " + err.Error(), Remedy: "boot the image as it was delivered, by UEFI firmware"}
 	}
 	boot := volume.Boot{Authority: authority}
+	if boot.Log, err = readBounded(bootLogFile, quote.MaxLog); err != nil {
+		n.logf("boot log: %v", err)
+	}
 	files, notes := n.finder.BootFiles(bootDir, policyFile, tpm.MaxPolicyFile)
 	for _, b := range files {
 		f, err := tpm.ParsePolicyFile(b)

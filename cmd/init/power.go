@@ -113,6 +113,7 @@ func (n *node) shutdown(r powerRequest) {
 	flush, cancel2 := context.WithTimeout(context.Background(), 3*time.Second)
 	n.log.CloseDisk(flush)
 	cancel2()
+	n.damage.scrub.Wait()
 	for range 20 { // killed processes take a moment to let go
 		if disk.Unmount(dataDir) == nil && disk.Close() == nil {
 			break

@@ -18,7 +18,7 @@ import (
 // attestation key and checks a quote on the workstation, offline.
 func TestNodeKnowsAndProvesItsBoot(t *testing.T) {
 	s := openStage(t, "quote", Attached)
-	ctx := within(t, 4*time.Minute)
+	ctx := within(t, 6*time.Minute)
 	if err := s.BootWith(ctx, func(o *lab.NodeOptions) { o.EndorsedTPM = true }); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +44,7 @@ func TestNodeKnowsAndProvesItsBoot(t *testing.T) {
 		t.Errorf("the node does not recognise its own boot: %+v", boot.Problems)
 	}
 
+	t.Run("sends its audit", func(t *testing.T) { sendsItsAudit(t, s) })
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	keep := func(name string, b []byte, err error) string {

@@ -113,12 +113,12 @@ func (s *Site) Reseal(ctx context.Context) (preview string, err error) {
 	if err := line.Send("reseal"); err != nil {
 		return "", err
 	}
-	m, err := line.Expect(ctx, regexp.MustCompile(`(?s)reseal\r\n(.*)type yes to give|refused: ([^\r\n]*)`))
+	m, err := line.Expect(ctx, regexp.MustCompile(`(?s)reseal\r\n(.*)type yes to give|refused: (.*?)guardhouse> `))
 	if err != nil {
 		return "", err
 	}
 	if m[2] != "" {
-		return "", errors.New(m[2])
+		return "", errors.New(strings.Join(strings.Fields(m[2]), " "))
 	}
 	if err := line.Send("yes"); err != nil {
 		return "", err

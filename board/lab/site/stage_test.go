@@ -24,21 +24,46 @@ type stage struct {
 	*Site
 	hostsim string
 	people  string // folder of the hosts' and tenants' keys
+	built   string // folder that the image was built in
 }
 
 // openStage builds the image of the variant and opens a fresh site of this name. Nothing runs but what is around the node.
 func openStage(t *testing.T, name, hsm string) *stage {
 	t.Helper()
+	return openStageOf(t, name, hsm, image(t, hsm))
+}
+
+// openStageOf is openStage with an image of the test's own.
+func openStageOf(t *testing.T, name, hsm string, img Image) *stage {
+	t.Helper()
 	build := buildDir(t)
-	img := image(t, hsm)
+	built := filepath.Dir(img.EFI)
 	s, err := Open(t.Context(), Options{Build: build, Name: name, HSM: hsm, Fresh: true, Logf: t.Logf}, img)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	st := &stage{Site: s, hostsim: filepath.Join(build, "bin", "hostsim"), people: filepath.Join(s.Lab.Dir, "people")}
+	st := &stage{Site: s, hostsim: filepath.Join(build, "bin", "hostsim"), people: filepath.Join(s.Lab.Dir, "people"), built: built}
 	compile(t, st.hostsim, "guardhouse/cmd/hostsim")
 	return st
+}
+
+// step is one of a story on one site.
+type step struct {
+	name string
+	run  func(*testing.T, *stage)
+}
+
+// steps runs the story; what comes after a step stands on it.
+func (s *stage) steps(t *testing.T, list []step) {
+	t.Helper()
+	for _, step := range list {
+		start := time.Now()
+		if !t.Run(step.name, func(t *testing.T) { step.run(t, s) }) {
+			t.Fatalf("the steps after %s stand on it; the node's log is %s", step.name, s.Node.Serial.LogPath())
+		}
+		t.Logf("%-42s %5.1f s", step.name, time.Since(start).Seconds())
+	}
 }
 
 // made is what the tests of this package have built; each thing is built once, since its users may run at the same time.
