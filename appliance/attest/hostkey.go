@@ -295,7 +295,7 @@ func (q *request) grant(host policy.Host, o order) {
 	}
 	signer, ok := q.signers.primary(q.snap)
 	if !ok {
-		q.unavailable(outcomeNoSigner, "there is no attestation signer that may sign now", "signer renew; see signer list")
+		q.unavailable(outcomeNoSigner, "there is no attestation signer that may sign now", "attestation-signer renew; see attestation-signer list")
 		return
 	}
 	key, err := q.d.Signer(signer.key)
@@ -348,7 +348,7 @@ func (q *request) issueFailed(err error) {
 	case errors.Is(err, health.ErrNoTime):
 		q.unavailable(outcomeNoTime, err.Error(), "see time why")
 	case errors.Is(err, health.ErrSigner):
-		q.unavailable(outcomeNoSigner, err.Error(), "signer renew; see signer list")
+		q.unavailable(outcomeNoSigner, err.Error(), "attestation-signer renew; see attestation-signer list")
 	default:
 		q.d.Log("attestation: no certificate issued: %v", err)
 		q.unavailable(outcomeSigningFailed, err.Error(), "see hsm status")

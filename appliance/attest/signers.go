@@ -141,7 +141,7 @@ func (q *request) signingCertificates() {
 			return
 		}
 	}
-	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "signer renew; see signer list")
+	q.unavailable(outcomeNoSigner, "no attestation signer is valid now", "attestation-signer renew; see attestation-signer list")
 }
 
 // oneWriteHead keeps the headers that were set around this service, Date for one.

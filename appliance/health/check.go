@@ -40,7 +40,7 @@ const (
 var remedies = map[Reason]string{
 	NoTrustedTime:     "wait until the node has its time, see clock status",
 	Unparsable:        "the host must attest again; if it did, look at what it sends",
-	UnknownSigner:     "the host must attest to this service, or trust the other attestation signer with signer trust",
+	UnknownSigner:     "the host must attest to this service, or trust the other attestation signer with attestation-signer trust",
 	BadSignature:      "the certificate is forged or damaged; the host must attest again",
 	SignerNotValid:    "renew the attestation signer",
 	NotYetValid:       "compare the clocks of the service that issued it and of this node",

@@ -38,7 +38,7 @@ func (l *Ledger) CertificateRequest(req rpc.KeyCSRRequest) (rpc.KeyCSRReply, err
 	}
 	usage, purposes, ok := profile.Extensions(k.Role)
 	if !ok {
-		return rpc.KeyCSRReply{}, rpc.ErrRefused.With("attestation signers certify themselves: clients accept only a health certificate whose signer is self-signed; use signer renew for a new one")
+		return rpc.KeyCSRReply{}, rpc.ErrRefused.With("attestation signers certify themselves: clients accept only a health certificate whose signer is self-signed; use attestation-signer renew for a new one")
 	}
 	cert, err := x509.ParseCertificate(k.Certificate)
 	if err != nil {

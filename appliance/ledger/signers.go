@@ -26,7 +26,7 @@ func (l *Ledger) keepSigner(ctx context.Context) {
 		err := l.RenewSigner(ctx)
 		if err != nil && ctx.Err() == nil {
 			l.setProblem(policy.Problem{Kind: renewalKind, What: "the attestation signer is due for renewal, which fails: " + err.Error(),
-				Remedy: "it is tried again every minute; see hsm status, then signer renew"})
+				Remedy: "it is tried again every minute; see hsm status, then attestation-signer renew"})
 			wait = renewalRetry
 		} else if err == nil {
 			l.clearProblem(renewalKind)
@@ -101,7 +101,7 @@ func (l *Ledger) checkSigner(req rpc.MakeKeysRequest, s policy.State) error {
 			return rpc.ErrUnavailable.With("the time is not trusted; see time status")
 		}
 		if why := s.SignerRefusal(earliest); why != "" {
-			return rpc.ErrRefused.With("%s", fmt.Sprintf("%s; see signer list", why))
+			return rpc.ErrRefused.With("%s", fmt.Sprintf("%s; see attestation-signer list", why))
 		}
 	}
 	return nil

@@ -124,7 +124,7 @@ func TestASteppedClockGetsASignerThatIsValidNow(t *testing.T) {
 		t.Error("no signer that is valid now signs")
 	}
 	again := rpc.MakeKeysRequest{Actor: ada, ID: newID(), Roles: []policy.KeyRole{policy.RoleAttestationSigner}, Bits: 3072}
-	if _, err := b.l.MakeKeys(context.Background(), again); err != nil { // signer renew, by hand
+	if _, err := b.l.MakeKeys(context.Background(), again); err != nil { // attestation-signer renew, by hand
 		t.Error(err)
 	}
 }

@@ -230,5 +230,5 @@ func applySignerDistrust(s *State, c Command) (Result, error) {
 			return Result{Message: "attestation signer " + signer.Name + " is no longer trusted", Subject: tp}, nil
 		}
 	}
-	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted attestation signer %.64q", b.Name), "see signer list"}
+	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no trusted attestation signer %.64q", b.Name), "see attestation-signer list"}
 }

@@ -163,7 +163,7 @@ func checkKeyAdd(s State, c Command, b KeyAdd) error {
 	case b.Store != StoreToken && b.Store != StoreSoftware:
 		return &Refused{c.Kind, fmt.Sprintf("%.32q is no place for a private key", b.Store), ""}
 	case b.Store == StoreSoftware && b.Role == RoleAttestationSigner:
-		return &Refused{c.Kind, "an attestation signer's private key never leaves the token it was made in", "use signer renew"}
+		return &Refused{c.Kind, "an attestation signer's private key never leaves the token it was made in", "use attestation-signer renew"}
 	case b.Tenant == "":
 		return nil
 	case !guardian:
@@ -191,7 +191,7 @@ func applyKeyInstall(s *State, c Command) (Result, error) {
 		return Result{}, err
 	}
 	if k.Role == RoleAttestationSigner {
-		return Result{}, &Refused{c.Kind, "attestation signers certify themselves: clients accept only a health certificate whose signer is self-signed", "use signer renew for a new one"}
+		return Result{}, &Refused{c.Kind, "attestation signers certify themselves: clients accept only a health certificate whose signer is self-signed", "use attestation-signer renew for a new one"}
 	}
 	if ref := RefOf(cert.RawSubjectPublicKeyInfo); ref != k.Ref {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("the certificate is for another public key (%.16s) than this key (%.16s): key protectors that this key opens would stay closed", ref, k.Ref),

@@ -255,7 +255,7 @@ func applyRotationAbort(s *State, c Command) (Result, error) {
 func applyKeyFreeze(s *State, c Command) (Result, error) {
 	k, err := changeKey(s, c, func(k *Key) error {
 		if k.Role == RoleAttestationSigner {
-			return &Refused{c.Kind, "an attestation signer is replaced, not frozen: without one no host attests", "signer renew, key primary, then key disable"}
+			return &Refused{c.Kind, "an attestation signer is replaced, not frozen: without one no host attests", "attestation-signer renew, key primary, then key disable"}
 		}
 		k.Enabled, k.Primary = false, false
 		return nil

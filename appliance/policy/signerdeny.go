@@ -51,5 +51,5 @@ func applySignerDeny(s *State, c Command) (Result, error) {
 		s.Keys[k.Ref] = k
 		return Result{Message: "health certificates of this service's attestation signer " + k.Label + " issued before " + until + " are refused", Subject: b.Thumbprint}, nil
 	}
-	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no attestation signer %.64q", b.Thumbprint), "see signer list"}
+	return Result{}, &Refused{c.Kind, fmt.Sprintf("there is no attestation signer %.64q", b.Thumbprint), "see attestation-signer list"}
 }

@@ -70,7 +70,7 @@ func TestAKeyThatFailsItsTestShowsInTheExitCode(t *testing.T) {
 		}
 		snap, _ := f.Node.Snapshot()
 		k, _ := snap.State.PrimaryKey(policy.RoleSigning)
-		for _, line := range []string{"key new --roles encryption", "signer renew", "key test", "key primary " + string(k.Ref[:8]) + " --dry-run", "key add " + born + " --role signing"} {
+		for _, line := range []string{"key new --roles encryption", "attestation-signer renew", "key test", "key primary " + string(k.Ref[:8]) + " --dry-run", "key add " + born + " --role signing"} {
 			for _, args := range []string{"", " --json"} {
 				if args != "" && strings.HasPrefix(line, "key add") { // recorded already
 					continue

@@ -186,37 +186,37 @@ func TestServiceNetworkAndSigners(t *testing.T) {
 		t.Errorf("an unknown key gave %v", err)
 	}
 	cert := f.Certificate(t, "other signer")
-	mustCall(t, s, "signer trust site2", armor("CERTIFICATE", cert))
-	if text := mustCall(t, s, "signer list", ""); !strings.Contains(text, policy.Thumbprint(cert)) {
-		t.Errorf("signer list said %s", text)
+	mustCall(t, s, "attestation-signer trust site2", armor("CERTIFICATE", cert))
+	if text := mustCall(t, s, "attestation-signer list", ""); !strings.Contains(text, policy.Thumbprint(cert)) {
+		t.Errorf("attestation-signer list said %s", text)
 	}
-	mustCall(t, s, "signer renew", "")
+	mustCall(t, s, "attestation-signer renew", "")
 	now := verbtest.At.Latest/1000 + 1
 	for _, word := range []string{"site2", strings.ToUpper(policy.Thumbprint(cert)), sha1Of(cert)} {
-		text := mustCall(t, s, "signer deny-before now "+word, "")
+		text := mustCall(t, s, "attestation-signer deny-before now "+word, "")
 		snap, _ = f.Node.Snapshot()
 		if got := snap.State.Signers[policy.Thumbprint(cert)].DenyIssuedBefore; got != now || !strings.Contains(text, sha1Of(cert)) {
 			t.Errorf("deny-before now %s: %d, want %d; it said %s", word, got, now, text)
 		}
 	}
 	own := snap.State.AttestationSigners()[0]
-	mustCall(t, s, "signer deny-before now "+string(own.Ref), "")
+	mustCall(t, s, "attestation-signer deny-before now "+string(own.Ref), "")
 	snap, _ = f.Node.Snapshot()
 	if got := snap.State.Keys[own.Ref].DenyIssuedBefore; got != now || snap.State.Service.DenyIssuedBefore != 0 {
 		t.Errorf("of the own signer: %d, of all: %d, want %d and 0", got, snap.State.Service.DenyIssuedBefore, now)
 	}
-	if text := mustCall(t, s, "signer list", ""); strings.Count(text, "certificates issued before") != 2 {
-		t.Errorf("signer list said %s", text)
+	if text := mustCall(t, s, "attestation-signer list", ""); strings.Count(text, "certificates issued before") != 2 {
+		t.Errorf("attestation-signer list said %s", text)
 	}
-	if _, err := call(s, "signer deny-before now site9", ""); err == nil || !strings.Contains(err.Error(), "no attestation signer") {
+	if _, err := call(s, "attestation-signer deny-before now site9", ""); err == nil || !strings.Contains(err.Error(), "no attestation signer") {
 		t.Errorf("an unknown signer gave %v", err)
 	}
-	mustCall(t, s, "signer trust site2", armor("CERTIFICATE", f.Certificate(t, "third signer")))
-	if _, err := call(s, "signer deny-before now site2", ""); err == nil || !strings.Contains(err.Error(), "2 attestation signers") {
+	mustCall(t, s, "attestation-signer trust site2", armor("CERTIFICATE", f.Certificate(t, "third signer")))
+	if _, err := call(s, "attestation-signer deny-before now site2", ""); err == nil || !strings.Contains(err.Error(), "2 attestation signers") {
 		t.Errorf("a name that two bear gave %v", err)
 	}
-	mustCall(t, s, "signer distrust site2", "")
-	mustCall(t, s, "signer deny-before now", "")
+	mustCall(t, s, "attestation-signer distrust site2", "")
+	mustCall(t, s, "attestation-signer deny-before now", "")
 	snap, _ = f.Node.Snapshot()
 	// A certificate issued at the latest moment that "now" can be must be refused, one of the next second not.
 	if got, want := snap.State.Service.DenyIssuedBefore, verbtest.At.Latest/1000+1; got != want {
@@ -228,7 +228,7 @@ func TestServiceNetworkAndSigners(t *testing.T) {
 	if h, _ := snap.State.HostByName("hv8"); h.DenyIssuedBefore != verbtest.At.Latest/1000+1 {
 		t.Errorf("host reattest refuses what was issued before %d", h.DenyIssuedBefore)
 	}
-	if _, err := call(s, "signer deny-before 2199-01-01", ""); err == nil || !strings.Contains(err.Error(), "future") {
+	if _, err := call(s, "attestation-signer deny-before 2199-01-01", ""); err == nil || !strings.Contains(err.Error(), "future") {
 		t.Errorf("a date in the future gave %v", err)
 	}
 }
@@ -236,19 +236,19 @@ func TestServiceNetworkAndSigners(t *testing.T) {
 func TestSignerListShowsTheLifeOfEachSigner(t *testing.T) {
 	f := verbtest.Start(t, true)
 	s := f.Session(policy.DoorSSH)
-	mustCall(t, s, "signer renew", "") // the first one
-	if text := mustCall(t, s, "signer list", ""); !strings.Contains(text, "signs now") || !strings.Contains(text, "successor is made") {
-		t.Errorf("signer list said:\n%s", text)
+	mustCall(t, s, "attestation-signer renew", "") // the first one
+	if text := mustCall(t, s, "attestation-signer list", ""); !strings.Contains(text, "signs now") || !strings.Contains(text, "successor is made") {
+		t.Errorf("attestation-signer list said:\n%s", text)
 	}
-	mustCall(t, s, "signer renew", "")
-	text := mustCall(t, s, "signer list", "")
+	mustCall(t, s, "attestation-signer renew", "")
+	text := mustCall(t, s, "attestation-signer list", "")
 	if !strings.Contains(text, "published, signs from 2026-11-23") || !strings.Contains(text, "signs now, until 2026-11-23") || strings.Count(text, "successor is made") != 1 {
-		t.Errorf("signer list said:\n%s", text)
+		t.Errorf("attestation-signer list said:\n%s", text)
 	}
-	if _, err := call(s, "signer renew", ""); err == nil || !strings.Contains(err.Error(), "published already") {
+	if _, err := call(s, "attestation-signer renew", ""); err == nil || !strings.Contains(err.Error(), "published already") {
 		t.Errorf("a third one: %v", err)
 	}
-	if text := mustCall(t, s, "help Start-ScheduledTask", ""); !strings.Contains(text, "signer renew") {
+	if text := mustCall(t, s, "help Start-ScheduledTask", ""); !strings.Contains(text, "attestation-signer renew") {
 		t.Errorf("help said %s", text)
 	}
 }

@@ -70,7 +70,7 @@ func (v KeyValue) show(p *Page, asked bool) {
 	p.Field("  subject", "%s", v.Subject).Field("  reference", "%s", v.Ref)
 	p.Field("  SHA-1", "%s", v.SHA1).Field("  SHA-256", "%s", v.SHA256)
 	if v.Role == policy.RoleAttestationSigner {
-		p.Field("  life", "see signer list")
+		p.Field("  life", "see attestation-signer list")
 	}
 	switch {
 	case v.Store == string(policy.StoreSoftware):

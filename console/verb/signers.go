@@ -60,7 +60,7 @@ func signerList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error)
 		}
 	}
 	if own == 0 {
-		p.Blank().Line("This service has no attestation signer. Make one: signer renew")
+		p.Blank().Line("This service has no attestation signer. Make one: attestation-signer renew")
 	}
 	return Output{Text: p, Value: struct {
 		Signers []SignerValue `json:"signers"`
@@ -109,8 +109,8 @@ func signerDeny(ctx context.Context, s *Session, a Args, _ []byte) (Output, erro
 	}
 	deny := moment.Unix()
 	snap, _ := s.Node.Snapshot()
-	if a.Has("signer") {
-		return denyOneSigner(ctx, s, snap.State, a.Get("signer"), moment)
+	if a.Has("attestation-signer") {
+		return denyOneSigner(ctx, s, snap.State, a.Get("attestation-signer"), moment)
 	}
 	out, _, err := propose(ctx, s, policy.CmdServiceSet, policy.ServiceSet{DenyIssuedBefore: &deny})
 	if err != nil {
@@ -148,14 +148,14 @@ func findSigners(state policy.State, word string) (found []namedSigner) {
 	return found
 }
 
-// denyOneSigner is signer deny-before for the signer that a word names.
+// denyOneSigner is attestation-signer deny-before for the signer that a word names.
 func denyOneSigner(ctx context.Context, s *Session, state policy.State, word string, moment time.Time) (Output, error) {
 	found := findSigners(state, word)
 	switch {
 	case len(found) == 0:
-		return Output{}, failed(fmt.Sprintf("there is no attestation signer %q", clip(word)), "see signer list")
+		return Output{}, failed(fmt.Sprintf("there is no attestation signer %q", clip(word)), "see attestation-signer list")
 	case len(found) > 1:
-		return Output{}, failed(fmt.Sprintf("%d attestation signers are named %q", len(found), clip(word)), "name one by its thumbprint: signer list")
+		return Output{}, failed(fmt.Sprintf("%d attestation signers are named %q", len(found), clip(word)), "name one by its thumbprint: attestation-signer list")
 	}
 	signer := found[0]
 	out, _, err := propose(ctx, s, policy.CmdSignerDeny, policy.SignerDeny{Thumbprint: policy.Thumbprint(signer.certificate), Before: moment.Unix()})

@@ -248,26 +248,26 @@ func keyVerbs() []Verb {
 
 func signerVerbs() []Verb {
 	return []Verb{
-		{Name: "signer list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: signerList,
-			Help: "attestation signers whose health certificates count", Example: "signer list",
+		{Name: "attestation-signer list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: signerList,
+			Help: "attestation signers whose health certificates count", Example: "attestation-signer list",
 			Replaces: []string{"Get-HgsKeyProtectionAttestationSignerCertificate", "Get-HgsAttestationSignerCertificate"}},
-		{Name: "signer renew", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerRenew,
-			Help: "publish a new attestation signer now; it signs in a day", Example: "signer renew",
-			More: "The node does this by itself at two thirds of a signer's life, and when a clock was wrong. SQL Server drivers keep the list of signers " +
+		{Name: "attestation-signer renew", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerRenew,
+			Help: "publish a new attestation signer now; it signs in a day", Example: "attestation-signer renew",
+			More: "The node does this by itself at two thirds of an attestation signer's life, and when a clock was wrong. SQL Server drivers keep the list of attestation signers " +
 				"for up to a day: that is why the new one signs 24 hours later, and the old one stays published for 24 hours after that. To use it at once: key primary.",
 			Replaces: []string{"Start-ScheduledTask"}},
-		{Name: "signer trust", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerTrust, Params: []Param{place("name", Word, "a name for it")},
+		{Name: "attestation-signer trust", Role: operator, Doors: loggedIn, Risk: Changes, Run: signerTrust, Params: []Param{place("name", Word, "a name for it")},
 			Stdin: "the attestation signer's certificate: PEM, DER or base64",
-			Help:  "accept another service's health certificates", Example: "signer trust site2 < signer.cer",
+			Help:  "accept another service's health certificates", Example: "attestation-signer trust site2 < signer.cer",
 			Replaces: []string{"Add-HgsKeyProtectionAttestationSignerCertificate"}},
-		{Name: "signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
-			Help: "stop accepting that signer's health certificates", Example: "signer distrust site2",
+		{Name: "attestation-signer distrust", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDistrust, Params: []Param{place("name", Text, "its name or SHA-256 thumbprint")},
+			Help: "stop accepting that attestation signer's health certificates", Example: "attestation-signer distrust site2",
 			Replaces: []string{"Remove-HgsKeyProtectionAttestationSignerCertificate"}},
-		{Name: "signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny,
+		{Name: "attestation-signer deny-before", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: signerDeny,
 			Params: []Param{place("time", Text, "now, or UTC as 2026-11-22T15:04:05Z"),
-				{Name: "signer", Kind: Text, Optional: true, Help: "only this attestation signer's: its name or thumbprint; default: all signers'"}},
-			Help: "refuse older health certificates: all hosts attest anew", Example: "signer deny-before now",
-			More: "Without a signer it is for all hosts: each attests again by itself when it next needs a key. With one it is for the hosts that have its " +
+				{Name: "attestation-signer", Kind: Text, Optional: true, Help: "only this one's: its name or thumbprint; default: all"}},
+			Help: "refuse older health certificates: all hosts attest anew", Example: "attestation-signer deny-before now",
+			More: "Without a name it is for all hosts: each attests again by itself when it next needs a key. With one it is for the hosts that have its " +
 				"certificates, as after a foreign service was broken into. A date can only move forward: nobody can make old certificates good again.",
 			Replaces: []string{"Set-HgsKeyProtectionAttestationSignerCertificatePolicy"}},
 	}

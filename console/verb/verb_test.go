@@ -176,7 +176,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 	for name, kind := range map[string]policy.Kind{
 		"host add": policy.CmdHostAdd, "host revoke": policy.CmdHostRevoke, "host restore": policy.CmdHostRestore, "host remove": policy.CmdHostRemove,
 		"key primary": policy.CmdKeyPrimary, "key enable": policy.CmdKeyEnable, "key disable": policy.CmdKeyDisable, "key remove": policy.CmdKeyRemove,
-		"signer trust": policy.CmdSignerTrust, "signer distrust": policy.CmdSignerDistrust, "signer deny-before": policy.CmdSignerDeny,
+		"attestation-signer trust": policy.CmdSignerTrust, "attestation-signer distrust": policy.CmdSignerDistrust, "attestation-signer deny-before": policy.CmdSignerDeny,
 		"service set": policy.CmdServiceSet, "network set": policy.CmdNodeSet, "time set": policy.CmdNodeSet,
 		"host add-tpm": policy.CmdHostAddTPM, "host set": policy.CmdHostSet, "baseline add": policy.CmdBaselineAdd, "baseline remove": policy.CmdBaselineRemove,
 		"ci-policy add": policy.CmdCIPolicyAdd, "ci-policy remove": policy.CmdCIPolicyRemove, "dump-key add": policy.CmdDumpKeyAdd,
@@ -209,7 +209,7 @@ func TestScreens(t *testing.T) {
 	s := f.Session(policy.DoorSSH)
 	var b strings.Builder
 	for _, line := range []string{"status", "host list", "host pending", "service show", "network show", "network show --toml", "time status", "hsm status", "hsm site-data list",
-		"node list", "node measure", "node explain", "admin list", "audit tail", "audit verify", "audit key", "audit trim 20", "metadata", "signer list", "key list",
+		"node list", "node measure", "node explain", "admin list", "audit tail", "audit verify", "audit key", "audit trim 20", "metadata", "attestation-signer list", "key list",
 		"mode status", "baseline list", "ci-policy list", "dump-key list", "policy list", "tpm-trust list", "logout"} {
 		b.WriteString("guardhouse> " + line + "\n" + mustCall(t, s, line, "") + "\n")
 	}

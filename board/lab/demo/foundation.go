@@ -340,7 +340,7 @@ func (c *cast) wireRefusals(ctx context.Context) (string, error) {
 			return refuse("another fabric's health certificate", health, "--health", file("foreign.cer"))
 		},
 		func() error {
-			_, err := c.site.Verb(ctx, signer, "signer", "trust", "other-fabric")
+			_, err := c.site.Verb(ctx, signer, "attestation-signer", "trust", "other-fabric")
 			return err
 		},
 		func() error {
@@ -349,7 +349,7 @@ func (c *cast) wireRefusals(ctx context.Context) (string, error) {
 		},
 		func() error { return refuse("an expired health certificate", health, "--health", file("expired.cer")) },
 		func() error {
-			_, err := c.site.Verb(ctx, nil, "signer", "distrust", "other-fabric")
+			_, err := c.site.Verb(ctx, nil, "attestation-signer", "distrust", "other-fabric")
 			return err
 		},
 		func() error {

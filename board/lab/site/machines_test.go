@@ -62,7 +62,7 @@ func TestMachineWithoutTPMOrCable(t *testing.T) {
 	if err := s.Node.SetLink(t.Context(), lab.ServiceNIC, false); err != nil {
 		t.Fatal(err)
 	}
-	said, err := s.Node.Serial.Expect(within(t, 90*time.Second), regexp.MustCompile(`can't be set up yet +\[tpm-unusable\]\s+what: ([^\r\n]*)\s+do: ([^\r\n]*)\r?\n`))
+	said, err := s.Node.Serial.Expect(within(t, 90*time.Second), regexp.MustCompile(`can't be set up yet +\[tpm-unusable\]\s+what: ([^\r\n]*)\s+do: ([^\r\n]*)[\r\n]`))
 	if err != nil {
 		t.Fatal(err)
 	}
