@@ -67,9 +67,9 @@ const (
 	ApprovalLife  = 15 * time.Minute
 
 	minDistance = time.Millisecond // nobody is believed to be better
-	// Beyond the bounds of both: for servers that think too well of themselves, and for virtual machines, whose clock loses tens of ms when
+	// Beyond the bounds of both: for servers that think too well of themselves, and for virtual machines, whose clock loses up to 200 ms when
 	// they are not scheduled. A lie of this size hurts nobody: certificates are judged by the second.
-	jumpSlack    = 100 * time.Millisecond
+	jumpSlack    = 250 * time.Millisecond
 	leapMargin   = 2 * time.Second // around a leap second, in which nobody's answer is used
 	queryTimeout = 4 * time.Second
 	lost         = 3 // failed questions in a row after which the last answer is forgotten
