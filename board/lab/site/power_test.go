@@ -281,7 +281,9 @@ func anotherImage(t *testing.T, s *stage) {
 	if sum := s.attestOnce(t); sum != "" {
 		t.Error("another image issues health certificates")
 	}
-	if _, err := s.Verb(within(t, 20*time.Second), nil, "status"); err == nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a node that serves needs 2
+	defer cancel()
+	if _, err := s.Verb(ctx, nil, "status"); err == nil {
 		t.Error("SSH opened with a host key that another image must not have")
 	}
 	if pin := s.Token.PIN(); strings.Contains(s.Node.Serial.Transcript(), pin) || strings.Contains(s.Node.Serial.Transcript(), hex.EncodeToString([]byte(pin))) {
@@ -291,7 +293,9 @@ func anotherImage(t *testing.T, s *stage) {
 
 func (s *stage) attestOnce(t *testing.T) string {
 	host, vsm := s.hostKeys(t)
-	sum, err := s.attest(within(t, 20*time.Second), host, vsm)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	sum, err := s.attest(ctx, host, vsm)
 	t.Logf("an attestation at another image: %v", err)
 	return sum
 }
