@@ -242,8 +242,10 @@ func TestAProcessThatStartsAnewTakesNothingBack(t *testing.T) {
 	if w.k.Resume(dir + "/not mounted yet") {
 		t.Error("resumed from nothing")
 	}
-	if !w.k.Resume(dir) || !w.k.Resume(dir) {
-		t.Error("not resumed")
+	for range 2 { // the second call finds it resumed
+		if !w.k.Resume(dir) {
+			t.Error("not resumed")
+		}
 	}
 	if now, _ := w.k.Current(); now.UTC.IsZero() || now.Locks != before.Locks {
 		t.Errorf("its first word is %+v, after %+v", now, before)
