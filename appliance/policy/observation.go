@@ -19,6 +19,7 @@ const (
 	ObservedPending  ObservationKind = "pending"  // subject: host id of an unknown host; facts: source, spki and, of a TPM, certificate (base64)
 	ObservedIdentity ObservationKind = "identity" // subject: host id; facts: vsmKey, the hash of the key its last health certificate certifies
 	ObservedOldTLS   ObservationKind = "tls-old"  // subject: address of a caller that offers no TLS 1.2; facts: offered, name (which it asked for)
+	ObservedQuota    ObservationKind = "quota"    // subject: tenant that asked for more than its quota; facts: perMinute, source of who asked last
 	// TPM mode; facts as appraise.Record makes them.
 	ObservedGood     ObservationKind = "tpm-good"     // subject: host id; what its last boot that passed proved
 	ObservedFindings ObservationKind = "tpm-findings" // subject: host id; why it last failed, and what that boot proved
@@ -38,6 +39,7 @@ var ObservedBounds = map[ObservationKind]struct{ Count, Facts int }{
 	ObservedIdentity: {MaxHosts, 160},       // hash of a key, source
 	ObservedPending:  {MaxPending, 8 << 10}, // public key and certificate in base64, what that says, source
 	ObservedOldTLS:   {1000, 512},           // version, name
+	ObservedQuota:    {MaxTenants, 160},     // a number, source
 	ObservedGood:     {10000, 4096},         // verdict and proved facts, packed
 	ObservedFindings: {2048, 16 << 10},      // and findings, of at most appraise.MaxRecord bytes
 }

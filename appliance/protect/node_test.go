@@ -68,6 +68,7 @@ type node struct {
 	entries []policy.AuditEntry
 	refused []policy.Refusal
 	seen    []policy.ProtectorUse
+	noted   []policy.Observation
 	log     bytes.Buffer
 
 	auditErr   error
@@ -158,6 +159,11 @@ func (n *node) deps() Deps {
 			defer n.mu.Unlock()
 			n.refused = append(n.refused, r)
 			return nil
+		},
+		Observe: func(_ context.Context, o []policy.Observation) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.noted = append(n.noted, o...)
 		},
 		Used: func(_ context.Context, u policy.ProtectorUse) {
 			n.mu.Lock()

@@ -57,6 +57,8 @@ type Deps struct {
 	Audit func(context.Context, policy.AuditEntry) (policy.AuditReceipt, error)
 	// Refuse counts a refused request; it is summed by the ledger.
 	Refuse func(context.Context, policy.Refusal) error
+	// Observe notes what the node saw; it may forget.
+	Observe func(context.Context, []policy.Observation)
 	// Used notes which keys a key protector needs; it may forget.
 	Used func(context.Context, policy.ProtectorUse)
 	// Random is the source of transport keys.
@@ -102,7 +104,7 @@ type Service struct {
 	d       Deps
 	budget  *intake.Budget
 	keys    keyCache
-	told    intake.Counter // refusals of known hosts that got an entry of their own
+	told    intake.Counter // refusals of known hosts that got an entry of their own, and tenants at their quota that were noted
 	rolls   intake.Counter
 	tenants intake.Counter // by tenant
 }

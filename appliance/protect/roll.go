@@ -114,9 +114,22 @@ func (q *request) withinQuota(host caller, tenant string) bool {
 	if tenant == "" || most == 0 || q.tenants.Allow(tenant, most, q.d.BootTime()) {
 		return true
 	}
+	q.overQuota(tenant, most)
 	q.refuse(refusal{code: kps.CodeUnavailable, outcome: outcomeTenantQuota, host: host.id,
 		detail: fmt.Sprintf("the tenant %s has used its quota of %d transport keys a minute on this node", tenant, most), remedy: "the host asks again by itself; tenant set --per-minute, if it may have more"})
 	return false
+}
+
+// overQuota has it noted for those who look at the node, once a minute for each tenant.
+func (q *request) overQuota(tenant string, most int) {
+	if !q.told.Allow("quota of "+tenant, 1, q.d.BootTime()) {
+		return
+	}
+	ctx, cancel := q.context(noteTimeout)
+	defer cancel()
+	at := q.d.Stamp()
+	q.d.Observe(ctx, []policy.Observation{{Kind: policy.ObservedQuota, Subject: tenant, First: at, Last: at, Count: 1,
+		Facts: map[string]string{"perMinute": strconv.Itoa(most), "source": q.source()}}})
 }
 
 // readRequest reads and parses the body; where it is not good it has answered.

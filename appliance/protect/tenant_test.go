@@ -94,6 +94,11 @@ func TestATenantsQuotaStopsItsKeysAndNobodyElses(t *testing.T) {
 	n.token = func() error { t.Error("the token is asked beyond the quota"); return nil }
 	w := n.roll(protector, n.certificate())
 	wantRefusal(t, w, http.StatusServiceUnavailable, kps.CodeUnavailable, "tenant contoso has used its quota of 2")
+	n.roll(protector, n.certificate())
+	if len(n.noted) != 1 || n.noted[0].Kind != policy.ObservedQuota || n.noted[0].Subject != "contoso" || n.noted[0].Facts["perMinute"] != "2" ||
+		n.noted[0].Facts["source"] == "" || n.noted[0].Last.Latest == 0 || !n.noted[0].Fits() {
+		t.Errorf("of two refusals in a minute it is noted: %+v", n.noted)
+	}
 	if w.Header().Get("Retry-After") == "" {
 		t.Error("the host is not told when to ask again")
 	}
@@ -113,5 +118,11 @@ func TestATenantsQuotaStopsItsKeysAndNobodyElses(t *testing.T) {
 	n.tenant(policy.Tenant{Name: "contoso", PerMinute: 2})
 	if w := n.roll(protector, n.certificate()); w.Code != http.StatusOK {
 		t.Errorf("a minute later: %s", w.Body)
+	}
+	for range 2 {
+		n.roll(protector, n.certificate())
+	}
+	if len(n.noted) != 2 {
+		t.Errorf("of the next minute %+v", n.noted)
 	}
 }

@@ -124,7 +124,7 @@ func (n *node) mux() http.Handler {
 		Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Random: rand.Reader, Log: n.child.Logf, GrantsPerMinute: n.grants,
 		ContextKeys: n.keys.get, KeepLog: n.keepLog})
 	p := protect.New(protect.Deps{Snapshot: n.snapshot, Now: n.clock.Now, Stamp: n.clock.Stamp, BootTime: rpc.BootTime, Signer: n.signer,
-		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Used: n.used, Random: rand.Reader, Log: n.child.Logf,
+		Decrypter: n.decrypter, Audit: n.audit, Refuse: n.refuse, Observe: n.observe, Used: n.used, Random: rand.Reader, Log: n.child.Logf,
 		RollsPerMinute: n.rolls})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		first, _, _ := strings.Cut(strings.TrimLeft(r.URL.Path, "/"), "/")

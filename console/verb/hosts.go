@@ -130,6 +130,12 @@ func (v HostValue) state() string {
 	return "allowed"
 }
 
+var hostHeader = []string{"HOST", "STATE", "KIND", "CLASS", "ID", "LAST ATTESTED HERE"}
+
+func (v HostValue) row() []string {
+	return []string{v.Name, v.state(), v.Kind, v.Class, v.ID[:min(8, len(v.ID))], v.seen()}
+}
+
 func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	seen, err := observed(ctx, s, policy.ObservedHost)
@@ -143,12 +149,12 @@ func hostList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	for _, h := range sortedHosts(snap.State) {
 		v := s.hostValue(snap.State, h, seen)
 		value.Hosts = append(value.Hosts, v)
-		rows = append(rows, []string{v.Name, v.state(), v.Kind, v.Class, v.ID[:min(8, len(v.ID))], v.seen()})
+		rows = append(rows, v.row())
 	}
 	if len(rows) == 0 {
 		p.Line("No host is registered.").Line("Register one: host add NAME < its-certificate.cer or, in TPM mode, host add-tpm NAME < its-identifier.xml, or see host pending.")
 	} else {
-		p.Table([]string{"HOST", "STATE", "KIND", "CLASS", "ID", "LAST ATTESTED HERE"}, rows)
+		p.Table(hostHeader, rows)
 	}
 	value.Mixed = mixed(snap.State)
 	for _, w := range value.Mixed {

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -26,6 +27,9 @@ type Input struct {
 
 const maxInput = 64 << 10
 
+var errPrivateKey = failed("this is a private key, which must never leave its machine",
+	"treat it as known to others: make a new one, and give only its certificate or public key")
+
 // ParseInput reads one certificate (what Get-HgsClientHostKey exports), SubjectPublicKeyInfo or RSA public key, as DER, PEM or bare
 // base64, also in the UTF-16 that PowerShell writes. A private key is refused, and so are two keys in one file.
 func ParseInput(data []byte) (Input, error) {
@@ -38,14 +42,13 @@ func ParseInput(data []byte) (Input, error) {
 		return Input{}, usage("nothing came on standard input", "give the certificate or public key: verb ... < FILE")
 	}
 	if bytes.Contains(text, []byte("PRIVATE KEY-----")) {
-		return Input{}, failed("this is a private key, which must never leave its machine",
-			"treat it as known to others: make a new one, and give only its certificate or public key")
+		return Input{}, errPrivateKey
 	}
 	if bytes.Contains(text, []byte("-----BEGIN ")) {
 		return parsePEM(text)
 	}
-	if in, err := parseDER(data); err == nil {
-		return in, nil
+	if in, err := parseDER(data); err == nil || errors.Is(err, errPrivateKey) {
+		return in, err
 	}
 	der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(text)), ""))
 	if err != nil {
@@ -87,7 +90,7 @@ func parseDER(der []byte) (Input, error) {
 		return Input{SPKI: spki}, nil
 	}
 	if _, err := x509.ParsePKCS8PrivateKey(der); err == nil {
-		return Input{}, failed("this is a private key, which must never leave its machine", "make a new one, and give only its public key")
+		return Input{}, errPrivateKey
 	}
 	return Input{}, failed("the input is not a certificate, SubjectPublicKeyInfo or RSA public key", "export it on the host with Get-HgsClientHostKey")
 }

@@ -17,7 +17,7 @@ type StatusValue struct {
 	OK       bool                   `json:"ok"`
 	SetUp    bool                   `json:"setUp"`
 	Problems []policy.Problem       `json:"problems"`
-	Hints    []policy.Problem       `json:"hints,omitempty"` // what keeps nothing from working: keys for trying out, something about a host
+	Hints    []policy.Problem       `json:"hints,omitempty"` // what keeps nothing from working: keys for trying out, something about a host or a tenant
 	Node     *NodeValue             `json:"node,omitempty"`
 	Service  string                 `json:"service,omitempty"`
 	Mode     string                 `json:"mode,omitempty"`
@@ -68,6 +68,9 @@ func GatherStatus(ctx context.Context, n *Node) StatusValue {
 				v.Hints = append(v.Hints, *h)
 			}
 			if h := overdueHint(ctx, n); h != nil {
+				v.Hints = append(v.Hints, *h)
+			}
+			if h := quotaHint(ctx, n); h != nil {
 				v.Hints = append(v.Hints, *h)
 			}
 		})

@@ -82,6 +82,14 @@ func hostVerbs() []Verb {
 		{Name: "host show", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostShow, Params: []Param{name},
 			Help: "one host: key or TPM, class, last attestation", Example: "host show hv7",
 			Replaces: []string{"Get-HgsAttestationTpmHost"}},
+		{Name: "host find", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFind,
+			Params: []Param{{Name: "word", Kind: Text, Optional: true, Help: "a name, an inventory number, the beginning of an id (8 characters or more), or the " +
+				"serial number or a thumbprint of an EK certificate, in hexadecimal; without it a file is read"}},
+			Stdin: "a platform identifier (XML), or a certificate or public key, of an EK or a host key: PEM, DER or base64",
+			Help:  "whether a host is registered, by a word or a file", Example: "host find < hv7.xml",
+			More: "Of a file only its key counts. An id is the SHA-256 of a TPM's endorsement key (EK) or of a host key, as SubjectPublicKeyInfo. " +
+				"MAC addresses and the serial number of the computer are not kept, so nothing is found by them.",
+			Replaces: []string{"Get-HgsAttestationTpmHost"}},
 		{Name: "host pending", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostPending,
 			Help: "unknown hosts that asked, with the verb that accepts each", Example: "host pending"},
 		{Name: "host revoke", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: hostRevoke,

@@ -74,15 +74,19 @@ func tenantAdopt(ctx context.Context, s *Session, a Args, stdin []byte) (Output,
 // TenantValue is a tenant in --json.
 type TenantValue struct {
 	policy.Tenant
-	Enabled bool       `json:"enabled"`
-	Keys    []KeyValue `json:"keys"`
+	Enabled bool `json:"enabled"`
+	// AtQuota is when this node last told one of its hosts to come again because the quota was used up, if within an hour.
+	AtQuota *policy.Stamp `json:"atQuota,omitempty"`
+	Keys    []KeyValue    `json:"keys"`
 }
 
-func tenantList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error) {
+func tenantList(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	value := struct {
 		Tenants []TenantValue `json:"tenants"`
-	}{[]TenantValue{}}
+		Warning string        `json:"warning,omitempty"`
+	}{Tenants: []TenantValue{}}
+	full, unseen := atQuota(ctx, s.Node)
 	p := new(Page)
 	for _, name := range slices.Sorted(maps.Keys(snap.State.Tenants)) {
 		t := snap.State.Tenants[name]
@@ -90,6 +94,11 @@ func tenantList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error)
 		p.Blank().Line("%s: %s", name, map[bool]string{true: "enabled", false: "DISABLED: its keys open nothing"}[v.Enabled])
 		p.Field("  classes", "%s", map[bool]string{true: "every host class", false: strings.Join(t.Classes, ", ")}[len(t.Classes) == 0]).
 			Field("  quota", "%s", t.Quota()).Field("  note", "%s", t.Note)
+		if at, ok := full[name]; ok {
+			v.AtQuota = &at
+			p.Line("! It asked for more than its quota within the last hour, last %s: its machines start late.", when(at)).
+				Line("  -> tenant set %s --per-minute, if it may have more; audit tail says which hosts ask", name)
+		}
 		for _, k := range sortedKeys(snap.State) {
 			if k.Tenant == name {
 				v.Keys = append(v.Keys, keyValue(k, nil))
@@ -100,6 +109,10 @@ func tenantList(_ context.Context, s *Session, _ Args, _ []byte) (Output, error)
 	}
 	if len(value.Tenants) == 0 {
 		p.Line("No tenant brings keys of its own.")
+	}
+	if unseen != nil {
+		value.Warning = "whether a tenant is at its quota is not known: " + Explain(unseen).Error()
+		p.Blank().Line("%s", value.Warning)
 	}
 	return Output{Text: p, Value: value}, nil
 }

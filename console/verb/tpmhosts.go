@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ type endorsement struct {
 	ek   *evidence.EK
 	cert *evidence.Certificate // nil: none
 	why  string                // what the file says instead of a certificate
+	name string                // of the host, by its platform identifier; "": none
 }
 
 // parseEndorsement reads a platform identifier, or the key or certificate alone in any form.
@@ -33,13 +35,15 @@ func parseEndorsement(data []byte) (endorsement, error) {
 		if err != nil {
 			return endorsement{}, failed(err.Error(), "capture it on the host: (Get-PlatformIdentifier -Name NAME).Save(FILE) in an elevated prompt")
 		}
-		return endorsement{p.EK, p.Certificate, p.NoCertReason}, nil
+		return endorsement{p.EK, p.Certificate, p.NoCertReason, p.Name}, nil
 	}
 	raw := data
 	if _, err := evidence.ParseCertificate(data); err == nil {
 		// as it was read from the TPM: what is forgiven in it is told
 	} else if certs, _, err := evidence.ReadBundle(fromUTF16(data)); err == nil && len(certs) == 1 {
 		raw = certs[0].Original
+	} else if block, rest := pem.Decode([]byte(text)); block != nil && len(rest) == 0 && strings.HasSuffix(block.Type, "PUBLIC KEY") {
+		raw = block.Bytes
 	} else if der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), "")); err == nil {
 		raw = der
 	}

@@ -73,7 +73,7 @@ const MaxStdin = 4 << 20
 
 // WantsStdin reports whether the verb reads standard input with these arguments.
 func (v *Verb) WantsStdin(a Args) bool {
-	return v.Stdin != "" && (v.StdinFlag == "" || a.Has(v.StdinFlag)) && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki")
+	return v.Stdin != "" && (v.StdinFlag == "" || a.Has(v.StdinFlag)) && !a.Has("pending") && !a.Has("host") && !a.Has("sha256") && !a.Has("common-name") && !a.Has("spki") && !a.Has("word")
 }
 
 // Permitted reports why the session may not use the verb now, or nil. It looks at the records as they are, so an administrator who was
