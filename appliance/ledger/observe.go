@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,7 +88,8 @@ func (o *observations) read(tx *bolt.Tx) error {
 	return nil
 }
 
-// add merges observations in; it touches no disk. Those of unknown kinds or beyond the bounds are dropped.
+// add takes in what this node saw; Count is how many times more. It touches no disk. Those of unknown kinds or beyond the bounds are
+// dropped.
 func (o *observations) add(list []policy.Observation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -99,6 +101,7 @@ func (o *observations) add(list []policy.Observation) {
 		key := observedKey{one.Kind, one.Subject}
 		old, ok := m[one.Subject]
 		if ok {
+			one.Count += min(old.Count, math.MaxUint64-one.Count)
 			one = mergeObservations(old, one)
 		}
 		m[one.Subject] = one

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -85,6 +86,28 @@ func TestObservationsAreBoundedAndSurviveARestartButNotDamage(t *testing.T) {
 	}
 	if err := o.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatIsSeenAgainIsCounted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "observed.db")
+	cfg := Config{Log: func(string, ...any) {}, CheckStore: CheckInChild(os.Args[0], "--check-store")}
+	o := openObservations(t.Context(), path, cfg)
+	for at := range 5 {
+		o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "h", First: policy.Stamp{Latest: int64(at + 1)}, Last: policy.Stamp{Latest: int64(at + 1)}, Count: 1}})
+	}
+	if err := o.close(); err != nil {
+		t.Fatal(err)
+	}
+	o = openObservations(t.Context(), path, cfg)
+	defer o.close()
+	o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "h", Last: policy.Stamp{Latest: 9}, Count: 2}})
+	if l := o.list(policy.ObservedPending, "", 3); len(l) != 1 || l[0].Count != 7 || l[0].First.Latest != 1 || l[0].Last.Latest != 9 {
+		t.Errorf("%+v", l)
+	}
+	o.add([]policy.Observation{{Kind: policy.ObservedPending, Subject: "h", Count: math.MaxUint64}})
+	if l := o.list(policy.ObservedPending, "", 3); l[0].Count != math.MaxUint64 {
+		t.Errorf("counted %d", l[0].Count)
 	}
 }
 
