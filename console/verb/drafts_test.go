@@ -7,20 +7,12 @@ import (
 	"guardhouse/appliance/evidence"
 	"guardhouse/appliance/policy"
 	"guardhouse/console/verb"
-	"guardhouse/console/verb/verbtest"
 )
 
 // TestStagedChangesAreTriedTogetherCommittedAndUndone is E22 from the keyboard: dump policies staged, seen on stored evidence, applied as
 // one, taken back as one.
 func TestStagedChangesAreTriedTogetherCommittedAndUndone(t *testing.T) {
-	f := verbtest.Start(t, true)
-	s := f.Session(policy.DoorSSH)
-	maker := newVendor(t)
-	spki, cert := maker.tpm(t)
-	mustCall(t, s, "service set --mode TPM", "")
-	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
-	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm hv7", platform(t, spki, cert))
+	f, s, _ := tpmNode(t, "hv7")
 	dumps := bootLog("revoked", ciFile(false), map[evidence.SettingID]uint64{evidence.DumpsDisabled: 0})
 	mustCall(t, s, "baseline add base", string(dumps))
 	mustCall(t, s, "ci-policy add allow", ciFile(false))

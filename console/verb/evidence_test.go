@@ -17,8 +17,8 @@ import (
 	"guardhouse/console/verb/verbtest"
 )
 
-// adopted is a node with one host that passes, and its log.
-func adopted(t *testing.T) (*verbtest.Fake, *verb.Session, []byte) {
+// tpmNode is a node in TPM mode that trusts one vendor, with one host registered.
+func tpmNode(t *testing.T, host string) (*verbtest.Fake, *verb.Session, *vendor) {
 	t.Helper()
 	f := verbtest.Start(t, true)
 	s := f.Session(policy.DoorSSH)
@@ -27,7 +27,14 @@ func adopted(t *testing.T) (*verbtest.Fake, *verb.Session, []byte) {
 	mustCall(t, s, "service set --mode TPM", "")
 	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
 	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm hv7", platform(t, spki, cert))
+	mustCall(t, s, "host add-tpm "+host, platform(t, spki, cert))
+	return f, s, maker
+}
+
+// adopted is a node with one host that passes, and its log.
+func adopted(t *testing.T) (*verbtest.Fake, *verb.Session, []byte) {
+	t.Helper()
+	f, s, _ := tpmNode(t, "hv7")
 	waitFor(t, f, func(st policy.State) bool { return len(st.Hosts) == 1 })
 	log := bootLog("revoked", ciFile(false), nil)
 	attest(t, f, "hv7", log)

@@ -170,14 +170,7 @@ func TestAModeSwitchIsTriedOnStoredEvidenceFirstAndComesTrue(t *testing.T) {
 
 // TestAChangeOfTrustIsTriedOnStoredEvidenceFirst: and a host whose TPM is not trusted is not said to pass because of a policy.
 func TestAChangeOfTrustIsTriedOnStoredEvidenceFirst(t *testing.T) {
-	f := verbtest.Start(t, true)
-	s := f.Session(policy.DoorSSH)
-	maker := newVendor(t)
-	spki, cert := maker.tpm(t)
-	mustCall(t, s, "service set --mode TPM", "")
-	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
-	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm hv7", platform(t, spki, cert))
+	f, s, maker := tpmNode(t, "hv7")
 	good := bootLog("revoked", ciFile(false), nil)
 	mustCall(t, s, "baseline add base", string(good))
 	mustCall(t, s, "ci-policy add allow", ciFile(false))

@@ -25,14 +25,7 @@ import (
 
 // TestSaysWhichHostsToUpdateBeforeDumpEncryptionIsEnabled: their logs lack the events (E20), whether they pass now or not.
 func TestSaysWhichHostsToUpdateBeforeDumpEncryptionIsEnabled(t *testing.T) {
-	f := verbtest.Start(t, true)
-	s := f.Session(policy.DoorSSH)
-	maker := newVendor(t)
-	spki, cert := maker.tpm(t)
-	mustCall(t, s, "service set --mode TPM", "")
-	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
-	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm old", platform(t, spki, cert))
+	f, s, _ := tpmNode(t, "old")
 	old := bootLog("revoked", ciFile(false), map[evidence.SettingID]uint64{evidence.DumpsDisabled: absent, evidence.DumpEncryption: absent})
 	mustCall(t, s, "baseline add base", string(old))
 	mustCall(t, s, "ci-policy add allow", ciFile(false))

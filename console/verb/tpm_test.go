@@ -286,14 +286,7 @@ func TestTPMModeByVerbs(t *testing.T) {
 
 // TestAdoptionShowsWhatIsDifferentInWords: for each of the three things that a failed boot can give, without changing anything.
 func TestAdoptionShowsWhatIsDifferentInWords(t *testing.T) {
-	f := verbtest.Start(t, true)
-	s := f.Session(policy.DoorSSH)
-	maker := newVendor(t)
-	spki, cert := maker.tpm(t)
-	mustCall(t, s, "service set --mode TPM", "")
-	mustCall(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw))
-	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm hv7", platform(t, spki, cert))
+	f, s, _ := tpmNode(t, "hv7")
 	good := bootLog("revoked", ciFile(false), nil)
 	mustCall(t, s, "baseline add base", string(good))
 	mustCall(t, s, "ci-policy add allow", ciFile(false))

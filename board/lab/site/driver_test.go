@@ -75,8 +75,8 @@ func (s *stage) diskWithDriver(t *testing.T) string {
 	return name
 }
 
-// firstSlot is the partition with the image.
-func firstSlot(t *testing.T, name string) disk.Partition {
+// slots are the partitions of a boot disk.
+func slots(t *testing.T, name string) []disk.Partition {
 	t.Helper()
 	f, err := os.Open(name)
 	if err != nil {
@@ -91,13 +91,13 @@ func firstSlot(t *testing.T, name string) disk.Partition {
 	if err != nil || len(parts) == 0 {
 		t.Fatalf("%v %v", parts, err)
 	}
-	return parts[0]
+	return parts
 }
 
 // option is a boot or driver entry, by the variable's name.
 func option(t *testing.T, name, disk, file string, data []byte) keys.Variable {
 	t.Helper()
-	return keys.Variable{Name: name, GUID: keys.GlobalVariable, Data: update.LoadOption(name, firstSlot(t, disk), file, data)}
+	return keys.Variable{Name: name, GUID: keys.GlobalVariable, Data: update.LoadOption(name, slots(t, disk)[0], file, data)}
 }
 
 // variables of the firmware with one entry's number.

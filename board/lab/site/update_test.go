@@ -284,15 +284,7 @@ func destroy(t *testing.T, name string, slot int) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts, err := disk.ReadGPT(f, st.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, 4096), parts[slot].Start+(8<<20)); err != nil {
+	if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, 4096), slots(t, name)[slot].Start+(8<<20)); err != nil {
 		t.Fatal(err)
 	}
 }
