@@ -163,7 +163,7 @@ func (f *Forwarder) session(ctx context.Context, start rpc.ForwardReply) (sent b
 			continue
 		}
 		if err := c.send(f.d.Timeout, r); err != nil {
-			return sent, err
+			return sent, lastWord(ctx, err)
 		}
 		sent, after = true, r.Records[len(r.Records)-1].Seq
 		w.add(after, c.written())
@@ -263,6 +263,17 @@ func aboutClient(err error) error {
 	return nil
 }
 
+// lastWord is why a connection ended whose write failed with err: what the collector said before it hung up may still be on its way through
+// watch, which ends over.
+func lastWord(over context.Context, err error) error {
+	select {
+	case <-over.Done():
+		return context.Cause(over)
+	case <-time.After(500 * time.Millisecond):
+		return err
+	}
+}
+
 // plain drops the addresses that net puts before the cause, because they hold our own port, which is another one each time.
 func plain(err error) error {
 	if cause := aboutClient(err); cause != nil {
@@ -291,20 +302,20 @@ func (f *Forwarder) Test(ctx context.Context) (rpc.ForwardTestReply, error) {
 		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, err)
 	}
 	defer c.close()
-	message := audit.TestMessage(f.d.Now(), t.Host, t.Node)
-	c.SetWriteDeadline(time.Now().Add(f.d.Timeout))
-	if _, err := c.Write(audit.Frame(message)); err != nil {
-		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, plain(err))
-	}
-	for c.confirmed() < c.written() {
-		if time.Since(begin) > f.d.Timeout || ctx.Err() != nil {
-			return r, rpc.ErrUnavailable.With("%s is connected but does not take the message", t.Syslog.Address)
-		}
-		sleep(ctx, 5*time.Millisecond)
-	}
 	over, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go c.watch(cancel)
+	message := audit.TestMessage(f.d.Now(), t.Host, t.Node)
+	c.SetWriteDeadline(time.Now().Add(f.d.Timeout))
+	if _, err := c.Write(audit.Frame(message)); err != nil {
+		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, lastWord(over, plain(err)))
+	}
+	for c.confirmed() < c.written() && over.Err() == nil {
+		if time.Since(begin) > f.d.Timeout {
+			return r, rpc.ErrUnavailable.With("%s is connected but does not take the message", t.Syslog.Address)
+		}
+		sleep(over, 5*time.Millisecond)
+	}
 	sleep(over, f.d.Settle)
 	if over.Err() != nil {
 		return r, rpc.ErrUnavailable.With("%s: %v", t.Syslog.Address, context.Cause(over))
