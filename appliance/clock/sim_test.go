@@ -205,7 +205,7 @@ func (w *world) ask(s Server) {
 		if w.announced && w.now < w.leap && w.now > w.leap-24*time.Hour {
 			announces = 1
 		}
-		e.sample = Sample{Raw: got, UTC: says.Add(rtt / 2), Distance: rtt/2 + f.disp, Stratum: 2, Leap: announces, Verified: s.Key != 0}
+		e.sample = Sample{Raw: got, UTC: says.Add(rtt / 2), Distance: rtt/2 + f.disp + ppm(rtt, UnmeasuredPPM), Stratum: 2, Leap: announces, Verified: s.Key != 0}
 	}
 	w.out = append(w.out, e)
 }
