@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/rpc"
 )
 
 // Confinement is what the kernel keeps a process to, whatever its code comes to do: Landlock for files, seccomp for system calls. Both
@@ -18,6 +22,21 @@ type Confinement struct {
 	AnyProgram bool     `json:"anyProgram,omitempty"` // it may start any program, not only its own; needs AnyFile
 	Calls      []string `json:"calls,omitempty"`      // all system calls that it may make, by name; the others fail with EPERM
 	Filter     *Filter  `json:"filter,omitempty"`     // or what it may not call; neither: any
+}
+
+// At is the confinement for a run with the processes' doors in another folder than rpc.SocketDir.
+func (c *Confinement) At(runDir string) *Confinement {
+	if c == nil {
+		return nil
+	}
+	moved := *c
+	moved.Files = slices.Clone(c.Files)
+	for i, f := range moved.Files {
+		if below, ok := strings.CutPrefix(f.Path, rpc.SocketDir+"/"); ok {
+			moved.Files[i].Path = filepath.Join(runDir, below)
+		}
+	}
+	return &moved
 }
 
 // Reach is a file, or a folder with all in it. It is read only; with Write everything but starting programs may be done there.

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -78,6 +79,12 @@ type Limits struct {
 
 const mib = 1 << 20
 
+// goFiles are what each Go program reads of the system: both only say how large something is, and both it can do without.
+var goFiles = []Reach{{Path: "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"}, {Path: "/proc/sys/net/core/somaxconn"}}
+
+// withFiles is goFiles and more.
+func withFiles(more ...Reach) []Reach { return slices.Concat(goFiles, more) }
+
 // foreignFilter is for processes in which a vendor's code runs. What a module or helper may do to itself stays allowed: programs and
 // threads of its own, memory that becomes code (libffi makes such for callbacks), shared memory.
 var foreignFilter = &Filter{Foreign: true,
@@ -129,7 +136,7 @@ var Table = []Process{
 		Limits:   Limits{Files: 8192, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: 300, Watchdog: 30 * time.Second,
 		// It answers on the sockets that init gave it and calls nobody outside: not even a connection out can be made.
-		Confine: &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"unix", "the doors of ledger, hsm, clock and init"}}}},
+		Confine: &Confinement{Files: goFiles, Filter: &Filter{Sockets: []Kind{{"unix", "the doors of ledger, hsm, clock and init"}}}},
 	},
 	{
 		Name: rpc.Console, UID: 905, GID: 905, Program: "/bin/console", Args: []string{"--tty", "/dev/ttyS0"},
@@ -137,15 +144,18 @@ var Table = []Process{
 		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
 		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,
-		Confine: &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"unix", "its own door and everybody's; SSH comes on a socket of init's"}}}},
+		Confine: &Confinement{Files: withFiles(Reach{"/dev/ttyS0", true}, Reach{ReleaseFile, false}),
+			Filter: &Filter{Sockets: []Kind{{"unix", "everybody's doors; SSH comes on a socket of init's"}}}},
 	},
 	{
 		// A process of its own: nothing else of a node opens a connection to a machine that an administrator names and reads its answers.
 		Name: rpc.Forward, UID: 908, GID: 908, Program: "/bin/forward",
 		Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 24 * mib},
 		OOMScore: 500, Watchdog: 30 * time.Second, Fenced: true,
-		Confine: &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"unix", "its own door, the ledger's and init's"},
-			{"tcp", "the collector"}, {"udp", "asking for the collector's address"}}}},
+		// /run holds resolv.conf, which is replaced as a whole; /etc leads there.
+		Confine: &Confinement{Files: withFiles(Reach{"/run", false}, Reach{"/etc", false}, Reach{filepath.Dir(rpc.SocketPath(rpc.SocketDir, rpc.Forward)), true}),
+			Filter: &Filter{Sockets: []Kind{{"unix", "its own door, the ledger's and init's"},
+				{"tcp", "the collector"}, {"udp", "asking for the collector's address"}}}},
 	},
 }
 

@@ -90,7 +90,7 @@ func (n *Native) add(ctx context.Context, svc NativeService) error {
 	row, _ := sandbox.Find(svc.Name)
 	return n.Supervisor.Add(Service{Name: svc.Name, Watchdog: svc.Watchdog, Sockets: files, Command: func(env []string) (*exec.Cmd, error) {
 		return sandbox.Command(sandbox.Launch{Program: svc.Program, Args: args, Env: append(append([]string{"PATH=/nowhere"}, svc.Env...), env...),
-			UID: svc.UID, GID: svc.UID, Sockets: svc.Sockets, NewSession: true, Confine: row.Confine}, files)
+			UID: svc.UID, GID: svc.UID, Sockets: svc.Sockets, NewSession: true, Confine: row.Confine.At(n.Dir)}, files)
 	}})
 }
 

@@ -66,7 +66,7 @@ func start(t *testing.T, dir, program string, sockets []string) {
 	}
 	uids := supervise.FormatUIDs(sandbox.UIDs())
 	row, _ := sandbox.Find(program)
-	cmd, err := sandbox.Command(sandbox.Launch{Confine: row.Confine, Program: dir + "/program", Args: []string{"--run-dir", dir, "--uids", uids}, Sockets: sockets,
+	cmd, err := sandbox.Command(sandbox.Launch{Confine: row.Confine.At(dir), Program: dir + "/program", Args: []string{"--run-dir", dir, "--uids", uids}, Sockets: sockets,
 		Env: []string{"NOTIFY_SOCKET=" + dir + "/notify", "WATCHDOG_USEC=900000"}}, files)
 	if err != nil {
 		t.Fatal(err)

@@ -42,6 +42,7 @@ func calls(dir string, list []string) {
 		}
 		say("socket "+name, err)
 	}
+	say("passwd", open("/etc/passwd", unix.O_RDONLY))
 	say("service", service(dir))
 	say("start a program", unix.Exec("/bin/true", []string{"true"}, nil))
 }
