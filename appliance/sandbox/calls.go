@@ -115,9 +115,10 @@ const newestCall = unix.SYS_SET_MEMPOLICY_HOME_NODE
 
 // Filter is what a process is refused: all of RefusedCalls but for Needs, and all sockets but for Sockets.
 type Filter struct {
-	Foreign bool   `json:"foreign,omitempty"` // code that is not ours runs in it: no refused call is deadly
-	Needs   []Need `json:"needs,omitempty"`   // groups that it may call after all
-	Sockets []Kind `json:"sockets,omitempty"` // sockets that it may make
+	Foreign bool     `json:"foreign,omitempty"` // code that is not ours runs in it: no refused call is deadly
+	Needs   []Need   `json:"needs,omitempty"`   // groups that it may call after all
+	Sockets []Kind   `json:"sockets,omitempty"` // sockets that it may make
+	Also    []string `json:"also,omitempty"`    // calls that it is refused besides
 }
 
 // Need is a group that a process makes use of.
@@ -131,6 +132,27 @@ type Kind struct {
 	Name string `json:"name"`
 	Why  string `json:"-"`
 }
+
+// Narrow puts the filter on all threads of the running process, beside those it has: for a program that needs less from here on than
+// when it started. It can't be undone. The process must have no_new_privs, as all that the shim starts have; Narrow sets it where not.
+func (f *Filter) Narrow() error {
+	p, err := f.policy()
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
+	if err == nil {
+		err = p.load(unix.SECCOMP_FILTER_FLAG_TSYNC)
+	}
+	if err != nil {
+		return fmt.Errorf("limit system calls: %w", err)
+	}
+	return nil
+}
+
+// SoftwareKeysFilter is for the worker that holds software keys, once it has its connection: from then on it computes. The program it is
+// part of can't have it from the start, because hsm also starts the workers of modules, and because it is loaded by the C library.
+var SoftwareKeysFilter = &Filter{Also: []string{"execve", "open", "openat", "openat2", "creat", "connect", "bind", "listen", "accept", "accept4",
+	"unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "kill"}}
 
 func (f *Filter) needs(g Group) bool {
 	return slices.ContainsFunc(f.Needs, func(n Need) bool { return n.Group == g })
@@ -181,6 +203,9 @@ func (f *Filter) policy() (callPolicy, error) {
 		}
 	}
 	p.calls["socket"], p.calls["socketpair"] = socket, pair
+	for _, call := range f.Also {
+		p.calls[call] = verdict{otherwise: refuse}
+	}
 	return p, nil
 }
 

@@ -163,3 +163,27 @@ func TestCallsByTheTablesOfOtherProcessorsEndTheProcess(t *testing.T) {
 		}
 	}
 }
+
+// TestAProgramThatNarrowsItselfComputesAndNothingElse is the worker of software keys, which starts as what hsm is.
+func TestAProgramThatNarrowsItselfComputesAndNothingElse(t *testing.T) {
+	hsm, _ := sandbox.Find(rpc.HSM)
+	l := sandbox.LaunchOf(hsm)
+	l.Program, l.Argv0, l.Args, l.OOMScore, l.UID, l.GID = builtWitness(t), "", []string{"narrow"}, nil, nil, nil
+	cmd, err := sandbox.Command(l, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if end := cmd.Run(); endedBy(end) != unix.SIGSYS {
+		t.Errorf("a deadly call: %v", end)
+	}
+	want := "narrow:\tok\n"
+	for i := range 8 {
+		want += fmt.Sprintf("open %d:\tEPERM\n", i)
+	}
+	want += "socket:\tEPERM\nconnect:\tEPERM\nstart a program:\tEPERM\nfork:\tEPERM\nsign:\tok\n"
+	if out.String() != want {
+		t.Errorf("it told %s", out.String())
+	}
+}

@@ -89,7 +89,7 @@ func (c *Confinement) enter(program string) error {
 	default:
 		return nil
 	}
-	if err := p.load(); err != nil {
+	if err := p.load(0); err != nil {
 		return fmt.Errorf("limit system calls: %w", err)
 	}
 	return nil

@@ -97,9 +97,9 @@ func (v verdict) assemble() (body []bpf.Instruction) {
 	return append(body, bpf.RetConstant{Val: v.otherwise})
 }
 
-// load puts the filter on this thread, for good. The kernel logs what ends a process; what only fails it does not, because a C library
+// load puts the filter on this thread, for good; flags may say: on all threads. The kernel logs what ends a process; what only fails it does not, because a C library
 // tries some of it each time it makes a thread.
-func (p callPolicy) load() error {
+func (p callPolicy) load(flags uintptr) error {
 	prog, err := p.program()
 	if err != nil {
 		return err
@@ -113,8 +113,12 @@ func (p callPolicy) load() error {
 		list[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
 	filter := unix.SockFprog{Len: uint16(len(list)), Filter: &list[0]}
-	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&filter))); e != 0 {
+	thread, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&filter)))
+	if e != 0 {
 		return fmt.Errorf("this kernel does not take the filter: %w", e)
+	}
+	if thread != 0 { // with TSYNC; the filter is on none then
+		return fmt.Errorf("thread %d has a filter of its own", thread)
 	}
 	return nil
 }

@@ -143,6 +143,30 @@ func TestEveryRefusedCallIsRefusedToEveryProcess(t *testing.T) {
 	}
 }
 
+// TestWhatAttacksNeedIsRefusedToAll holds the table against a list of its own: what a hole in a service is widened with.
+func TestWhatAttacksNeedIsRefusedToAll(t *testing.T) {
+	for call, but := range map[string][]string{"ptrace": nil, "process_vm_readv": nil, "process_vm_writev": nil, "pidfd_getfd": nil, "bpf": nil,
+		"perf_event_open": nil, "userfaultfd": nil, "io_uring_setup": nil, "add_key": nil, "request_key": nil, "keyctl": nil, "init_module": nil,
+		"finit_module": nil, "delete_module": nil, "kexec_load": nil, "kexec_file_load": nil, "mount": nil, "umount2": nil, "move_mount": nil, "fsopen": nil,
+		"open_tree": nil, "mount_setattr": nil, "pivot_root": nil, "chroot": nil, "unshare": nil, "setns": nil, "clone3": nil, "reboot": nil, "swapon": nil,
+		"swapoff": nil, "acct": nil, "quotactl": nil, "open_by_handle_at": nil, "name_to_handle_at": nil, "iopl": nil, "ioperm": nil, "modify_ldt": nil,
+		"sethostname": nil, "setdomainname": nil, "syslog": nil, "settimeofday": {"clock"}, "clock_settime": {"clock"}, "adjtimex": {"clock"},
+		"clock_adjtime": {"clock"}, "execveat": {"ledger", "hsm", "hsm-daemon"}, "fork": {"ledger", "hsm", "hsm-daemon"}, "memfd_create": {"hsm", "hsm-daemon"},
+		"personality": {"hsm", "hsm-daemon"}} {
+		for _, p := range every() {
+			if p.Confine.Filter == nil {
+				if slices.Contains(p.Confine.Calls, call) {
+					t.Errorf("%s may call %s", p.Name, call)
+				}
+				continue
+			}
+			if got := row(t, p.Name).call(call); (got == allow) != slices.Contains(but, p.Name) {
+				t.Errorf("%s: %s gets %#x", p.Name, call, got)
+			}
+		}
+	}
+}
+
 func TestNoOtherWayIntoTheKernelIsLeft(t *testing.T) {
 	for _, p := range every() {
 		var pol callPolicy

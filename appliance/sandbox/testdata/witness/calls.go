@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"fmt"
 	"net"
@@ -12,6 +15,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/sandbox"
 )
 
 // int80 makes a system call the way i386 programs do.
@@ -86,4 +91,39 @@ func service(dir string) error {
 	defer c.Close()
 	_, err = c.Read(make([]byte, 1))
 	return err
+}
+
+// narrow gives up what the worker of software keys does, and has threads from before and after it try what is left.
+func narrow() {
+	start, told := make(chan bool), make(chan error)
+	try := func() {
+		runtime.LockOSThread()
+		<-start
+		told <- open("/etc/passwd", unix.O_RDONLY)
+	}
+	for range 4 {
+		go try()
+	}
+	for range 100 { // until they have their threads
+		runtime.Gosched()
+	}
+	say("narrow", sandbox.SoftwareKeysFilter.Narrow())
+	for range 4 {
+		go try()
+	}
+	close(start)
+	for i := range 8 {
+		say(fmt.Sprint("open ", i), <-told)
+	}
+	_, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	say("socket", err)
+	say("connect", unix.Connect(3, &unix.SockaddrUnix{Name: "@x"}))
+	say("start a program", unix.Exec("/bin/true", []string{"true"}, nil))
+	say("fork", call(unix.SYS_CLONE, uintptr(unix.SIGCHLD)))
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err == nil {
+		_, err = rsa.SignPKCS1v15(nil, key, crypto.SHA256, make([]byte, 32))
+	}
+	say("sign", err)
+	say("trace", call(unix.SYS_PTRACE))
 }

@@ -43,8 +43,12 @@ func call(number uintptr, args ...uintptr) error {
 }
 
 func main() {
-	if os.Args[1] == "calls" {
+	switch os.Args[1] {
+	case "calls":
 		calls(os.Args[2], os.Args[3:])
+		return
+	case "narrow":
+		narrow()
 		return
 	}
 	allowed, other := os.Args[1], os.Args[2]
