@@ -231,7 +231,7 @@ func (k *Keeper) elect(now Reading) (Vote, error) {
 func (k *Keeper) decide(now Reading) {
 	v, err := k.elect(now)
 	k.mark(v, err)
-	if err == nil && k.accuse(now) {
+	if err == nil && k.accuse(now) || err != nil && k.refuted(now) {
 		v, err = k.elect(now)
 		k.mark(v, err)
 	}
