@@ -161,3 +161,20 @@ func TestAWrongRateDoesNotLast(t *testing.T) {
 		w.containsTruth(t)
 	}
 }
+
+// TestAPauseThatNobodySawIsNoRate: nobody was heard for so long that the bound hides it when the machine stands still.
+func TestAPauseThatNobodySawIsNoRate(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(seed, 2+int(seed%3))
+		w.run(3 * time.Second)
+		w.all(func(f *fakeServer) { f.down = true })
+		w.pause(time.Duration(1e9 + 1e8*float64(seed)))
+		w.run(80 * time.Minute)
+		w.all(func(f *fakeServer) { f.down = false })
+		w.run(2*time.Minute + 10*time.Second)
+		for range 120 {
+			w.run(5 * time.Second)
+			w.containsTruth(t)
+		}
+	}
+}
