@@ -17,7 +17,7 @@ const module = "guardhouse/"
 
 // level is the ladder. A package below a listed one (appliance/hsm/token) belongs to it.
 var level = map[string]int{
-	"policy": 0, "hgsa": 0, "kps": 0, "evidence": 0, "appraise": 0, "health": 0,
+	"policy": 0, "text": 0, "hgsa": 0, "kps": 0, "evidence": 0, "appraise": 0, "health": 0,
 	"tpm": 1, "quote": 1, "hsm": 1, "clock": 1, "disk": 1, "network": 1, "intake": 1,
 	"rpc": 2, "sandbox": 2, "supervise": 2, "audit": 2, "ledger": 2, "cluster": 2, "update": 2, "volume": 2,
 	"attest": 3, "protect": 3, "forward": 3,
@@ -25,12 +25,13 @@ var level = map[string]int{
 
 // sameLevel names the arrows allowed inside a level; there is no cycle in them.
 var sameLevel = map[string][]string{
-	"hgsa": {"policy"}, "kps": {"policy"}, "evidence": {"policy"}, "appraise": {"policy", "evidence"}, "health": {"policy"},
+	"hgsa": {"policy", "text"}, "kps": {"policy", "text"}, "evidence": {"policy", "text"}, "appraise": {"policy", "evidence"}, "health": {"policy"},
 	"tpm":       {"disk"},
 	"quote":     {"tpm"}, // the cap and the form of keys; it opens no TPM
 	"sandbox":   {"rpc"},
 	"supervise": {"rpc", "sandbox"},
-	"ledger":    {"rpc", "audit"},
+	"cluster":   {"rpc"}, // what is said of a peer, and how long this boot has lasted; it calls nobody
+	"ledger":    {"rpc", "audit", "cluster"},
 }
 
 // outside says which folders the parts outside appliance may import besides appliance's levels; "appliance/x" forbids with a minus.

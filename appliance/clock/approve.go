@@ -48,6 +48,8 @@ func (k *Keeper) approveManual(now Reading, a Approval) error {
 	switch {
 	case k.vote:
 		return errors.New("a majority of the time servers answers and agrees; a suspicion is released instead (time release)")
+	case k.opposed(now):
+		return errors.New("the only time server answers, and only peers contradict it; have it looked at, use others (time set), or take the peer away (peer remove)")
 	case k.state == Locked || k.state == Holdover:
 		return errors.New("the time is still trusted; nobody needs to say it")
 	case a.BootTime < a.Asked-ApprovalLife || a.BootTime > now.Boot || now.Boot-a.BootTime > ApprovalLife:
@@ -79,13 +81,16 @@ func (k *Keeper) approveRelease(now Reading, a Approval) error {
 	switch {
 	case k.state != Suspect:
 		return errors.New("the time is not suspect")
-	case !k.vote:
+	case !k.vote && !k.opposed(now):
 		return errors.New("no majority of the time servers agrees now; there is nothing to believe instead (time approve, time sources)")
 	case k.suspect == "floor":
 		floor, _ := k.floor.get(k.Build)
 		return fmt.Errorf("the time servers are before the floor of %s; lower the floor first (time floor lower)", day(floor))
 	}
 	v, err := k.elect(now) // by now's reading: the last vote was for an earlier one
+	if err != nil && k.opposed(now) {
+		v, err = k.alone(now) // administrators outweigh peers
+	}
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,18 @@
 // and the rate of the oscillator, so that an earlier lie can't outlast the liar by more than the minute in which later votes refute a wrong
 // rate.
 //
+// Peers: other nodes have a voice where the servers alone are undecided, and nowhere else; they never lead. Where two or more servers make a
+// strict majority, peers are not asked: the vote is the same to the bit, whatever they say; who contradicts it is named. Half of an even
+// number of servers is a tie, which peers that agree with it break, if more than half of the servers and the answering peers together are
+// for it. A single server is undecided while more peers contradict it than agree with it: it is not followed, and what was foretold before
+// is made wide enough for what it says. A peer that does not answer, has no trusted time, or one that administrators approved, has no
+// voice and does not count. An interval is made of what servers say alone; with less than half of them peers count for nothing, be they
+// many: who took over all peers and one server and cuts off the others gains nothing. So whatever peers say, the promise above holds; what
+// those that were taken over can do is to choose between halves that contradict each other and to stop a node that has a single server.
+// (The ledger relays what peers say: taken over, it is all of them.) Peers don't touch the rate, the wall clock, the leap second, the floor,
+// or how often servers are asked, and end no suspicion. Nodes that agree with each other don't make each other more certain: where no
+// server answers, each stops at its own bound.
+//
 // Time scales: everything here is measured in Raw, the oscillator that nobody disciplines (CLOCK_MONOTONIC_RAW). The wall clock, and with
 // it CLOCK_BOOTTIME, by which others read a TrustedTime, run faster or slower by the rate that Discipline set; a TrustedTime says so in
 // RatePPM. A clock that dies while it slews leaves that rate in the kernel and the same rate in the value.
@@ -34,7 +46,8 @@
 // promise. Until this boot has measured, the oscillator is taken to be within 1 % of its nominal rate, the servers are asked often, the
 // bound says what is not known, and what one constant rate explains is no suspicion but a property of this machine, which Status names
 // when it is bad. Any two votes limit the rate (rateLimits); a vote that fits no rate between the limits refutes what was measured, and one
-// that leaves the forecast by more than the limits explain is suspect. An oscillator that is off by more than the 500 ppm by which the wall
+// that leaves the forecast by more than the limits explain is suspect. Servers that agree only without what was
+// measured refute it, too, and an answer so old that the rate may have carried it off by a second is none. An oscillator that is off by more than the 500 ppm by which the wall
 // clock may be slewed carries CLOCK_REALTIME away, which is not stepped: a TrustedTime says the rate and is not affected, log times are.
 //
 // Limits: an oscillator is taken to be within 1 % of its nominal rate until it was measured, and within 20 ppm of what was measured
@@ -73,6 +86,9 @@ const (
 	leapMargin   = 2 * time.Second // around a leap second, in which nobody's answer is used
 	queryTimeout = 4 * time.Second
 	lost         = 3 // failed questions in a row after which the last answer is forgotten
+	// An answer is forgotten when the oscillator may have drifted by this since: made wide enough it agrees with anything, and the point where
+	// its edge meets another server's answer would be taken for the time and, worse, for the rate. It is more than pollSlow brings at 1 %.
+	stale = time.Second
 )
 
 // Reading is one look at the node's clocks. Raw is the undisciplined oscillator, Boot CLOCK_BOOTTIME, Wall the system clock.
@@ -114,8 +130,8 @@ func (s Sample) at(raw time.Duration, rate, drift float64) (lo, hi time.Time) {
 // ppm is the part of d.
 func ppm(d time.Duration, rate float64) time.Duration { return time.Duration(float64(d) * rate / 1e6) }
 
-// Server names a time server. Key is the number of the symmetric key its answers must be made with, 0 = none. A Peer is another node of
-// the cluster: it may help to a majority, but the time is that of the servers in it.
+// Server names a time server. Key is the number of the symmetric key its answers must be made with, 0 = none. A Peer is another node, and
+// Address the name by which the ledger knows it; see the package's word on peers.
 type Server struct {
 	Address string `json:"address"` // host or host:port
 	Key     uint16 `json:"key,omitempty"`

@@ -2,7 +2,6 @@ package clock
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -18,6 +17,13 @@ func (k *Keeper) follow(now Reading, v Vote) {
 			k.dis.redraw()
 		}
 		k.dis.limits.cut() // no rate explains the second
+	}
+	if k.own != nil {
+		if _, bound := k.own.at(now.Raw); bound-k.own.Bound > jumpSlack {
+			// So long nobody was heard that the machine may have stood still unseen: a rate that spans it would have that in it.
+			k.dis.limits.cut()
+			k.dis.redraw()
+		}
 	}
 	k.foresee(now, v)
 	if !k.dis.learn(now.Raw, v) {
@@ -39,7 +45,7 @@ func (k *Keeper) follow(now Reading, v Vote) {
 func (k *Keeper) lock(now Reading, v Vote) Reading {
 	if k.state != Holdover {
 		k.locks++
-		k.event("lock", fmt.Sprintf("%d of %d time servers agree: %s +- %s", len(v.Inside), len(k.sources), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
+		k.event("lock", fmt.Sprintf("%s: %s +- %s", k.agreement(v), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
 	}
 	if k.own == nil {
 		if k.locked == 0 {
@@ -56,7 +62,7 @@ func (k *Keeper) lock(now Reading, v Vote) Reading {
 
 // settled reports whether it is time for the next estimate: no question is out, and the last one was a poll interval ago.
 func (k *Keeper) settled(now Reading) bool {
-	if slices.ContainsFunc(k.sources, func(s Source) bool { return s.asked }) {
+	if k.asking() {
 		return false
 	}
 	n := len(k.dis.line)

@@ -92,7 +92,7 @@ func New() *Keeper {
 	return k
 }
 
-// Configure replaces the configured servers (those over MaxSources are ignored, peers not counted) and the bound at which issuing stops
+// Configure replaces the configured servers and peers (those over MaxSources and MaxPeers are ignored) and the bound at which issuing stops
 // (0 = policy.DefaultTimeBound). What servers that stay have said is kept.
 func (k *Keeper) Configure(servers []Server, limit time.Duration) {
 	k.mu.Lock()
@@ -103,14 +103,16 @@ func (k *Keeper) Configure(servers []Server, limit time.Duration) {
 	limit = min(max(limit, policy.MinTimeBound), policy.MaxTimeBound)
 	old := k.sources
 	k.sources, k.told = nil, true
-	n := 0
+	n, peers := 0, 0
 	for _, s := range servers {
-		if !s.Peer {
-			if n++; n > MaxSources {
-				continue
-			}
+		count, most := &n, MaxSources
+		if s.Peer {
+			count, most = &peers, MaxPeers
 		}
-		if slices.ContainsFunc(k.sources, func(o Source) bool { return o.Address == s.Address }) {
+		if *count++; *count > most {
+			continue
+		}
+		if slices.ContainsFunc(k.sources, func(o Source) bool { return o.Address == s.Address && o.Peer == s.Peer }) {
 			continue // asked twice it would have two voices
 		}
 		src := Source{Server: s, State: "waiting"}
@@ -152,10 +154,10 @@ func (k *Keeper) Current() (policy.TrustedTime, <-chan struct{}) {
 func (k *Keeper) due(now Reading) (ask []Server, next time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.started == 0 && len(k.sources) > 0 {
+	if k.started == 0 && len(k.servers()) > 0 {
 		k.started = now.Raw
 	}
-	if len(k.sources) == 0 && k.state == Locked {
+	if len(k.servers()) == 0 && k.state == Locked {
 		k.without(now, errors.New("no time server is configured"))
 	}
 	k.expire(now)
@@ -191,14 +193,12 @@ func (k *Keeper) answer(now Reading, server Server, sample Sample, err error) {
 		}
 		s.Sample, s.failed, s.answered, s.backoff = &sample, 0, true, 0
 	} else {
-		if s.failed++; s.failed >= lost {
-			s.Sample = nil
-		}
+		s.silence()
 		if kissed(err) {
 			s.backoff = min(max(2*s.backoff, pollSlow), poison)
 		}
 	}
-	k.decide(now)
+	k.decide(now, server.Peer)
 	s.Poll = k.pause(s)
 	s.due = now.Raw + s.Poll
 }
@@ -211,9 +211,11 @@ func (k *Keeper) residual(s *Source, n Sample) {
 }
 
 // elect votes: by more than half, and certain enough to be used.
-func (k *Keeper) elect(now Reading) (Vote, error) {
+func (k *Keeper) elect(now Reading) (Vote, error) { return k.electOf(now, k.sources) }
+
+func (k *Keeper) electOf(now Reading, sources []Source) (Vote, error) {
 	k.forget(now)
-	v, err := Select(k.sources, now.Raw, k.dis.rate, max(FreshPPM, k.dis.drift))
+	v, err := Select(sources, now.Raw, k.dis.rate, max(FreshPPM, k.dis.drift))
 	if err != nil {
 		return Vote{}, err
 	}
@@ -227,16 +229,22 @@ func (k *Keeper) elect(now Reading) (Vote, error) {
 	return v, nil
 }
 
-// decide votes and draws the consequences. k.mu is held.
-func (k *Keeper) decide(now Reading) {
+// decide votes and draws the consequences of a server's or a peer's answer. k.mu is held.
+func (k *Keeper) decide(now Reading, peer bool) {
 	v, err := k.elect(now)
 	k.mark(v, err)
-	if err == nil && k.accuse(now) {
+	if k.unaffected(peer, err) {
+		return
+	}
+	if err == nil && k.accuse(now) || err != nil && k.refuted(now) {
 		v, err = k.elect(now)
 		k.mark(v, err)
 	}
 	if err != nil {
 		k.vote = false
+		if k.contradicted(now, peer) {
+			return
+		}
 		k.without(now, err)
 		return
 	}
@@ -249,25 +257,18 @@ func (k *Keeper) decide(now Reading) {
 		if k.own == nil {
 			return // it is from an earlier start of the node: nothing is left that the servers could come back to
 		}
+		if peer || v.Helped {
+			return // only the servers can take back what they said
+		}
 		if k.agreed++; k.agreed == 1 {
 			k.agreeing = now.Raw
 		}
-		if k.agreed < settle*len(k.sources) || now.Raw-k.agreeing < hurry {
+		if k.agreed < k.settles() || now.Raw-k.agreeing < hurry {
 			return
 		}
 		k.event("release", "the time servers have come back to what this clock said all along")
 	}
 	k.follow(now, v)
-}
-
-// servers are the sources that are no peers.
-func (k *Keeper) servers() (out []Source) {
-	for _, s := range k.sources {
-		if !s.Peer {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 // contradiction is "" if the vote fits the floor and what this clock foretold.
@@ -290,7 +291,7 @@ func (k *Keeper) contradiction(now Reading, v Vote) (kind, reason string) {
 		return "", ""
 	}
 	who := "the majority of the time servers jumped"
-	if len(v.Inside) == len(k.sources) {
+	if in, _ := k.kinds(v); in == len(k.servers()) {
 		who = "all time servers jumped together"
 	}
 	reason = fmt.Sprintf("%s: they differ from this clock by %s, which is certain to %s", who, short(off), short(bound))

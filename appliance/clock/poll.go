@@ -76,7 +76,7 @@ func (k *Keeper) Retry() {
 }
 
 func (k *Keeper) faster(all bool) {
-	if k.steady++; k.steady < settle*len(k.sources) {
+	if k.steady++; k.steady < k.settles() {
 		return
 	}
 	k.steady = 0

@@ -22,6 +22,7 @@ type world struct {
 	k         *Keeper
 	clock     *soft
 	net       []*fakeServer
+	peers     []*fakePeer // see fleet_test.go
 	out       []event
 	// how the run went
 	wrong, unflagged int
@@ -68,10 +69,10 @@ type soft struct {
 const dayRate = 2 * math.Pi / 86400
 
 func (s *soft) raw(at time.Duration) time.Duration {
-	at -= s.born
+	at -= s.born + s.lost
 	sec := at.Seconds()
 	wave := s.swing / dayRate * (math.Cos(s.phase) - math.Cos(dayRate*sec+s.phase))
-	return 3*time.Second + at - s.lost + time.Duration((s.base*sec+wave)*1e3)
+	return 3*time.Second + at + time.Duration((s.base*sec+wave)*1e3)
 }
 
 func (s *soft) Read() Reading {
@@ -145,11 +146,19 @@ func (w *world) start() {
 	}
 	k.Query = func(context.Context, Server) (Sample, error) { return Sample{}, errors.New("not used") }
 	w.k, w.out = k, nil
+	w.configure()
+}
+
+// configure names the servers and peers to the keeper.
+func (w *world) configure() {
 	var list []Server
 	for _, s := range w.net {
 		list = append(list, s.Server)
 	}
-	k.Configure(list, 0)
+	for _, p := range w.peers {
+		list = append(list, p.Server)
+	}
+	w.k.Configure(list, 0)
 }
 
 // reboot switches the machine off and on: its oscillator is calibrated anew, off by base ppm. What is kept on the disk comes back.
@@ -183,6 +192,10 @@ func (w *world) pause(d time.Duration) {
 
 // ask sends a question now and queues what comes of it.
 func (w *world) ask(s Server) {
+	if s.Peer {
+		w.askPeer(s)
+		return
+	}
 	i := slices.IndexFunc(w.net, func(f *fakeServer) bool { return f.Server == s })
 	f := w.net[i]
 	f.asked++
@@ -239,7 +252,7 @@ func (w *world) run(d time.Duration) {
 		w.now = max(w.now, e.at)
 		w.judge() // what was trusted until the answer came
 		w.k.answer(w.clock.Read(), e.server, e.sample, e.err)
-		if i := slices.IndexFunc(w.net, func(f *fakeServer) bool { return f.Server == e.server }); e.err == nil {
+		if i := slices.IndexFunc(w.net, func(f *fakeServer) bool { return f.Server == e.server }); e.err == nil && i >= 0 {
 			w.net[i].lied = e.lied
 		}
 		w.judge()

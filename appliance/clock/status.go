@@ -53,7 +53,7 @@ func (k *Keeper) Status() Status {
 	if k.state == Waiting && s.Reason == "" {
 		s.Reason = "no time server has answered yet"
 	}
-	if len(k.sources) == 0 && (k.state == Waiting || k.state == Holdover || k.state == Stopped) {
+	if len(k.servers()) == 0 && (k.state == Waiting || k.state == Holdover || k.state == Stopped) {
 		s.Reason = "no time server is configured"
 		if !k.told {
 			s.Reason = "the records that name the time servers have not come yet"
@@ -82,34 +82,10 @@ func (s Status) Bound() time.Duration {
 
 // Why says in three sentences what the clock believes, why, and what comes next.
 func (s Status) Why() []string {
-	in := func(state string) (list []string) {
-		for _, src := range s.Sources {
-			if src.State == state {
-				list = append(list, src.Address)
-			}
-		}
-		return list
-	}
-	agree, lie, silent := in("selected"), in("falseticker"), in("unreachable")
 	bound, stops := short(s.Bound()), day(s.StopsAt())
 	switch s.State {
 	case Locked:
-		second := fmt.Sprintf("%d of %d time servers agree: %s.", len(agree), len(s.Sources), names(agree))
-		if n := len(s.Sources); n < 3 {
-			second = fmt.Sprintf("There is a single source (%s), which nobody could contradict, so the bound is doubled.", names(agree))
-			if n == 2 {
-				second = fmt.Sprintf("Only two servers are configured (%s), so neither can outvote the other and the bound is doubled.", names(agree))
-			}
-		}
-		if len(lie) > 0 {
-			second = strings.TrimSuffix(second, ".") + ", and " + names(lie) + " does not."
-		} else if len(silent) > 0 {
-			second = strings.TrimSuffix(second, ".") + ", and " + names(silent) + " does not answer."
-		}
-		if o := s.oscillator(); o != "" {
-			second += " " + o
-		}
-		return []string{fmt.Sprintf("The time is trusted to within %s.", bound), second,
+		return []string{fmt.Sprintf("The time is trusted to within %s.", bound), s.agreement(),
 			fmt.Sprintf("If no server answered any more, issuing would stop at %s, when the bound has grown to %s.", stops, short(s.Limit))}
 	case Holdover:
 		return []string{fmt.Sprintf("The time is still trusted, to within %s, but no majority confirms it.", bound), sentence(s.Reason),
@@ -195,12 +171,19 @@ func (s Status) Problems() (list []policy.Problem) {
 		}
 	}
 	for _, src := range s.Sources {
-		if src.State == "falseticker" {
+		switch {
+		case src.State != "falseticker":
+		case src.Peer:
+			add("time-falseticker", "peer "+src.Address+" says another time than this node's servers", "compare time status on both nodes; its voice moves nothing here (peer remove)")
+		default:
 			add("time-falseticker", src.Address+" says another time than the majority", "have that server looked at, or use another (time set)")
 		}
 	}
-	if n := len(s.Sources); n > 0 && n < 3 {
-		add("time-few-sources", fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", n), "configure at least three (time set)")
+	switch configured := servers(s.Sources); len(configured) {
+	case 1:
+		add("time-few-sources", "single source: only "+configured[0].Address+" is configured, and no other server can contradict it", "configure at least three time servers (time set)")
+	case 2:
+		add("time-few-sources", "only two time servers are configured; one that lies can't be outvoted", "configure at least three (time set)")
 	}
 	if s.Odd != 0 && math.Abs(s.Rate) > MaxSlewPPM {
 		hourly := ppm(time.Hour, math.Abs(s.Rate)-MaxSlewPPM)

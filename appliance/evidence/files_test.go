@@ -120,6 +120,15 @@ func TestRefusesFilesThatAreNoPolicy(t *testing.T) {
 	}
 }
 
+// swapped has the other byte order.
+func swapped(b []byte) []byte {
+	b = bytes.Clone(b)
+	for i := 0; i+1 < len(b); i += 2 {
+		b[i], b[i+1] = b[i+1], b[i]
+	}
+	return b
+}
+
 func TestReadsPlatformIdentifiers(t *testing.T) {
 	_, middle := hierarchy(t)
 	key := &rsaKeys()[2].PublicKey
@@ -133,7 +142,7 @@ func TestReadsPlatformIdentifiers(t *testing.T) {
 	wide := appendUTF16([]byte{0xff, 0xfe}, strings.Replace(text, "UTF-8", "utf-16", 1))
 	extra := strings.Replace(text, "<Name>", "<Future a=\"1\"><Deep>?</Deep></Future><Name>", 1)
 	for name, b := range map[string][]byte{
-		"as written": raw, "without mark": []byte(text), "UTF-16": wide, "UTF-16 without mark": wide[2:], "unknown elements": []byte(extra),
+		"as written": raw, "without mark": []byte(text), "UTF-16": wide, "UTF-16 without mark": wide[2:], "UTF-16 big-endian": swapped(wide), "UTF-16 big-endian without mark": swapped(wide)[2:], "unknown elements": []byte(extra),
 		"one line (InnerXml)": []byte(strings.ReplaceAll(text[strings.Index(text, "<Platform"):], "\n", "")),
 	} {
 		p, err := ParsePlatform(b)

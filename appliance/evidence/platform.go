@@ -3,14 +3,14 @@ package evidence
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf16"
 	"unicode/utf8"
+
+	"guardhouse/appliance/text"
 )
 
 // Platform is a platform identifier: the XML file in which Get-PlatformIdentifier names a host (hgsa.md section 10). Microsoft publishes
@@ -45,12 +45,12 @@ func ParsePlatform(raw []byte) (*Platform, error) {
 	if len(raw) > MaxPlatform {
 		return nil, fmt.Errorf("%w: %d bytes, more than %d", ErrPlatform, len(raw), MaxPlatform)
 	}
-	text, err := toUTF8(raw)
+	doc, err := toUTF8(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPlatform, err)
 	}
 	p := &Platform{}
-	if err := p.read(text); err != nil {
+	if err := p.read(doc); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPlatform, err)
 	}
 	if p.Certificate != nil {
@@ -71,35 +71,15 @@ func ParsePlatform(raw []byte) (*Platform, error) {
 	return p, nil
 }
 
-// toUTF8 goes by the byte order mark, or by the zero that UTF-16 has beside the first '<'.
 func toUTF8(raw []byte) ([]byte, error) {
-	var order binary.ByteOrder
-	switch {
-	case bytes.HasPrefix(raw, []byte("\xef\xbb\xbf")):
-		raw = raw[3:]
-	case bytes.HasPrefix(raw, []byte("\xff\xfe")):
-		order, raw = binary.LittleEndian, raw[2:]
-	case bytes.HasPrefix(raw, []byte("\xfe\xff")):
-		order, raw = binary.BigEndian, raw[2:]
-	case bytes.HasPrefix(raw, []byte("<\x00")):
-		order = binary.LittleEndian
-	case bytes.HasPrefix(raw, []byte("\x00<")):
-		order = binary.BigEndian
+	e, mark := text.Detect(raw)
+	if e != text.UTF8 {
+		return text.FromUTF16(raw[mark:], e, 2*MaxPlatform)
 	}
-	if order == nil {
-		if !utf8.Valid(raw) {
-			return nil, errors.New("neither UTF-8 nor UTF-16")
-		}
-		return raw, nil
+	if !utf8.Valid(raw) {
+		return nil, errors.New("neither UTF-8 nor UTF-16")
 	}
-	if len(raw)%2 != 0 {
-		return nil, errors.New("UTF-16 with half a character")
-	}
-	u := make([]uint16, len(raw)/2)
-	for i := range u {
-		u[i] = order.Uint16(raw[2*i:])
-	}
-	return []byte(string(utf16.Decode(u))), nil
+	return raw[mark:], nil
 }
 
 // read walks the elements. Text of an element counts for the innermost element and, so that nesting and attributes don't matter, so does a

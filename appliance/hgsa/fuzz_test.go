@@ -3,6 +3,7 @@ package hgsa
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf16"
 )
 
 func seeds(f *testing.F) {
@@ -23,8 +25,22 @@ func seeds(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(b)
+		f.Add(wide(string(b), true))
+		f.Add(wide(string(b), false)[2:])
 	}
 	f.Add([]byte(`{"SessionId":null,"RequestedContent":["1"],"ProvidedContent":[{"m_Item2":{"Key":"\/v8="},"m_Item1":1}]}`))
+}
+
+// wide is text in UTF-16 with a mark, little-endian or not.
+func wide(s string, little bool) (b []byte) {
+	for _, u := range utf16.Encode([]rune("\ufeff" + s)) {
+		if little {
+			b = binary.LittleEndian.AppendUint16(b, u)
+		} else {
+			b = binary.BigEndian.AppendUint16(b, u)
+		}
+	}
+	return b
 }
 
 // checkRequest: what decodes encodes to what decodes to the same.
@@ -35,7 +51,7 @@ func checkRequest(t *testing.T, body []byte, r Request, err error, decode func([
 		}
 		return
 	}
-	if !json.Valid(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))) {
+	if doc, err := inUTF8(body); err != nil || !json.Valid(doc) {
 		t.Fatal("accepted what is not JSON")
 	}
 	for _, style := range []Style{{}, {Base64: true, BinaryGUIDs: true}} {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"guardhouse/appliance/text"
 )
 
 // reader walks one JSON text that json.Valid has accepted. It keeps no copies
@@ -25,12 +27,30 @@ func newReader(body []byte, limit int) (*reader, error) {
 	if len(body) > limit {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrPayload, len(body), limit)
 	}
-	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))
+	body, err := inUTF8(body)
+	if err != nil {
+		return nil, err
+	}
 	lists, ok := check(body)
 	if !ok {
 		return nil, ErrSyntax
 	}
 	return &reader{b: body, lists: lists}, nil
+}
+
+// inUTF8 tells the encodings of JSON apart as the genuine serializer does, by the first two bytes; a byte order mark is taken too. What is
+// made of UTF-16 is not larger than it was.
+func inUTF8(body []byte) ([]byte, error) {
+	e, mark := text.Detect(body)
+	if e == text.UTF8 {
+		return body[mark:], nil
+	}
+	wide := body[mark:]
+	body, err := text.FromUTF16(wide, e, len(wide))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSyntax, err)
+	}
+	return body, nil
 }
 
 func payload(format string, args ...any) error {

@@ -166,6 +166,30 @@ func TestReaderAcceptsEveryDocumentedForm(t *testing.T) {
 	}
 }
 
+// The genuine serializer's reader tells UTF-16 by the first character and needs no mark; one is taken all the same.
+func TestReadsBodiesInUTF16(t *testing.T) {
+	body := `{"SessionId":"0b8c6c1e-6d0e-4c6f-9f0a-3d1f6f6b2a11","Note":"é😀","RequestedContent":[1],"ProvidedContent":[{"m_Item1":1,"m_Item2":[254,255,0,62]}]}`
+	want, _, err := DecodeHostKeyAttest([]byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	le, be := wide(body, true), wide(body, false)
+	for name, raw := range map[string][]byte{"little-endian": le, "big-endian": be, "little-endian without mark": le[2:], "big-endian without mark": be[2:]} {
+		r, _, err := DecodeHostKeyAttest(raw)
+		if err != nil || !reflect.DeepEqual(r, want) {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+	for name, raw := range map[string][]byte{
+		"half a character": append(bytes.Clone(le), ' '), "half a surrogate pair": bytes.Replace(le, []byte("\x00\xde"), []byte("a\x00"), 1),
+		"two marks": wide("\ufeff"+body, true), "larger in UTF-8": wide(`{"a":"`+strings.Repeat("日", 100)+`"}`, false), "mark alone": {0xff, 0xfe},
+	} {
+		if _, _, err := DecodeHostKeyAttest(raw); !errors.Is(err, ErrSyntax) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestMirrorsBase64AsTheGenuineSerializerWritesIt(t *testing.T) {
 	reply := &HealthCertificateReply{[]TupleOfAttestationResultTypebase64Binary{{1, []byte{254, 255, 0, 62}}}}
 	got := string(EncodeReply(reply, Style{Base64: true}))

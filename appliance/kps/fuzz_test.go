@@ -57,6 +57,8 @@ func FuzzCanonical(f *testing.F) {
 
 func FuzzParseMessages(f *testing.F) {
 	f.Add(NewRequest([]byte("p"), []byte("c")).Marshal())
+	f.Add(wide(string(NewRequest([]byte("p"), []byte("c")).Marshal()), true))
+	f.Add(wide(string(NewRequest([]byte("p"), []byte("c")).Marshal()), false))
 	f.Add((&RollTransportKeyResponse{[]byte{1}, []byte{2}, []byte{3}, []byte{4}}).Marshal())
 	f.Add((&ErrorDocument{CodeInternal, "m"}).Marshal())
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -97,7 +97,7 @@ func (p *Protector) Owner() *Wrapping {
 // ParseProtector reads a protector and refuses every departure from the schema
 // and the limits of kps.md 9.2. It checks no signature. Errors are Refusals:
 // CodeInvalidWrapping when a wrapping is malformed, else CodeInvalidProtector.
-// A byte order mark and an XML declaration are tolerated. raw is kept.
+// A byte order mark, an XML declaration and UTF-16 are tolerated. raw is kept.
 func ParseProtector(raw []byte) (*Protector, error) {
 	p, err := parseProtector(raw)
 	if err != nil {

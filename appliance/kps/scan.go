@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"strconv"
 	"unicode/utf8"
 )
@@ -15,11 +16,12 @@ var errNotXML = errors.New("the document is not well-formed XML")
 // subset of what encoding/xml does, which reads byte by byte and takes half of
 // the time that a whole roll may: names are ASCII, white space stands between
 // attributes, character references are characters of XML. FuzzScanner compares
-// the two. The input is valid UTF-8; tokens may share its memory.
+// the two. The input is in UTF-8 (readTree sees to it); tokens may share its memory.
 type scanner struct {
-	in  []byte
-	pos int
-	buf []byte // of the last unescaped text
+	in        []byte
+	encodings []string // names of the document's encoding that its declaration may give
+	pos       int
+	buf       []byte // of the last unescaped text
 }
 
 // A byte of text is plain where it stands for itself, whatever is around it.
@@ -105,7 +107,7 @@ func (s *scanner) markup(b *treeBuilder) error {
 	return s.start(b)
 }
 
-// declaration skips the XML declaration, which must say version 1.0 and UTF-8.
+// declaration skips the XML declaration, which must say version 1.0 and the encoding that the document has.
 func (s *scanner) declaration() error {
 	if !bytes.HasPrefix(s.in, []byte("<?xml")) {
 		return nil
@@ -115,7 +117,7 @@ func (s *scanner) declaration() error {
 		name   string
 		values []string
 		needed bool
-	}{{"version", []string{"1.0"}, true}, {"encoding", []string{"utf-8"}, false}, {"standalone", []string{"yes", "no"}, false}} {
+	}{{"version", []string{"1.0"}, true}, {"encoding", s.encodings, false}, {"standalone", []string{"yes", "no"}, false}} {
 		before := s.pos
 		spaced := s.spaces()
 		if name, value, err := s.attribute(); err == nil && spaced && name.Space == "" && name.Local == want.name {
@@ -124,7 +126,7 @@ func (s *scanner) declaration() error {
 				known = known || bytes.EqualFold([]byte(value), []byte(v))
 			}
 			if !known {
-				return errors.New("the XML declaration is not that of XML 1.0 in UTF-8")
+				return fmt.Errorf("the XML declaration is not that of XML 1.0 in %s", s.encodings[0])
 			}
 			continue
 		}

@@ -2,11 +2,13 @@ package kps
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/xml"
 	"errors"
 	"io"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/beevik/etree"
 )
@@ -14,7 +16,12 @@ import (
 // slowTree is readTree over the tokens of encoding/xml, which is lenient where the scanner is not.
 func slowTree(raw []byte, lim bounds) (*etree.Element, error) {
 	b := treeBuilder{lim: lim}
-	dec := xml.NewDecoder(bytes.NewReader(bytes.TrimPrefix(raw, byteOrderMark)))
+	raw, _, err := inUTF8(raw)
+	if err != nil {
+		return nil, err
+	}
+	dec := xml.NewDecoder(bytes.NewReader(raw))
+	dec.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil } // converted already
 	for n := 0; ; n++ {
 		tok, err := dec.RawToken()
 		if err == io.EOF {
@@ -57,6 +64,20 @@ func shape(w *strings.Builder, el *etree.Element) {
 		}
 	}
 	w.WriteString(">")
+}
+
+// wide is a document in UTF-16, little-endian or not, as a .NET writer of that encoding makes it.
+func wide(doc string, little bool) []byte {
+	doc = "\ufeff" + strings.Replace(strings.Replace(doc, `encoding="utf-8"`, `encoding="utf-16"`, 1), `encoding='UTF-8'`, `encoding='UTF-16'`, 1)
+	var b []byte
+	for _, u := range utf16.Encode([]rune(doc)) {
+		if little {
+			b = binary.LittleEndian.AppendUint16(b, u)
+		} else {
+			b = binary.BigEndian.AppendUint16(b, u)
+		}
+	}
+	return b
 }
 
 func sameAsSlow(t *testing.T, raw []byte) {
@@ -109,6 +130,24 @@ func TestScannerReadsWhatEncodingXMLReads(t *testing.T) {
 			t.Errorf("%q: %v", doc, err)
 		}
 		sameAsSlow(t, []byte(doc))
+		// The same document in UTF-16 is the same tree, also without its mark.
+		narrow, err := readTree([]byte(doc), lim)
+		if err != nil {
+			continue // told above
+		}
+		for _, raw := range [][]byte{wide(doc, true), wide(doc, false), wide(doc, true)[2:], wide(doc, false)[2:]} {
+			sameAsSlow(t, raw)
+			tree, err := readTree(raw, lim)
+			if err != nil {
+				t.Errorf("%.40q in UTF-16: %v", doc, err)
+				continue
+			}
+			var want, got strings.Builder
+			shape(&want, narrow)
+			if shape(&got, tree); got.String() != want.String() {
+				t.Errorf("%q in UTF-16 reads as %q", doc, &got)
+			}
+		}
 	}
 	for _, doc := range refusedXML {
 		if _, err := readTree([]byte(doc), lim); err == nil {
@@ -121,6 +160,8 @@ func TestScannerReadsWhatEncodingXMLReads(t *testing.T) {
 func FuzzScanner(f *testing.F) {
 	for _, doc := range append(append([]string{}, odd...), refusedXML...) {
 		f.Add([]byte(doc))
+		f.Add(wide(doc, true))
+		f.Add(wide(doc, false))
 	}
 	f.Add(readFile(f, "wrappings.xml"))
 	f.Fuzz(sameAsSlow)

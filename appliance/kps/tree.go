@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/beevik/etree"
+
+	text16 "guardhouse/appliance/text"
 )
 
 // MaxDocument is the largest document in bytes that any parser here accepts;
@@ -27,8 +29,6 @@ type bounds struct {
 
 var documentBounds = bounds{bytes: MaxDocument, depth: 24, elements: 8192, attributes: 16, declarations: 32}
 
-var byteOrderMark = []byte("\xef\xbb\xbf")
-
 // readTree parses one XML document. It refuses what the canonical form could
 // show in two ways or what could hide text from one reader: document type
 // declarations, processing instructions, unknown entities, duplicate
@@ -39,16 +39,36 @@ func readTree(raw []byte, lim bounds) (*etree.Element, error) {
 	if len(raw) > lim.bytes {
 		return nil, fmt.Errorf("the document has %d bytes, %d are allowed", len(raw), lim.bytes)
 	}
-	raw = bytes.TrimPrefix(raw, byteOrderMark)
-	if !utf8.Valid(raw) {
-		return nil, errors.New("the document is not UTF-8")
+	raw, declared, err := inUTF8(raw)
+	if err != nil {
+		return nil, err
 	}
 	b := treeBuilder{lim: lim}
-	s := scanner{in: raw}
+	s := scanner{in: raw, encodings: declared}
 	if err := s.run(&b); err != nil {
 		return nil, err
 	}
 	return b.finish()
+}
+
+// inUTF8 goes by the byte order mark, and without one by the first two bytes, as .NET's readers of XML do. declared are the names that the
+// XML declaration may have for what the bytes say: another name would let two readers see two texts. What is made of UTF-16 is not larger
+// than it was.
+func inUTF8(raw []byte) (doc []byte, declared []string, err error) {
+	e, mark := text16.Detect(raw)
+	raw = raw[mark:]
+	switch e {
+	case text16.UTF16LE:
+		doc, err = text16.FromUTF16(raw, e, len(raw))
+		return doc, []string{"utf-16", "utf-16le"}, err
+	case text16.UTF16BE:
+		doc, err = text16.FromUTF16(raw, e, len(raw))
+		return doc, []string{"utf-16", "utf-16be"}, err
+	}
+	if !utf8.Valid(raw) {
+		return nil, nil, errors.New("the document is neither UTF-8 nor UTF-16")
+	}
+	return raw, []string{"utf-8"}, nil
 }
 
 type treeBuilder struct {

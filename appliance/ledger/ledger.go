@@ -98,6 +98,7 @@ type Ledger struct {
 	refusals  refusalTable
 	forward   *forward
 	shares    shares
+	onceMu    sync.Mutex // held by auditOnce from its look at the chain to its entry
 	proposals proposals
 	floor     floor
 	started   sync.WaitGroup

@@ -46,10 +46,11 @@ func (c *contents) read(tx *bolt.Tx) error {
 	// These maps are nil where there is no record.
 	s.Tenants, s.Baselines, s.CIPolicies, s.DumpKeys = map[string]policy.Tenant{}, map[string]policy.Baseline{}, map[string]policy.CIPolicy{}, map[string]policy.DumpKey{}
 	s.PolicySets, s.Anchors, s.VendorsOff = map[string]policy.PolicySet{}, map[string]policy.Anchor{}, map[string]bool{}
-	s.Denials, s.Offline = map[string]policy.Denial{}, map[string]policy.OfflineCaching{}
+	s.Denials, s.Offline, s.Peers = map[string]policy.Denial{}, map[string]policy.OfflineCaching{}, map[string]policy.Peer{}
 	err := errors.Join(
 		load(tx, bucketDenials, s.Denials, func(d policy.Denial) string { return d.Name }),
 		load(tx, bucketOffline, s.Offline, func(o policy.OfflineCaching) string { return o.Class }),
+		load(tx, bucketPeers, s.Peers, func(p policy.Peer) string { return p.Name }),
 		load(tx, bucketTenants, s.Tenants, func(t policy.Tenant) string { return t.Name }),
 		load(tx, bucketBaselines, s.Baselines, func(b policy.Baseline) string { return b.Name }),
 		load(tx, bucketCIPolicies, s.CIPolicies, func(p policy.CIPolicy) string { return p.Name }),
@@ -77,7 +78,7 @@ func (c *contents) read(tx *bolt.Tx) error {
 		s.VendorsOff[vendor] = true
 	}
 	s.Tenants, s.Baselines, s.CIPolicies, s.DumpKeys = orNil(s.Tenants), orNil(s.Baselines), orNil(s.CIPolicies), orNil(s.DumpKeys)
-	s.Denials, s.Offline = orNil(s.Denials), orNil(s.Offline)
+	s.Denials, s.Offline, s.Peers = orNil(s.Denials), orNil(s.Offline), orNil(s.Peers)
 	s.PolicySets, s.Anchors, s.VendorsOff = orNil(s.PolicySets), orNil(s.Anchors), orNil(s.VendorsOff)
 	return err
 }
@@ -199,6 +200,7 @@ func writeState(tx *bolt.Tx, old, new policy.State) error {
 		diff(tx, bucketTenants, old.Tenants, new.Tenants, same),
 		diff(tx, bucketDenials, old.Denials, new.Denials, same),
 		diff(tx, bucketOffline, old.Offline, new.Offline, same),
+		diff(tx, bucketPeers, old.Peers, new.Peers, same),
 		diff(tx, bucketBaselines, old.Baselines, new.Baselines, same),
 		diff(tx, bucketCIPolicies, old.CIPolicies, new.CIPolicies, same),
 		diff(tx, bucketDumpKeys, old.DumpKeys, new.DumpKeys, same),

@@ -22,6 +22,7 @@ func everyRecord() policy.State {
 	s.Denials = map[string]policy.Denial{"d": {Name: "d", Subject: "hv7"}}
 	s.Offline = map[string]policy.OfflineCaching{"edge": {Class: "edge", MaxUnwraps: 1}}
 	s.Tenants = map[string]policy.Tenant{"acme": {Name: "acme"}}
+	s.Peers = map[string]policy.Peer{"node2": {Name: "node2", Address: "192.0.2.7:7443", Key: []byte{5}, Added: at}}
 	s.Baselines = map[string]policy.Baseline{"r740": {Name: "r740", Version: policy.Version2, Variables: []policy.Measured{{Name: "PK", SHA256: []byte{1}}}}}
 	s.CIPolicies = map[string]policy.CIPolicy{"allow": {Name: "allow", Digests: []policy.HashValue{{Alg: 11, Digest: []byte{2}}}}}
 	s.DumpKeys = map[string]policy.DumpKey{"ops": {Name: "ops", SHA256: []byte{3}}}

@@ -112,6 +112,20 @@ var auditKinds = map[string][]policy.AuditKind{
 	rpc.Clock:   {policy.AuditSystem},
 }
 
+// mayRecord refuses what a process has no business to record.
+func mayRecord(process string, e policy.AuditEntry) error {
+	if !slices.Contains(auditKinds[process], e.Kind) {
+		return rpc.ErrRefused.With("%s may not record entries of the kind %.16q", process, e.Kind)
+	}
+	if slices.Contains(ownActions, e.Action) {
+		return rpc.ErrRefused.With("%s is recorded by the ledger only", e.Action)
+	}
+	if _, claimed := e.Facts[factEvent]; claimed {
+		return rpc.ErrRefused.With("the fact %q is recorded by the ledger only", factEvent)
+	}
+	return nil
+}
+
 // auditError gives the audit's refusals the kind that callers know: trying again helps once the audit is cured.
 func auditError(err error) error {
 	var e *audit.Error
@@ -122,12 +136,15 @@ func auditError(err error) error {
 }
 
 func (l *Ledger) registerAudit(s *rpc.Server) {
-	rpc.Handle(s, rpc.LedgerAudit, func(ctx context.Context, c rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
-		if !slices.Contains(auditKinds[c.Process], e.Kind) {
-			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s may not record entries of the kind %.16q", c.Process, e.Kind)
+	rpc.Handle(s, rpc.LedgerAuditOnce, func(ctx context.Context, c rpc.Caller, req rpc.AuditOnce) (policy.AuditReceipt, error) {
+		if err := mayRecord(c.Process, req.Entry); err != nil {
+			return policy.AuditReceipt{}, err
 		}
-		if slices.Contains(ownActions, e.Action) {
-			return policy.AuditReceipt{}, rpc.ErrRefused.With("%s is recorded by the ledger only", e.Action)
+		return l.auditOnce(ctx, req)
+	}, rpc.Init)
+	rpc.Handle(s, rpc.LedgerAudit, func(ctx context.Context, c rpc.Caller, e policy.AuditEntry) (policy.AuditReceipt, error) {
+		if err := mayRecord(c.Process, e); err != nil {
+			return policy.AuditReceipt{}, err
 		}
 		if err := l.checkShare(e); err != nil {
 			return policy.AuditReceipt{}, err

@@ -33,6 +33,7 @@ var (
 	bucketTenants = []byte("tenants") // by name
 	bucketDenials = []byte("denials") // by name
 	bucketOffline = []byte("offline") // by host class
+	bucketPeers   = []byte("peers")   // by name
 	bucketResults = []byte("results") // request id -> result
 	bucketOrder   = []byte("order")   // index -> request id, to forget the oldest
 	bucketMade    = []byte("made")    // ref -> madeHere: the keys that this node had its HSM make; never part of what nodes agree on
@@ -46,7 +47,7 @@ var (
 	bucketVendorsOff = []byte("vendors-off") // by vendor label
 
 	buckets = [][]byte{bucketMeta, bucketLocal, bucketMade, bucketNodes, bucketAdmins, bucketHosts, bucketKeys, bucketSigners, bucketTenants, bucketDenials, bucketOffline, bucketResults, bucketOrder,
-		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff}
+		bucketOutbox, bucketBaselines, bucketCIPolicies, bucketDumpKeys, bucketPolicySets, bucketAnchors, bucketVendorsOff, bucketPeers}
 
 	keyVersion  = []byte("version")
 	keyIndex    = []byte("index")

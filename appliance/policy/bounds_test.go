@@ -64,6 +64,8 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	cert := padded(t, MaxCertificate)
 	send(CmdKeyAdd, KeyAdd{Role: RoleAttestationSigner, Label: wide(MaxLabel), Certificate: cert})
 	send(CmdTenantAdd, TenantAdd{Name: name, Note: wide(MaxNote)})
+	s.Admins[op.Name] = Admin{Name: op.Name, Role: AdminOwner, Key: s.Admins[op.Name].Key}
+	send(CmdPeerAdd, PeerAdd{Name: name, Address: "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff]:65535", Key: make([]byte, PeerKeySize)})
 	brought := s.Tenants[name]
 	brought.Classes = slices.Repeat([]string{name}, MaxTenantClasses)
 	send(CmdSignerTrust, SignerTrust{Name: name, Certificate: cert})
@@ -116,7 +118,7 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	const node = 6*(4*maxEntries*maxEntries*maxEntry+MaxTimeServers*maxHost+maxSSHKey) + 2*(2+MaxChain)*MaxCertificate
 	attestation := MaxBaselines*entry(name, s.Baselines[name]) + MaxCIPolicies*entry(name, s.CIPolicies[name]) + MaxDumpKeys*entry(name, s.DumpKeys[name]) +
 		MaxPolicySets*entry(name, s.PolicySets[name]) + MaxAnchors*(entry(anchors[0], anchor)+entry(name, true)) + MaxAnchorBytes/3*4 +
-		MaxDenials*entry(name, s.Denials[name]) + MaxOfflineClasses*entry(name, s.Offline[name])
+		MaxDenials*entry(name, s.Denials[name]) + MaxOfflineClasses*entry(name, s.Offline[name]) + MaxPeers*entry(name, s.Peers[name])
 	total := maxHostBytes + key*MaxKeys + entry(name, brought)*MaxTenants + signer*MaxSigners + admin*MaxAdmins + 8*node + attestation
 	total += 2 * (MaxDraftBytes + MaxDraftSteps*entry(name, s.Baselines[name])) // the draft, and what undoes one that removed as many baselines
 	t.Logf("hosts %d, key %d, attestation signer %d, attestation policies %d bytes; %d bytes in all", maxHostBytes, key, signer, attestation, total)
@@ -241,7 +243,7 @@ func TestTheDenyDateLiesNotInTheFuture(t *testing.T) {
 		return c
 	}
 	now := Stamp{Earliest: 1_800_000_000_000, Latest: 1_800_000_001_000}
-	refused(t, s, deny(now, 1_800_000_003))
+	refused(t, s, deny(now, 1_800_000_004))
 	refused(t, s, deny(Stamp{}, 1_700_000_000))
 	must(t, s, deny(now, 1_800_000_001))
 }

@@ -74,6 +74,9 @@ const (
 	CmdHostDeny     Kind = "host.deny"             // HostDeny
 	CmdHostAllow    Kind = "host.allow"            // ByName
 	CmdClassOffline Kind = "class.offline-caching" // OfflineSet
+
+	CmdPeerAdd    Kind = "peer.add"    // PeerAdd
+	CmdPeerRemove Kind = "peer.remove" // ByName
 )
 
 // Setup is the body of the first command: it makes the service, its first node and its first administrators.
@@ -237,6 +240,8 @@ var handlers = map[Kind]struct {
 	CmdRotationRemove:  {AdminOperator, false, applyRotationRemove},
 	CmdRotationUndo:    {AdminOperator, false, applyRotationUndo},
 	CmdRotationAbort:   {AdminOperator, false, applyRotationAbort},
+	CmdPeerAdd:         {AdminOwner, false, applyPeerAdd},
+	CmdPeerRemove:      {AdminOwner, false, applyPeerRemove},
 }
 
 // Kinds lists every command kind, for tests that walk them all.

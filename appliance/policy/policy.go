@@ -231,6 +231,8 @@ type State struct {
 	// Of key protection; each map may be nil.
 	Denials map[string]Denial         `json:"denials,omitempty"` // by name
 	Offline map[string]OfflineCaching `json:"offline,omitempty"` // by host class
+	// Peers are the other nodes that this one compares clocks with; by name, may be nil.
+	Peers map[string]Peer `json:"peers,omitempty"`
 }
 
 // Snapshot is State at a log index, streamed by the ledger to the other processes. NodeID tells which node is speaking; it is empty
@@ -257,6 +259,7 @@ func (s State) clone() State {
 	s.Baselines, s.CIPolicies, s.DumpKeys = maps.Clone(s.Baselines), maps.Clone(s.CIPolicies), maps.Clone(s.DumpKeys)
 	s.PolicySets, s.Anchors, s.VendorsOff = maps.Clone(s.PolicySets), maps.Clone(s.Anchors), maps.Clone(s.VendorsOff)
 	s.Denials, s.Offline = maps.Clone(s.Denials), maps.Clone(s.Offline)
+	s.Peers = maps.Clone(s.Peers)
 	return s
 }
 

@@ -35,6 +35,7 @@ var (
 	LedgerSealKey       = Method[Empty, SetupKeyReply]{"ledger.SealKey"}                   // [console] to whom secrets are encrypted, this boot
 	LedgerSoftwareKeys  = Method[Empty, []SoftwareKey]{"ledger.SoftwareKeys"}              // [hsm] the private halves; the receiver wipes them
 	LedgerAudit         = Method[policy.AuditEntry, policy.AuditReceipt]{"ledger.Audit"}   // [hgs console init hsm clock] durable when it returns
+	LedgerAuditOnce     = Method[AuditOnce, policy.AuditReceipt]{"ledger.AuditOnce"}       // [init] as Audit, and once for each ID
 	LedgerRefusal       = Method[policy.Refusal, Empty]{"ledger.Refusal"}                  // [hgs] summed, written at a bounded rate
 	LedgerObserve       = Method[[]policy.Observation, Empty]{"ledger.Observe"}            // [hgs] never waits for a disk
 	LedgerObserved      = Method[ObservedRequest, []policy.Observation]{"ledger.Observed"} // [console]
@@ -219,6 +220,15 @@ type BootLogRequest struct {
 // BootLogReply holds the log as the host sent it.
 type BootLogReply struct {
 	Log []byte `json:"log"`
+}
+
+// AuditOnce is an entry of a process that keeps the intent to write it over a power cut: an entry of the chain after number After that has
+// the ID is the answer, and only where there is none the entry is written. 0 = looks through all that is kept. An ID has 1 to 128 bytes;
+// the entry is a system's and leaves room for one more fact.
+type AuditOnce struct {
+	ID    string            `json:"id"`
+	After uint64            `json:"after"`
+	Entry policy.AuditEntry `json:"entry"`
 }
 
 // AuditTailRequest selects the newest entries, oldest first; Limit 0 = 50.

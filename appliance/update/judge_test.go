@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -174,14 +175,15 @@ func TestASlotThatIsNotWholeDoesNotStart(t *testing.T) {
 
 func TestStateOutlivesTheProcess(t *testing.T) {
 	f := FileStore{t.TempDir() + "/update.json"}
-	if s, err := f.Load(); err != nil || s != (State{}) {
+	if s, err := f.Load(); err != nil || !reflect.DeepEqual(s, State{}) {
 		t.Errorf("%+v %v", s, err)
 	}
-	want := State{Version: 1, Phase: Trial, Slot: 1, Release: 7, Name: "1.4", From: 6}
+	want := State{Version: 1, Phase: Trial, Slot: 1, Release: 7, Name: "1.4", From: 6,
+		Owed: []Owed{{ID: "boot update.good", After: 9, Entry: policy.AuditEntry{Kind: policy.AuditSystem, Action: "update.good", Facts: map[string]string{"release": "7"}}}}}
 	if err := f.Save(want); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := f.Load(); err != nil || s != want {
+	if s, err := f.Load(); err != nil || !reflect.DeepEqual(s, want) {
 		t.Errorf("%+v %v", s, err)
 	}
 	for _, bad := range []State{{Version: 2}, {Version: 1, Slot: 2}, {Version: 1, Slot: -1}} {

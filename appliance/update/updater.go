@@ -37,6 +37,7 @@ type State struct {
 	Why     string `json:"why,omitempty"`
 	Broken  bool   `json:"broken,omitempty"` // the other slot did not start, and was not healed since
 	Done    uint64 `json:"done,omitempty"`   // the last release that got as far as raising the floor
+	Owed    []Owed `json:"owed,omitempty"`   // what the audit has not taken yet; releases that do not know the field forget it
 }
 
 // Store keeps the State; a power cut leaves the old one or the new one.
@@ -89,10 +90,11 @@ type Updater struct {
 	Entries *Entries
 	Own     int // the slot that runs
 	Release uint64
-	Size    int64                          // of a slot, bytes
-	Format  int                            // of the stored data
-	Open    func(slot int) (Device, error) // for reading, and the other slot for writing; closed with it where it is an io.Closer
-	Raise   func(floor uint64) error       // the version floor
+	Size    int64                                              // of a slot, bytes
+	Format  int                                                // of the stored data
+	Open    func(slot int) (Device, error)                     // for reading, and the other slot for writing; closed with it where it is an io.Closer
+	Raise   func(floor uint64) error                           // the version floor
+	Note    func(s State, action, outcome, detail string) Owed // makes an entry of what is decided here; nil = none
 	Store   Store
 	Log     func(format string, args ...any)
 
@@ -152,6 +154,7 @@ func (u *Updater) Resume() (policy.Problem, error) {
 	}
 	if why != "" {
 		s.Phase, s.Why = Failed, why
+		u.owe(&s, "update.failed", "failed", why)
 		if err := u.save(s); err != nil {
 			return policy.Problem{}, err
 		}
@@ -176,7 +179,7 @@ func (u *Updater) Begin(m Manifest) error {
 	if err := errors.Join(u.Entries.NotOnce(), u.Entries.Prefer(u.Own)); err != nil {
 		return err
 	}
-	return u.save(State{Phase: Writing, Slot: u.Other(), Release: m.Number, Name: m.Version, SHA256: m.UKI.SHA256, From: u.Release, Reads: StoredFormat, Done: u.state.Done})
+	return u.save(State{Phase: Writing, Slot: u.Other(), Release: m.Number, Name: m.Version, SHA256: m.UKI.SHA256, From: u.Release, Reads: StoredFormat, Done: u.state.Done, Owed: u.state.Owed})
 }
 
 // Wrote ends the writing that Begin began: failed says why it did not succeed.
@@ -216,6 +219,7 @@ func (u *Updater) MarkGood() error {
 	}
 	s := u.state
 	s.Phase = Good
+	u.owe(&s, "update.good", "ok", "services ready, HSM keys used, time trusted")
 	return u.save(s)
 }
 
@@ -231,7 +235,9 @@ func (u *Updater) Finish() error {
 		return fmt.Errorf("raise the version floor: %w", err)
 	}
 	u.Log("update: release %d is in both slots, and the version floor is %d", u.Release, u.Release)
-	return u.save(State{Phase: Idle, Slot: u.Own, Release: u.state.Release, Name: u.state.Name, SHA256: u.state.SHA256, From: u.state.From, Done: u.Release})
+	s := State{Phase: Idle, Slot: u.Own, Release: u.state.Release, Name: u.state.Name, SHA256: u.state.SHA256, From: u.state.From, Done: u.Release, Owed: u.state.Owed}
+	u.owe(&s, "update.floor", "ok", "both slots hold the release, and older ones do not get the data any more")
+	return u.save(s)
 }
 
 // Heal copies the running slot to the other one. It may be called when no other release is there on purpose: in Good, Idle and Failed.
@@ -291,6 +297,7 @@ func (u *Updater) Reject(why string) error {
 	}
 	s := u.state
 	s.Phase, s.Why = Failed, why
+	u.owe(&s, "update.reject", "failed", why)
 	return u.save(s)
 }
 

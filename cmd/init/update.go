@@ -104,7 +104,11 @@ func (n *node) startUpdates(ctx context.Context) {
 		n.logf("no updates on this machine: %v", err)
 		return
 	}
+	earlier := make(chan struct{})
+	go func() { defer close(earlier); n.tellUpdates(ctx) }() // what the power cut short in an earlier boot
 	n.endTrial(ctx)
+	<-earlier
+	n.tellUpdates(ctx)
 }
 
 func (n *node) notSealedToThisBoot() bool {
@@ -164,7 +168,7 @@ func (n *node) resumeUpdate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u := &update.Updater{Entries: e, Own: p.Slot, Release: n.release.Number, Format: n.format, Size: min(d.Slots[0].Size, d.Slots[1].Size), Raise: raiseFloor,
+	u := &update.Updater{Entries: e, Own: p.Slot, Release: n.release.Number, Format: n.format, Size: min(d.Slots[0].Size, d.Slots[1].Size), Raise: raiseFloor, Note: n.noteUpdate(ctx),
 		Store: update.FileStore{Path: updateState}, Log: n.logf,
 		Open: func(slot int) (update.Device, error) {
 			return update.OpenPartition(d.Slots[slot].Device, slot != p.Slot)
@@ -237,16 +241,14 @@ func (n *node) endTrial(ctx context.Context) {
 			n.problem(update.KindState, err.Error(), "restart the node: the old release goes on")
 			return
 		}
+		n.tellSoon(ctx)
 		if !well {
-			n.auditUpdate(ctx, "update.reject", "failed", missing)
 			n.ask(powerRequest{powerReboot, "release " + strconv.FormatUint(n.release.Number, 10) + " did not pass its trial"})
 			return
 		}
-		n.auditUpdate(ctx, "update.good", "ok", "services ready, HSM keys used, time trusted")
 		n.logf("release %d passed its trial; it is copied to the other slot now", n.release.Number)
 	}
 	n.updates.mu.Lock()
-	finish := u.State().Phase == update.Good
 	now := rpc.UpdateStatus{Running: n.running()}
 	n.describeUpdates(&now)
 	err := u.Finish()
@@ -254,9 +256,6 @@ func (n *node) endTrial(ctx context.Context) {
 	if err != nil {
 		n.problem(update.KindState, err.Error(), "restart the node to try again; replace the boot disk if it stays")
 		return
-	}
-	if finish {
-		n.auditUpdate(ctx, "update.floor", "ok", "both slots hold the release, and older ones do not get the data any more")
 	}
 }
 
@@ -324,20 +323,69 @@ func (n *node) notWell(ctx context.Context, src *rpc.TimeSource, canary bool) st
 	return ""
 }
 
-// auditUpdate records what the box decided by itself.
-func (n *node) auditUpdate(ctx context.Context, action, outcome, detail string) {
+// noteUpdate makes the audit entries of what the box decides by itself. They name this boot in their facts, since the boot that gets
+// them into the audit may be a later one.
+func (n *node) noteUpdate(ctx context.Context) func(s update.State, action, outcome, detail string) update.Owed {
+	return func(s update.State, action, outcome, detail string) update.Owed {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
+		defer ledger.Close()
+		o := update.Owed{ID: n.boot + " " + action, Entry: policy.AuditEntry{Kind: policy.AuditSystem, Action: action, Outcome: outcome, Detail: detail,
+			Facts: map[string]string{"release": strconv.FormatUint(n.release.Number, 10), "version": n.release.Version, "image": s.SHA256, "from": strconv.FormatUint(s.From, 10),
+				"boot": n.boot, "bootTime": rpc.BootTime().Round(time.Millisecond).String()}}}
+		if st, err := rpc.LedgerStatus.Call(ctx, ledger, rpc.Empty{}); err == nil {
+			o.After = st.AuditSeq
+		}
+		return o
+	}
+}
+
+// tellSoon gives the audit what it is owed, as far as it takes it within ten seconds: the rest follows in startUpdates, or at the next
+// start.
+func (n *node) tellSoon(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	n.tellUpdates(ctx)
+}
+
+// tellUpdates writes into the audit what updates owe it, and returns when nothing is left or ctx ends. It may run more than once at a time.
+func (n *node) tellUpdates(ctx context.Context) {
 	ledger := rpc.NewProvedClient(rpc.SocketPath(rpc.SocketDir, rpc.Ledger), sandbox.UIDs()[rpc.Ledger])
 	defer ledger.Close()
-	n.updates.mu.Lock()
-	s := n.updates.u.State()
-	n.updates.mu.Unlock()
-	e := policy.AuditEntry{Kind: policy.AuditSystem, At: policy.Stamp{Boot: n.boot}, BootTime: rpc.BootTime().Milliseconds(), Action: action, Outcome: outcome, Detail: detail,
-		Facts: map[string]string{"release": strconv.FormatUint(n.release.Number, 10), "version": n.release.Version, "image": s.SHA256, "from": strconv.FormatUint(s.From, 10)}}
-	if _, err := rpc.LedgerAudit.Call(ctx, ledger, e); err != nil {
-		n.logf("%s of release %d could not be written to the audit: %v", action, n.release.Number, err)
+	said, pause := false, time.Second
+	for ctx.Err() == nil {
+		n.updates.mu.Lock()
+		owed := n.updates.u.State().Owed
+		n.updates.mu.Unlock()
+		if len(owed) == 0 {
+			return
+		}
+		err := n.tellUpdate(ctx, ledger, owed[0])
+		if err == nil {
+			continue
+		}
+		if !said && n.super.Ready(rpc.Ledger) {
+			said = true
+			n.logf("%s could not be written to the audit yet: %v", owed[0].Entry.Action, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 15*time.Second)
 	}
+}
+
+func (n *node) tellUpdate(ctx context.Context, ledger *rpc.Client, o update.Owed) error {
+	call, cancel := context.WithTimeout(ctx, 30*time.Second) // a ledger that looks through all of its audit
+	defer cancel()
+	if _, err := rpc.LedgerAuditOnce.Call(call, ledger, rpc.AuditOnce(o)); err != nil {
+		return err
+	}
+	n.updates.mu.Lock()
+	defer n.updates.mu.Unlock()
+	return n.updates.u.Told(o.ID)
 }
 
 // updateTarget is this node as a release is judged against it.

@@ -38,6 +38,15 @@ func utf16le(s string) string {
 	return string(b)
 }
 
+// utf16be is what Out-File -Encoding BigEndianUnicode writes.
+func utf16be(s string) string {
+	b := []byte(utf16le(s))
+	for i := 0; i < len(b); i += 2 {
+		b[i], b[i+1] = b[i+1], b[i]
+	}
+	return string(b)
+}
+
 func TestTakesHostKeysInEveryFormThatWindowsAndOpenSSLWrite(t *testing.T) {
 	f := verbtest.Start(t, true)
 	cert := f.Certificate(t, "hv7")
@@ -52,6 +61,7 @@ func TestTakesHostKeysInEveryFormThatWindowsAndOpenSSLWrite(t *testing.T) {
 		"certificate base64":      b64[:64] + "\r\n" + b64[64:] + "\r\n",
 		"base64 from Out-File":    utf16le(b64 + "\r\n"),
 		"PEM from Out-File":       utf16le(armor("CERTIFICATE", cert)),
+		"Out-File BigEndian":      utf16be(armor("CERTIFICATE", cert)),
 		"PEM with byte order":     "\xef\xbb\xbf" + armor("CERTIFICATE", cert),
 		"public key PEM":          armor("PUBLIC KEY", key),
 		"public key DER":          string(key),

@@ -13,9 +13,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf16"
 
 	"guardhouse/appliance/policy"
+	"guardhouse/appliance/text"
 )
 
 // Input is a public key that somebody gave, and the certificate it came in, if any. SPKI is SubjectPublicKeyInfo DER, taken from the
@@ -95,17 +95,17 @@ func parseDER(der []byte) (Input, error) {
 	return Input{}, failed("the input is not a certificate, SubjectPublicKeyInfo or RSA public key", "export it on the host with Get-HgsClientHostKey")
 }
 
-// fromUTF16 undoes what PowerShell's redirection does to text, and removes a byte order mark.
+// fromUTF16 undoes what PowerShell's redirection does to text, and removes a byte order mark. Without a mark the input may be binary, and
+// what is not UTF-16 in spite of one is left as it is.
 func fromUTF16(data []byte) []byte {
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	if !bytes.HasPrefix(data, []byte("\xff\xfe")) || len(data)%2 != 0 {
-		return data
+	e, mark := text.Marked(data)
+	if e == text.UTF8 {
+		return data[mark:]
 	}
-	units := make([]uint16, 0, len(data)/2)
-	for i := 2; i < len(data); i += 2 {
-		units = append(units, uint16(data[i])|uint16(data[i+1])<<8)
+	if s, err := text.FromUTF16(data[mark:], e, 2*MaxStdin); err == nil {
+		return s
 	}
-	return []byte(string(utf16.Decode(units)))
+	return data
 }
 
 // thumbprints are the SHA-1 (as Windows shows it, upper case) and the SHA-256 of a certificate.

@@ -4,7 +4,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -196,5 +199,53 @@ func TestAChangeOfTrustIsTriedOnStoredEvidenceFirst(t *testing.T) {
 	}
 	if v := attest(t, f, "hv7", good); v.Passed || v.Findings[0].Kind != appraise.UntrustedEK {
 		t.Errorf("%+v", v)
+	}
+	mustCall(t, s, "tpm-trust remove lab", "")
+	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 0 })
+	two := armor("CERTIFICATE", maker.cert.Raw) + armor("CERTIFICATE", newVendor(t).cert.Raw)
+	text := flat(t, s, "tpm-trust import lab --dry-run", two)
+	for _, want := range []string{"Nothing was changed", "2 certificates of the TPM vendor lab would be trusted", "root Lab TPM Root", "read 2 roots, 0 intermediates", "1 that fail would pass", "+ hv7:"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("tpm-trust import --dry-run does not say %q: %s", want, text)
+		}
+	}
+	if text := flat(t, s, "tpm-trust import lab --virtual --dry-run", two); !strings.Contains(text, "would not count until you say so") || !strings.Contains(text, "0 that fail would pass") {
+		t.Errorf("of virtual TPMs: %s", text)
+	}
+	if snap, _ := f.Node.Snapshot(); len(snap.State.Anchors) != 0 {
+		t.Fatal("a dry run has changed something")
+	}
+	if text := flat(t, s, "tpm-trust import lab", armor("CERTIFICATE", maker.cert.Raw)); !strings.Contains(text, "1 that fail will pass") {
+		t.Errorf("an import: %s", text)
+	}
+	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
+	out, err := call(s, "tpm-trust import lab --dry-run", two)
+	if v, _ := out.Value.(verb.TrustImported); err != nil || len(v.New) != 1 || v.Roots != 2 || !v.DryRun || len(v.Messages) != 0 {
+		t.Errorf("with one of them known: %+v, %v", out.Value, err)
+	}
+}
+
+// TestAnImportThatDoesNotFitChangesNothing: neither as a dry run nor in earnest, even where its first part would fit.
+func TestAnImportThatDoesNotFitChangesNothing(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	maker := newVendor(t)
+	var file strings.Builder
+	for size, n := 0, int64(2); size <= policy.MaxAnchorBytes; n++ {
+		tmpl := *maker.cert
+		tmpl.SerialNumber = big.NewInt(n)
+		tmpl.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, policy.MaxEKCertificate-1024)}}
+		der, err := x509.CreateCertificate(rand.Reader, &tmpl, maker.cert, maker.key.Public(), maker.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += len(der)
+		file.WriteString(armor("CERTIFICATE", der))
+	}
+	for _, line := range []string{"tpm-trust import lab --dry-run", "tpm-trust import lab"} {
+		refusedCall(t, s, line, file.String(), "no room for this one")
+	}
+	if snap, _ := f.Node.Snapshot(); len(snap.State.Anchors) != 0 {
+		t.Errorf("%d certificates are trusted", len(snap.State.Anchors))
 	}
 }

@@ -69,7 +69,11 @@ func effectOn(ctx context.Context, s *Session, state policy.State, kind policy.K
 	if err != nil {
 		return nil, err
 	}
-	asked := asksFor(state, kind, body)
+	return effectOf(ctx, s, state, next, asksFor(state, kind, body)), nil
+}
+
+// effectOf judges all evidence under two sets of records. asked are the policies that are switched between them.
+func effectOf(ctx context.Context, s *Session, state, next policy.State, asked []string) *Effect {
 	e := &Effect{Fail: []HostEffect{}, Pass: []HostEffect{}}
 	changed, err := e.judge(ctx, s, state, next, asked)
 	if err != nil {
@@ -94,7 +98,7 @@ func effectOn(ctx context.Context, s *Session, state policy.State, kind policy.K
 			e.Pass = append(e.Pass, HostEffect{Host: h.Name, Reason: c.reason})
 		}
 	}
-	return e, nil
+	return e
 }
 
 // asksFor are the built-in policies that a command switches.

@@ -209,7 +209,7 @@ func trustVerbs() []Verb {
 	vendor := place("vendor", Word, "a label for the vendor")
 	return []Verb{
 		{Name: "tpm-trust import", Role: operator, Doors: loggedIn, Risk: Changes, Run: trustImport,
-			Params: []Param{vendor, flag("virtual", Switch, "virtual TPMs: off until switched on")},
+			Params: []Param{vendor, flag("virtual", Switch, "virtual TPMs: off until switched on"), dryRun},
 			Stdin:  "certificates: PEM, DER or PKCS#7",
 			Help:   "trust a TPM vendor's root and intermediate certificates", Example: "tpm-trust import infineon < infineon.pem",
 			More: "Of Microsoft's TrustedTpm.cab give the folders of the vendors whose TPMs you have, expanded on a workstation: expand -F:* TrustedTpm.cab DIR. " +

@@ -14,56 +14,116 @@ import (
 // importChunk bounds one command of tpm-trust import: base64 makes it a third longer, and a command has 1 MiB.
 const importChunk = 512 << 10
 
+// TrustImported is tpm-trust import in --json. With --dry-run nothing was changed and Messages is empty.
+type TrustImported struct {
+	Vendor        string        `json:"vendor"`
+	Messages      []string      `json:"messages"`
+	Roots         int           `json:"roots"` // read, like the intermediates: some may have been trusted before
+	Intermediates int           `json:"intermediates"`
+	New           []AnchorValue `json:"new"` // not trusted before
+	Unread        []string      `json:"unread"`
+	DryRun        bool          `json:"dryRun,omitempty"`
+	Effect        *Effect       `json:"effect"`
+}
+
+// trustImport tries the whole input on a copy of the records before it changes any, so that input which does not fit changes nothing.
 func trustImport(ctx context.Context, s *Session, a Args, stdin []byte) (Output, error) {
 	certs, bad, err := evidence.ReadBundle(stdin)
 	if err != nil {
 		return Output{}, failed("the input holds no certificates: "+err.Error(), "give PEM, DER or PKCS#7: tpm-trust import VENDOR < FILE")
 	}
-	p := new(Page)
-	var chunk []policy.TrustAnchor
-	roots, size, messages := 0, 0, []string{}
-	send := func() error {
-		if len(chunk) == 0 {
-			return nil
+	v := TrustImported{Vendor: a.Get("vendor"), Messages: []string{}, Unread: []string{}, DryRun: a.Has("dry-run")}
+	steps := importSteps(certs, v.Vendor, a.Has("virtual"))
+	snap, _ := s.Node.Snapshot()
+	next := snap.State
+	for _, step := range steps {
+		if next, err = tryOn(ctx, s, next, policy.CmdTrustImport, step); err != nil {
+			return Output{}, err
 		}
-		out, r, err := propose(ctx, s, policy.CmdTrustImport, policy.TrustImport{Vendor: a.Get("vendor"), Anchors: chunk, Virtual: a.Has("virtual")})
-		if err != nil {
-			return err
+		for _, anchor := range step.Anchors {
+			if anchor.Root {
+				v.Roots++
+			} else {
+				v.Intermediates++
+			}
 		}
-		p.b.WriteString(out.Text.String())
-		messages = append(messages, r.Message)
-		chunk, size = nil, 0
-		return nil
 	}
-	for _, c := range certs {
-		anchor := policy.TrustAnchor{Root: bytes.Equal(c.RawSubject, c.RawIssuer), Name: clip(c.Name()), Certificate: c.Original}
-		if anchor.Root {
-			roots++
-		}
-		if size += len(c.Original); size > importChunk {
-			if err := send(); err != nil {
+	v.New = newAnchors(snap.State, next)
+	v.Effect = effectOf(ctx, s, snap.State, next, nil)
+	p := new(Page)
+	if v.DryRun {
+		p.Line("Nothing was changed.")
+		v.page(p, next)
+	} else {
+		for _, step := range steps {
+			out, r, err := propose(ctx, s, policy.CmdTrustImport, step)
+			if err != nil {
 				return Output{}, err
 			}
-			size = len(c.Original)
+			p.b.WriteString(out.Text.String())
+			v.Messages = append(v.Messages, r.Message)
 		}
-		chunk = append(chunk, anchor)
 	}
-	if err := send(); err != nil {
-		return Output{}, err
-	}
-	p.Field("read", "%d roots, %d intermediates", roots, len(certs)-roots)
-	unread := []string{}
+	p.Field("read", "%d roots, %d intermediates", v.Roots, v.Intermediates)
 	for _, e := range bad {
-		unread = append(unread, e.Error())
+		v.Unread = append(v.Unread, e.Error())
 		p.Line("! not read: %s", e)
 	}
-	return Output{Text: p, Value: struct {
-		Vendor        string   `json:"vendor"`
-		Messages      []string `json:"messages"`
-		Roots         int      `json:"roots"`
-		Intermediates int      `json:"intermediates"`
-		Unread        []string `json:"unread"`
-	}{a.Get("vendor"), messages, roots, len(certs) - roots, unread}}, nil
+	v.Effect.page(p, !v.DryRun)
+	return Output{Text: p, Value: v}, nil
+}
+
+// importSteps divides certificates among commands.
+func importSteps(certs []*evidence.Certificate, vendor string, virtual bool) (steps []policy.TrustImport) {
+	size := 0
+	for _, c := range certs {
+		if size += len(c.Original); len(steps) == 0 || size > importChunk {
+			steps = append(steps, policy.TrustImport{Vendor: vendor, Virtual: virtual})
+			size = len(c.Original)
+		}
+		step := &steps[len(steps)-1]
+		step.Anchors = append(step.Anchors, policy.TrustAnchor{Root: bytes.Equal(c.RawSubject, c.RawIssuer), Name: clip(c.Name()), Certificate: c.Original})
+	}
+	return steps
+}
+
+// newAnchors are the certificates that next trusts and state does not, roots first.
+func newAnchors(state, next policy.State) []AnchorValue {
+	list := []AnchorValue{}
+	for tp, anchor := range next.Anchors {
+		if _, known := state.Anchors[tp]; !known {
+			list = append(list, anchorValue(anchor))
+		}
+	}
+	slices.SortFunc(list, func(x, y AnchorValue) int {
+		if x.Root != y.Root {
+			return map[bool]int{true: -1, false: 1}[x.Root]
+		}
+		return cmp.Or(cmp.Compare(x.Name, y.Name), cmp.Compare(x.SHA256, y.SHA256))
+	})
+	return list
+}
+
+// page says what an import would add.
+func (v TrustImported) page(p *Page, next policy.State) {
+	const most = 20
+	p.Line("%d certificates of the TPM vendor %s would be trusted.", len(v.New), v.Vendor)
+	for i, c := range v.New {
+		if i == most {
+			p.Line("  and %d more, see --json", len(v.New)-most)
+			break
+		}
+		p.Field(map[bool]string{true: "  root", false: "  intermediate"}[c.Root], "%s", c.Name)
+		p.Field("    SHA-1", "%s", c.SHA1).Field("    SHA-256", "%s", c.SHA256)
+	}
+	if len(v.New) > 0 && next.VendorOff(v.Vendor) {
+		p.Line("They would not count until you say so: tpm-trust vendor %s on", v.Vendor)
+	}
+}
+
+func anchorValue(a policy.Anchor) AnchorValue {
+	s1, _ := thumbprints(a.Certificate)
+	return AnchorValue{a.Name, a.Root, s1, a.Thumbprint, a.Added}
 }
 
 // AnchorValue is a trusted TPM certificate in --json.
@@ -86,14 +146,13 @@ type VendorValue struct {
 func trustList(_ context.Context, s *Session, a Args, _ []byte) (Output, error) {
 	snap, _ := s.Node.Snapshot()
 	byVendor := map[string]*VendorValue{}
-	for tp, anchor := range snap.State.Anchors {
+	for _, anchor := range snap.State.Anchors {
 		v := byVendor[anchor.Vendor]
 		if v == nil {
 			v = &VendorValue{Vendor: anchor.Vendor, On: !snap.State.VendorOff(anchor.Vendor), Anchors: []AnchorValue{}}
 			byVendor[anchor.Vendor] = v
 		}
-		s1, _ := thumbprints(anchor.Certificate)
-		v.Anchors = append(v.Anchors, AnchorValue{anchor.Name, anchor.Root, s1, tp, anchor.Added})
+		v.Anchors = append(v.Anchors, anchorValue(anchor))
 	}
 	for _, h := range snap.State.Hosts {
 		if h.TPM != nil && len(h.TPM.Chain) > 0 {

@@ -12,6 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"guardhouse/appliance/disk"
@@ -32,7 +33,9 @@ type box struct {
 	cutAt    int // the step before or after which the power fails; 0 = never
 	off      bool
 	releases map[uint64]release
-	restarts int // after a broken entry
+	restarts int      // after a broken entry
+	audit    []string // IDs of the entries of updates, in their order
+	boots    int
 }
 
 type release struct {
@@ -86,6 +89,31 @@ func (b *box) Remove(name string) error {
 // The state on the volume.
 func (b *box) Load() (update.State, error) { return b.state, nil }
 func (b *box) Save(s update.State) error   { return b.atomic(func() { b.state = s }) }
+
+// tell writes what an update owes the audit, once for each ID as the ledger does.
+func (b *box) tell(u *update.Updater) error {
+	for _, o := range u.State().Owed {
+		if !slices.Contains(b.audit, o.ID) {
+			if err := b.atomic(func() { b.audit = append(b.audit, o.ID) }); err != nil {
+				return err
+			}
+		}
+		if err := u.Told(o.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// audited counts the entries of an action.
+func (b *box) audited(action string) (n int) {
+	for _, id := range b.audit {
+		if strings.HasSuffix(id, " "+action) {
+			n++
+		}
+	}
+	return n
+}
 
 // device is a slot's disk with the step counter in front.
 type device struct {
@@ -214,7 +242,15 @@ func (b *box) run(slot int, k *rsa.PrivateKey) error {
 	u := &update.Updater{Entries: e, Own: slot, Release: b.holds(slot), Size: slotSize, Store: b, Log: b.t.Logf,
 		Open:  func(i int) (update.Device, error) { return device{b.slots[i], b, i == slot}, nil },
 		Raise: func(n uint64) error { return b.atomic(func() { b.floor = max(b.floor, n) }) }}
+	b.boots++
+	boot := b.boots
+	u.Note = func(_ update.State, action, _, _ string) update.Owed {
+		return update.Owed{ID: fmt.Sprintf("boot %d %s", boot, action)}
+	}
 	if _, err := u.Resume(); err != nil {
+		return err
+	}
+	if err := b.tell(u); err != nil {
 		return err
 	}
 	if e.Retried() {
@@ -223,12 +259,12 @@ func (b *box) run(slot int, k *rsa.PrivateKey) error {
 		}
 	}
 	if u.OnTrial() {
-		if err := u.MarkGood(); err != nil {
+		if err := errors.Join(u.MarkGood(), b.tell(u)); err != nil {
 			return err
 		}
 	}
 	if u.State().Phase == update.Good || u.State().Phase == update.Idle || u.State().Phase == update.Failed {
-		if err := errors.Join(u.Finish(), u.Heal()); err != nil {
+		if err := errors.Join(u.Finish(), b.tell(u), u.Heal()); err != nil {
 			return err
 		}
 	}
@@ -272,15 +308,19 @@ func (b *box) life(k *rsa.PrivateKey, what string) {
 			}
 			b.off = false
 		}
-		if b.holds(0) == 2 && b.holds(1) == 2 && b.floor == 2 && b.state.Phase == update.Idle {
+		if b.holds(0) == 2 && b.holds(1) == 2 && b.floor == 2 && b.state.Phase == update.Idle && len(b.state.Owed) == 0 {
+			if b.audited("update.good") != 1 || b.audited("update.floor") != 1 {
+				b.t.Errorf("%s: the audit says %q", what, b.audit)
+			}
 			return
 		}
 	}
 	b.t.Fatalf("%s: the update never ends: state %+v", what, b.state)
 }
 
-// The power fails once at each step of an update: writing, first boot, marking good, copying, raising the floor. Whatever the disk loses,
-// one whole slot starts unattended with its data, and the update ends well when it is tried again.
+// The power fails once at each step of an update: writing, first boot, marking good, telling the audit, copying, raising the floor. Whatever
+// the disk loses, one whole slot starts unattended with its data, the update ends well when it is tried again, and the audit says once that
+// the release was good and once that the floor rose.
 func TestUpdateSurvivesAPowerCutAtEveryStep(t *testing.T) {
 	k, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
