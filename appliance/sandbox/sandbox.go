@@ -5,8 +5,8 @@
 // itself and then becomes the program, so no service can skip it, and none is started where the kernel lacks a part of it.
 //
 // Limits: Landlock of the image's kernel (6.1) knows files, not connections; those are up to the system calls, which know kinds of
-// sockets and no addresses, and to init's network fence. Hgs, console, forward and the process that reads update bundles are kept to
-// named files; the others have what their uid has, and start no program but their own (those with a vendor's code may). The clock starts before the data disk is there and could not be kept to its
+// sockets and no addresses, and to init's network fence. Hgs, console, forward and the processes that init starts under its own program are kept to
+// named files; hsm, ledger and clock have what their uid has, and ledger and clock start no program but their own. The clock starts before the data disk is there and could not be kept to its
 // folder: Landlock names files, and that one comes later. The shim must run as root to change the
 // uid; a Launch without uid keeps the caller's, for tests and for a run under systemd, which does the same work from the unit file.
 package sandbox

@@ -165,8 +165,7 @@ var DHCPProcess = Process{
 	Capabilities: []Capability{CapNetRaw, CapNetBindService},
 	Limits:       Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore:     500,
-	Confine: &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"packet", "has no address yet"}, {"udp", "renews from the address it has"},
-		{"route", "waits for the interface"}}}},
+	Confine:      &Confinement{Files: goFiles, Filter: &Filter{Sockets: []Kind{{"packet", "has no address yet"}, {"route", "finds its interface"}}}},
 }
 
 // Update is the process that reads an update bundle: init itself under another name, without init's rights. It has no rpc socket, and of
