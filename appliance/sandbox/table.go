@@ -192,7 +192,8 @@ var ResolveProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore: 600,
 	View:     View{Hide: []string{"/data"}}, // /run holds resolv.conf
-	Confine:  &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"udp", "name servers"}, {"tcp", "name servers, where an answer is long"}}}},
+	Confine: &Confinement{Files: withFiles(Reach{"/etc", false}, Reach{"/run", false}),
+		Filter: &Filter{Sockets: []Kind{{"udp", "name servers"}, {"tcp", "name servers, where an answer is long"}}}},
 }
 
 // HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.
