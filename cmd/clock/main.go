@@ -74,7 +74,7 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 				ring.fetch(ctx, k, ledger, child.Logf)
 			}
 			return nil
-		}, nil)
+		}, admins.lost)
 	})
 	go supervise.Ready(ctx, "asking time servers", k.Check)
 	err = child.Serve(ctx, server(child.UIDs, k, &admins))
@@ -98,15 +98,21 @@ func configure(k *clock.Keeper, snap policy.Snapshot) bool {
 	return true
 }
 
-// administered becomes true when the records say that this node was set up, and stays so: from then on there are administrators, and the
-// ledger decides about approvals. It is false before setup and while the ledger has not answered since this process began.
-type administered struct{ atomic.Bool }
+// administered knows whether the ledger decides about approvals: its records said once that this node was set up, so that there are
+// administrators, and it answers now.
+type administered struct{ setUp, silent atomic.Bool }
 
 func (a *administered) saw(snap policy.Snapshot) {
 	if snap.State.Service != nil {
-		a.Store(true)
+		a.setUp.Store(true)
 	}
+	a.silent.Store(false)
 }
+
+// lost is told when the ledger ceases to answer.
+func (a *administered) lost(error) { a.silent.Store(true) }
+
+func (a *administered) decide() bool { return a.setUp.Load() && !a.silent.Load() }
 
 // keyring holds the symmetric keys: as kept on the disk, until the ledger has sent newer ones.
 type keyring struct {

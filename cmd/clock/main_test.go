@@ -55,21 +55,28 @@ func TestOnlyTheLedgerDecidesWhereThereAreAdministrators(t *testing.T) {
 		caller string
 		kind   string
 		seen   []policy.Snapshot
+		lost   bool // afterwards
 		obeyed bool
 	}{
-		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, true},
-		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, true},
-		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false},
-		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false},
-		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false},
-		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false},
-		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, true},
-		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false},
+		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, false, true},
+		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, false, true},
+		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false, false},
+		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false, false},
+		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false, false},
+		"init, set up, the ledger died":   {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, true, true},
+		"init, a floor, the ledger died":  {rpc.Init, rpc.ApproveFloor, []policy.Snapshot{setUp}, true, false},
+		"console, the ledger died":        {rpc.Console, rpc.ApproveManual, []policy.Snapshot{setUp}, true, false},
+		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false, false},
+		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, false, true},
+		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			admins := &administered{}
 			for _, s := range tt.seen {
 				admins.saw(s)
+			}
+			if tt.lost {
+				admins.lost(errors.New("it was killed"))
 			}
 			k, c := serve(t, tt.caller, admins)
 			now := k.Clock.Read().Boot
@@ -131,6 +138,22 @@ func TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater(t *testing.T) {
 	cancel()
 	<-done
 	<-done
+}
+
+// TestALedgerThatComesBackDecidesAgain: init's word counts while it does not answer, and no longer.
+func TestALedgerThatComesBackDecidesAgain(t *testing.T) {
+	admins, setUp := &administered{}, policy.Snapshot{State: policy.State{Service: &policy.Service{}}}
+	for i, want := range []bool{false, true, false, true} {
+		switch i {
+		case 1, 3:
+			admins.saw(setUp)
+		case 2:
+			admins.lost(nil)
+		}
+		if admins.decide() != want {
+			t.Errorf("step %d: the ledger decides: %v", i, !want)
+		}
+	}
 }
 
 func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
