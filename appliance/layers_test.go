@@ -30,7 +30,8 @@ var sameLevel = map[string][]string{
 	"quote":     {"tpm"}, // the cap and the form of keys; it opens no TPM
 	"sandbox":   {"rpc"},
 	"supervise": {"rpc", "sandbox"},
-	"ledger":    {"rpc", "audit"},
+	"cluster":   {"rpc"}, // what is said of a peer, and how long this boot has lasted; it calls nobody
+	"ledger":    {"rpc", "audit", "cluster"},
 }
 
 // outside says which folders the parts outside appliance may import besides appliance's levels; "appliance/x" forbids with a minus.

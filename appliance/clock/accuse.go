@@ -64,3 +64,22 @@ func (k *Keeper) accuse(now Reading) bool {
 	k.trouble()
 	return true
 }
+
+// refuted reports whether nothing but the measured rate keeps the servers from a majority: without it they agree. Then it is forgotten, and
+// the vote must be taken again. Otherwise a wrong rate would last: it is by votes that rates are refuted (discipline.learn), and answers of
+// different age that are carried on by a wrong rate make none.
+func (k *Keeper) refuted(now Reading) bool {
+	if fresh := freshLimits(); k.dis.limits.lo == fresh.lo && k.dis.limits.hi == fresh.hi {
+		return false
+	}
+	if _, err := k.alone(now); err == nil {
+		return false // peers are who keeps them from it
+	}
+	if _, err := Select(k.servers(), now.Raw, 0, UnmeasuredPPM); err != nil {
+		return false
+	}
+	k.Log("the time servers agree at no rate of this machine's clock that was measured; it is measured anew")
+	k.dis.reset()
+	k.trouble()
+	return true
+}

@@ -46,7 +46,8 @@
 // promise. Until this boot has measured, the oscillator is taken to be within 1 % of its nominal rate, the servers are asked often, the
 // bound says what is not known, and what one constant rate explains is no suspicion but a property of this machine, which Status names
 // when it is bad. Any two votes limit the rate (rateLimits); a vote that fits no rate between the limits refutes what was measured, and one
-// that leaves the forecast by more than the limits explain is suspect. An oscillator that is off by more than the 500 ppm by which the wall
+// that leaves the forecast by more than the limits explain is suspect. Servers that agree only without what was
+// measured refute it, too, and an answer so old that the rate may have carried it off by a second is none. An oscillator that is off by more than the 500 ppm by which the wall
 // clock may be slewed carries CLOCK_REALTIME away, which is not stepped: a TrustedTime says the rate and is not affected, log times are.
 //
 // Limits: an oscillator is taken to be within 1 % of its nominal rate until it was measured, and within 20 ppm of what was measured
@@ -85,6 +86,9 @@ const (
 	leapMargin   = 2 * time.Second // around a leap second, in which nobody's answer is used
 	queryTimeout = 4 * time.Second
 	lost         = 3 // failed questions in a row after which the last answer is forgotten
+	// An answer is forgotten when the oscillator may have drifted by this since: made wide enough it agrees with anything, and the point where
+	// its edge meets another server's answer would be taken for the time and, worse, for the rate. It is more than pollSlow brings at 1 %.
+	stale = time.Second
 )
 
 // Reading is one look at the node's clocks. Raw is the undisciplined oscillator, Boot CLOCK_BOOTTIME, Wall the system clock.

@@ -18,6 +18,13 @@ func (k *Keeper) follow(now Reading, v Vote) {
 		}
 		k.dis.limits.cut() // no rate explains the second
 	}
+	if k.own != nil {
+		if _, bound := k.own.at(now.Raw); bound-k.own.Bound > jumpSlack {
+			// So long nobody was heard that the machine may have stood still unseen: a rate that spans it would have that in it.
+			k.dis.limits.cut()
+			k.dis.redraw()
+		}
+	}
 	k.foresee(now, v)
 	if !k.dis.learn(now.Raw, v) {
 		k.Log("the time servers fit no constant rate of this machine's clock any more; it is measured anew")

@@ -237,7 +237,7 @@ func (k *Keeper) decide(now Reading, peer bool) {
 	if k.unaffected(peer, err) {
 		return
 	}
-	if err == nil && k.accuse(now) {
+	if err == nil && k.accuse(now) || err != nil && k.refuted(now) {
 		v, err = k.elect(now)
 		k.mark(v, err)
 	}

@@ -26,13 +26,12 @@ func (k *Keeper) foresee(now Reading, v Vote) {
 	k.second = leap{max(now.Raw+until-unsure, 1), now.Raw + until + unsure}
 }
 
-// forget drops what was said before a leap second and around it.
+// forget drops what was said before a leap second and around it, and what is stale.
 func (k *Keeper) forget(now Reading) {
-	if k.second.From == 0 || now.Raw < k.second.From {
-		return
-	}
+	leaping := k.second.From != 0 && now.Raw >= k.second.From
 	for i := range k.sources {
-		if s := &k.sources[i]; s.Sample != nil && s.Sample.Raw < k.second.Until {
+		s := &k.sources[i]
+		if s.Sample != nil && (leaping && s.Sample.Raw < k.second.Until || ppm(now.Raw-s.Sample.Raw, k.dis.drift) > stale) {
 			s.Sample = nil
 		}
 	}

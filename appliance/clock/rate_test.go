@@ -123,3 +123,58 @@ func TestVotesLimitTheRate(t *testing.T) {
 		t.Error("a jump of 50 ms passed for a rate")
 	}
 }
+
+// TestAStaleAnswerMakesNoRate: a machine that knows its clock to 1 % stands still while one of its two servers wants to be left alone. What that
+// server said before, carried on until it is wide enough, meets what the other says now; that is neither a time nor a rate.
+func TestAStaleAnswerMakesNoRate(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(seed, 2)
+		w.run(3 * time.Second)
+		w.containsTruth(t)
+		w.net[0].kiss = "RATE"
+		w.pause(time.Duration(1.1e9 + 5e7*float64(seed)))
+		w.run(20 * time.Minute)
+		if l := w.k.dis.limits; l.lo > 500 {
+			t.Errorf("seed %d: the pause became a rate of %.0f to %.0f ppm", seed, l.lo, l.hi)
+		}
+	}
+}
+
+// TestAWrongRateDoesNotLast: answers of different age that are carried on by a wrong rate make no majority, and without a majority nothing
+// would ever refute the rate.
+func TestAWrongRateDoesNotLast(t *testing.T) {
+	w := newWorld(8, 2)
+	w.run(2 * time.Hour)
+	w.net[0].down = true
+	w.run(90*time.Minute + 20*time.Second) // nobody asks often any more, and not both at once
+	w.k.dis.limits.cut()
+	w.k.dis.limits.lo, w.k.dis.limits.hi = 8400, 8950
+	w.k.dis.redraw()
+	w.k.own.Rate, w.k.own.Drift = w.k.dis.rate, w.k.dis.drift
+	w.k.publish(w.clock.Read())
+	w.net[0].down = false
+	w.run(10 * time.Minute)
+	if s := w.k.Status(); s.Rate > 500 || w.k.state == Holdover {
+		t.Fatalf("state %s, rate %.0f ppm", s.State, s.Rate)
+	}
+	if _, _, ok := w.k.trusted.At(w.clock.Read().Boot); ok {
+		w.containsTruth(t)
+	}
+}
+
+// TestAPauseThatNobodySawIsNoRate: nobody was heard for so long that the bound hides it when the machine stands still.
+func TestAPauseThatNobodySawIsNoRate(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(seed, 2+int(seed%3))
+		w.run(3 * time.Second)
+		w.all(func(f *fakeServer) { f.down = true })
+		w.pause(time.Duration(1e9 + 1e8*float64(seed)))
+		w.run(80 * time.Minute)
+		w.all(func(f *fakeServer) { f.down = false })
+		w.run(2*time.Minute + 10*time.Second)
+		for range 120 {
+			w.run(5 * time.Second)
+			w.containsTruth(t)
+		}
+	}
+}

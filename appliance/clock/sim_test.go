@@ -69,10 +69,10 @@ type soft struct {
 const dayRate = 2 * math.Pi / 86400
 
 func (s *soft) raw(at time.Duration) time.Duration {
-	at -= s.born
+	at -= s.born + s.lost
 	sec := at.Seconds()
 	wave := s.swing / dayRate * (math.Cos(s.phase) - math.Cos(dayRate*sec+s.phase))
-	return 3*time.Second + at - s.lost + time.Duration((s.base*sec+wave)*1e3)
+	return 3*time.Second + at + time.Duration((s.base*sec+wave)*1e3)
 }
 
 func (s *soft) Read() Reading {

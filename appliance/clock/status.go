@@ -180,8 +180,11 @@ func (s Status) Problems() (list []policy.Problem) {
 			add("time-falseticker", src.Address+" says another time than the majority", "have that server looked at, or use another (time set)")
 		}
 	}
-	if n := len(servers(s.Sources)); n > 0 && n < 3 {
-		add("time-few-sources", fmt.Sprintf("only %d time servers are configured; one that lies can't be outvoted", n), "configure at least three (time set)")
+	switch configured := servers(s.Sources); len(configured) {
+	case 1:
+		add("time-few-sources", "single source: only "+configured[0].Address+" is configured, and no other server can contradict it", "configure at least three time servers (time set)")
+	case 2:
+		add("time-few-sources", "only two time servers are configured; one that lies can't be outvoted", "configure at least three (time set)")
 	}
 	if s.Odd != 0 && math.Abs(s.Rate) > MaxSlewPPM {
 		hourly := ppm(time.Hour, math.Abs(s.Rate)-MaxSlewPPM)

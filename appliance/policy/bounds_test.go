@@ -243,7 +243,7 @@ func TestTheDenyDateLiesNotInTheFuture(t *testing.T) {
 		return c
 	}
 	now := Stamp{Earliest: 1_800_000_000_000, Latest: 1_800_000_001_000}
-	refused(t, s, deny(now, 1_800_000_003))
+	refused(t, s, deny(now, 1_800_000_004))
 	refused(t, s, deny(Stamp{}, 1_700_000_000))
 	must(t, s, deny(now, 1_800_000_001))
 }

@@ -67,4 +67,5 @@ type PeerStatus struct {
 	// Clock is the peer's own word on its clock, "" = never heard; Reason why it has no trusted time.
 	Clock  string `json:"clock,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	Node   string `json:"node,omitempty"` // what the peer calls itself
 }

@@ -328,7 +328,7 @@ func (c *serverConn) call(ctx context.Context, req request) bool {
 	defer cancel()
 	watched := make(chan bool, 1)
 	watch := time.AfterFunc(watchAfter, func() {
-		_, err := c.wire.r.Peek(1)
+		err := c.wire.r.wait()
 		timeout := errors.Is(err, os.ErrDeadlineExceeded)
 		if !timeout {
 			cancel()
@@ -355,7 +355,7 @@ func (c *serverConn) call(ctx context.Context, req request) bool {
 	c.conn.SetReadDeadline(time.Now()) // likewise
 	clean := <-watched
 	c.conn.SetReadDeadline(time.Time{})
-	return clean || c.wire.r.Buffered() > 0
+	return clean || c.wire.r.buffered() > 0
 }
 
 func peer(conn *net.UnixConn) (*unix.Ucred, error) {

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -315,13 +314,13 @@ func FuzzReadFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var again bytes.Buffer
 		in := bytes.NewReader(b)
-		r := wire{r: bufio.NewReader(in)}
+		r := wire{r: &inbox{r: in}}
 		if q, err := r.readRequest(); err == nil {
-			if err := newWire(&again).request(q); err != nil || !bytes.Equal(again.Bytes(), b[:len(b)-in.Len()-r.r.Buffered()]) {
+			if err := newWire(&again).request(q); err != nil || !bytes.Equal(again.Bytes(), b[:len(b)-in.Len()-r.r.buffered()]) {
 				t.Errorf("a request that is written otherwise: %q %v", again.Bytes(), err)
 			}
 		}
-		r = wire{r: bufio.NewReader(bytes.NewReader(b))}
+		r = wire{r: &inbox{r: bytes.NewReader(b)}}
 		rep, err := r.readReply(MaxFrame)
 		if err != nil {
 			return
@@ -336,4 +335,23 @@ func FuzzReadFrame(f *testing.F) {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
+}
+
+// TestKeepsNothingOfWhatItRead: the reader's own memory must not outlive the buffer that the caller wipes.
+func TestKeepsNothingOfWhatItRead(t *testing.T) {
+	var b bytes.Buffer
+	w := newWire(&b)
+	for range 3 {
+		if err := w.reply(reply{Body: []byte(`{"pin":"1234-secret"}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		if rep, err := w.readReply(MaxFrame); err != nil || !bytes.Contains(rep.Body, []byte("secret")) {
+			t.Fatalf("%q %v", rep.Body, err)
+		}
+	}
+	if bytes.Contains(w.r.buf[:], []byte("secret")) || bytes.Contains(w.out[:cap(w.out)], []byte("secret")) {
+		t.Error("a secret stays in the wire's memory")
+	}
 }

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bufio"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -43,11 +42,45 @@ const shortFrame = 16 << 10
 // wire is one side of a connection. One goroutine may write while another reads.
 type wire struct {
 	w   io.Writer
-	r   *bufio.Reader
+	r   *inbox
 	out []byte // wiped after each frame
 }
 
-func newWire(conn io.ReadWriter) *wire { return &wire{w: conn, r: bufio.NewReader(conn)} }
+func newWire(conn io.ReadWriter) *wire { return &wire{w: conn, r: &inbox{r: conn}} }
+
+// inbox saves a system call a frame, as bufio.Reader would, but keeps nothing of what was read: it may have been a PIN.
+type inbox struct {
+	r        io.Reader
+	buf      [4096]byte
+	from, to int
+}
+
+// wait returns when something is there to be read, or never will be.
+func (b *inbox) wait() error {
+	if b.buffered() > 0 {
+		return nil
+	}
+	n, err := b.r.Read(b.buf[:])
+	if b.from, b.to = 0, n; n > 0 {
+		return nil
+	}
+	return err
+}
+
+func (b *inbox) buffered() int { return b.to - b.from }
+
+func (b *inbox) Read(p []byte) (int, error) {
+	if b.buffered() == 0 && len(p) >= len(b.buf) {
+		return b.r.Read(p)
+	}
+	if err := b.wait(); err != nil {
+		return 0, err
+	}
+	n := copy(p, b.buf[b.from:b.to])
+	clear(b.buf[b.from : b.from+n])
+	b.from += n
+	return n, nil
+}
 
 // start begins a frame with room for n bytes, which must not be more than most.
 func (w *wire) start(n, most int) ([]byte, error) {
@@ -148,17 +181,17 @@ func (w *wire) readReply(most uint32) (reply, error) {
 }
 
 // readBytes reads what follows a frame's length.
-func readBytes(r *bufio.Reader, most uint32) ([]byte, error) {
-	head, err := r.Peek(4)
-	if err != nil {
+func readBytes(r io.Reader, most uint32) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint32(head)
-	_, _ = r.Discard(4)
+	n := binary.BigEndian.Uint32(head[:])
 	if n > most {
 		return nil, fmt.Errorf("%w: %d bytes, %d are allowed", errTooLarge, n, most)
 	}
 	var b []byte
+	var err error
 	if n <= shortFrame {
 		b = make([]byte, n)
 		_, err = io.ReadFull(r, b)

@@ -164,12 +164,24 @@ func (s *Session) AuditLogin(ctx context.Context, action, outcome, detail string
 	return s.audit(ctx, policy.AuditLogin, action, outcome, detail)
 }
 
-// when shows a stamp.
+// when shows a stamp, and whether people said what time it was.
 func when(s policy.Stamp) string {
 	if s.Latest == 0 {
 		return "time not known"
 	}
-	return time.UnixMilli((s.Earliest + s.Latest) / 2).UTC().Format("2006-01-02 15:04:05 UTC")
+	text := time.UnixMilli((s.Earliest + s.Latest) / 2).UTC().Format("2006-01-02 15:04:05 UTC")
+	if s.Manual {
+		text += " (manual)"
+	}
+	return text
+}
+
+// whenWithin also shows by how much the stamp may be wrong.
+func whenWithin(s policy.Stamp) string {
+	if s.Latest == 0 {
+		return when(s)
+	}
+	return fmt.Sprintf("%s +-%s", when(s), time.Duration((s.Latest-s.Earliest+1)/2)*time.Millisecond)
 }
 
 // span shows a duration without fractions of a second.

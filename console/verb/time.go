@@ -41,12 +41,12 @@ func timeVerbs() []Verb {
 			Help: "forget a key of time servers that none of them needs", Example: "time key remove 7"},
 		{Name: "time approve", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeApprove, Params: []Param{moment},
 			Help: "say what time it is while no time server is in reach", Example: "time approve 2026-11-22T15:04:05Z",
-			More: "Type the time as it is when you press enter. It counts as wrong by up to 5 minutes, for 24 hours, is marked manual in every audit entry, and ends with the " +
+			More: "Type the time as it is when you press enter. It counts as wrong by up to 5 minutes then, and by more the longer this machine's clock runs alone (time status), for 24 hours; it is marked manual in every audit entry, and ends with the " +
 				"first majority of time servers. " + two},
 		{Name: "time recover", Role: anyone, Doors: onlySetup, Waiting: true, Risk: Disrupts, Dialogue: timeRecover, Params: []Param{moment},
 			Help: "say what time it is where nobody can log in yet", Example: "time recover 2026-11-22T15:04:05Z",
 			More: "For a start without any time server before setup, or while the ledger does not answer; it needs the recovery secret, and the serial line. Type the time as it " +
-				"is when you press enter. It counts as wrong by up to 5 minutes, for 24 hours, and is marked manual as with time approve, which is for administrators."},
+				"is when you press enter. It counts as wrong by up to 5 minutes then, for 24 hours, and is marked manual as with time approve, which is for administrators."},
 		{Name: "time release", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeRelease,
 			Help: "end a suspicion: believe the majority of time servers again", Example: "time release",
 			More: "Compare what each server says in time status with a clock that you trust first. " + two},
@@ -393,7 +393,7 @@ func timeRecover(ctx context.Context, s *Session, a Args, ask Asker) (Output, er
 	case v.Secret == "":
 		return Output{}, failed("this node has no recovery secret that could prove who you are", "run setup, which needs no time; then its administrator may say what time it is (time approve)")
 	}
-	p := new(Page).Line("In this boot (%s) it is %s, wrong by up to 5 minutes, for 24 hours or until a majority of time servers answers.", st.Boot, req.UTC.Format("2006-01-02 15:04:05 UTC"))
+	p := new(Page).Line("In this boot (%s) it is %s, wrong by up to 5 minutes now and by more later, for 24 hours or until a majority of time servers answers.", st.Boot, req.UTC.Format("2006-01-02 15:04:05 UTC"))
 	if err := ask.Say(p.Line("Every audit entry until then says that this time is manual.").String()); err != nil {
 		return Output{}, err
 	}

@@ -205,3 +205,25 @@ func TestTimeServersWithKeys(t *testing.T) {
 		t.Error("a limit of six minutes was taken")
 	}
 }
+
+// TestAuditTailTellsHowWellTheTimeWasKnown: the bound, and whether people said it, stand beside the time of each entry.
+func TestAuditTailTellsHowWellTheTimeWasKnown(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	noon := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).UnixMilli()
+	for action, at := range map[string]policy.Stamp{
+		"agreed": {Earliest: noon - 15, Latest: noon + 15, Boot: "b"},
+		"said":   {Earliest: noon - 300000, Latest: noon + 300000, Boot: "b", Manual: true},
+		"before": {Boot: "b"},
+	} {
+		if _, err := rpc.LedgerAudit.Call(t.Context(), f.Node.Ledger, policy.AuditEntry{Kind: policy.AuditSystem, At: at, BootTime: 1, Action: action, Outcome: "ok"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := flat(t, s, "audit tail", "")
+	for _, want := range []string{"2026-11-22 12:00:00 UTC +-15ms system agreed: ok", "2026-11-22 12:00:00 UTC (manual) +-5m0s system said: ok", "time not known system before: ok"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+}
