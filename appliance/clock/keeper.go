@@ -130,6 +130,9 @@ func (k *Keeper) Configure(servers []Server, limit time.Duration) {
 			k.expire(now)
 		}
 	}
+	if k.fewer(old) {
+		k.decide(k.Clock.Read(), true)
+	}
 	k.dirty = true
 	k.nudge()
 }

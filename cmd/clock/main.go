@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -51,12 +52,12 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	}
 	ring := &keyring{dir: data}
 	k := clock.New()
-	k.Clock, k.Query = kernel, clock.QueryNTP(kernel, ring.find)
 	k.Boot, k.Build, k.Log = boot, build, child.Logf
 	if _, err := os.Stat(rtc); err == nil {
 		k.SetRTC = clock.SetRTC(rtc)
 	}
 	ledger := child.Client(rpc.Ledger)
+	k.Clock, k.Query = kernel, query(kernel, clock.QueryNTP(kernel, ring.find), ledger)
 	tell := newTeller(k, ledger)
 	k.Event = tell.event
 
@@ -94,8 +95,36 @@ func configure(k *clock.Keeper, snap policy.Snapshot) bool {
 	for _, a := range node.TimeServers {
 		servers = append(servers, clock.Server{Address: a, Key: node.TimeKeys[a]})
 	}
+	for _, name := range slices.Sorted(maps.Keys(snap.State.Peers)) {
+		servers = append(servers, clock.Server{Address: name, Peer: true, Pin: snap.State.Peers[name].Fingerprint()})
+	}
 	k.Configure(servers, snap.State.Service.TimeBound)
 	return true
+}
+
+// asker asks one source.
+type asker func(context.Context, clock.Server) (clock.Sample, error)
+
+// query asks a time server itself, and a peer through the ledger, which has the link to it.
+func query(c clock.Clock, ntp asker, ledger *rpc.Client) asker {
+	return func(ctx context.Context, s clock.Server) (clock.Sample, error) {
+		if !s.Peer {
+			return ntp(ctx, s)
+		}
+		r, err := rpc.LedgerPeerTime.Call(ctx, ledger, rpc.PeerTimeRequest{Name: s.Address})
+		var said *rpc.Error
+		switch {
+		case errors.As(err, &said) && errors.Is(err, rpc.ErrUnavailable):
+			return clock.Sample{}, errors.New(said.Message)
+		case err != nil:
+			return clock.Sample{}, fmt.Errorf("ask the ledger: %w", err)
+		}
+		sample, err := clock.Heard(c.Read(), clock.Sample{Raw: r.Raw, UTC: r.UTC, Distance: r.Distance})
+		if err != nil {
+			return clock.Sample{}, fmt.Errorf("the peer's answer is not used: %w", err)
+		}
+		return sample, nil
+	}
 }
 
 // administered knows whether the ledger decides about approvals: its records said once that this node was set up, so that there are
