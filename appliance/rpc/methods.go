@@ -502,6 +502,8 @@ type ServiceStatus struct {
 	Up       time.Duration `json:"up"`
 	RSS      int64         `json:"rss"` // bytes
 	LastExit string        `json:"lastExit,omitempty"`
+	// Confined: the kernel says that its system calls are filtered (package sandbox), and that nothing gives it new rights.
+	Confined bool `json:"confined,omitempty"`
 }
 
 // LinkStatus is one network interface.

@@ -96,6 +96,12 @@ func (n *node) status() rpc.InitStatusReply {
 				Remedy: "see log show " + v.Name + "; restart the node if it stays"})
 		}
 	}
+	for _, v := range r.Services {
+		if v.State == supervise.StateReady && v.Up > time.Second && !v.Confined { // the shim starts none without; this asks the kernel
+			r.Problems = append(r.Problems, policy.Problem{Kind: "service-unconfined", What: "the process " + v.Name + " runs without its filter of system calls",
+				Remedy: "restart the node; if it stays, start another image and report it"})
+		}
+	}
 	for _, l := range n.net.Links() {
 		r.Links = append(r.Links, rpc.LinkStatus(l))
 		if l.Problem != "" {
