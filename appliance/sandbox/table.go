@@ -165,8 +165,7 @@ var DHCPProcess = Process{
 	Capabilities: []Capability{CapNetRaw, CapNetBindService},
 	Limits:       Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore:     500,
-	Confine: &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"packet", "has no address yet"}, {"udp", "renews from the address it has"},
-		{"route", "waits for the interface"}}}},
+	Confine:      &Confinement{Files: goFiles, Filter: &Filter{Sockets: []Kind{{"packet", "has no address yet"}, {"route", "finds its interface"}}}},
 }
 
 // Update is the process that reads an update bundle: init itself under another name, without init's rights. It has no rpc socket, and of
@@ -193,7 +192,8 @@ var ResolveProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore: 600,
 	View:     View{Hide: []string{"/data"}}, // /run holds resolv.conf
-	Confine:  &Confinement{AnyFile: true, Filter: &Filter{Sockets: []Kind{{"udp", "name servers"}, {"tcp", "name servers, where an answer is long"}}}},
+	Confine: &Confinement{Files: withFiles(Reach{"/etc", false}, Reach{"/run", false}),
+		Filter: &Filter{Sockets: []Kind{{"udp", "name servers"}, {"tcp", "name servers, where an answer is long"}}}},
 }
 
 // HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.
