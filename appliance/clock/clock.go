@@ -28,7 +28,7 @@
 // by at most 500 ppm, the oscillator's own error included.
 //
 // Suspicion: after the first majority one that says another time than this clock foretold (by more than the bounds of both explain, or
-// by more than 400 ms and what the oscillator may have drifted), or any that says a time before the floor, is not followed. The value is
+// by more than 400 ms and what the oscillator may have drifted, at once or in steps within minutes), or any that says a time before the floor, is not followed. The value is
 // withheld until an administrator decides (Approve), or until the servers have come back for a minute to what this clock has said all
 // along: then the contradiction itself was taken back.
 //
