@@ -212,7 +212,7 @@ func TestOtherServersMustFitWhatWasTrusted(t *testing.T) {
 func TestABlackStartUsesAnApprovedTimeUntilTheFirstMajority(t *testing.T) {
 	w := newWorld(6, 4)
 	w.all(func(f *fakeServer) { f.down = true })
-	w.run(10 * time.Minute)
+	w.run(30 * time.Minute) // longer than an approval lives
 	w.withheld(t, Waiting)
 	now := w.clock.Read()
 	good := Approval{Kind: "manual", UTC: w.utc(w.now).Add(2 * time.Minute), Boot: "boot", BootTime: now.Boot, Asked: now.Boot, By: []string{"ada", "ben"}}

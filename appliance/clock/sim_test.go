@@ -28,8 +28,8 @@ type world struct {
 	wrong, unflagged int
 	first            string
 	checks, trusted  int
-	asked            int // decisions that may have the wall clock stepped
-	stepped          int // steps of clocks before the last reboot
+	asked            int           // decisions that may have the wall clock stepped
+	stepped          int           // steps of clocks before the last reboot
 	worst            time.Duration // of Wall, after settling
 	sum              float64
 	measured         int
