@@ -73,6 +73,12 @@ func TestAServerThatStepsIsNamedAndNotFollowed(t *testing.T) {
 	if s.State != Locked || s.Sources[1].State != "falseticker" || !strings.Contains(strings.Join(s.Why(), " "), "s1 does not") {
 		t.Errorf("state %s, source %s, %q", s.State, s.Sources[1].State, s.Why())
 	}
+	named := func(p policy.Problem) bool {
+		return p.Kind == "time-falseticker" && strings.HasPrefix(p.What, "s1 ") && p.Remedy != ""
+	}
+	if list := s.Problems(); len(list) != 1 || !named(list[0]) {
+		t.Errorf("the console says %+v", list)
+	}
 }
 
 func TestAJumpOfAllServersIsSuspectUntilAdministratorsDecide(t *testing.T) {
@@ -88,6 +94,11 @@ func TestAJumpOfAllServersIsSuspectUntilAdministratorsDecide(t *testing.T) {
 			t.Errorf("%v: %q after %d steps", lie, s.Reason, w.clock.steps)
 		}
 		now := w.clock.Read()
+		chosen := Approval{Kind: "manual", UTC: w.utc(w.now).AddDate(1, 0, 0), Boot: "boot", BootTime: now.Boot, Asked: now.Boot, By: []string{"ada", "ben"}}
+		if err := w.k.Approve(chosen); err == nil {
+			t.Errorf("%v: a time of people's own choice was taken while a majority is in reach", lie)
+		}
+		w.withheld(t, Suspect)
 		approval := Approval{Kind: "release", Boot: "boot", Asked: now.Boot, By: []string{"ada", "ben"}}
 		if err := w.k.Approve(approval); err != nil {
 			t.Fatal(err)
@@ -371,8 +382,12 @@ func TestOneOrTwoServersWorkAndSaySo(t *testing.T) {
 	for n, want := range map[int]string{1: "There is a single source", 2: "Only two servers are configured"} {
 		w := newWorld(12, n)
 		w.run(time.Hour)
-		w.containsTruth(t)
+		bound := w.containsTruth(t)
 		s := w.k.Status()
+		v, err := Select(s.Sources, s.Now.Raw, s.Rate, s.Drift)
+		if said := v.Latest.Sub(v.Earliest) / 2; err != nil || bound < 2*said*9/10 {
+			t.Errorf("%d servers: the bound %v is not twice the %v that they say (%v)", n, bound, said, err)
+		}
 		if !strings.Contains(s.Why()[1], want) || len(s.Problems()) != 1 || s.Problems()[0].Kind != "time-few-sources" {
 			t.Errorf("%d servers: %q, %v", n, s.Why(), s.Problems())
 		}
