@@ -196,6 +196,11 @@ func TestALowerLimitStopsEarlier(t *testing.T) {
 	w.containsTruth(t)
 	w.run(24 * time.Hour)
 	w.withheld(t, Stopped)
+	for limit, want := range map[time.Duration]time.Duration{0: policy.DefaultTimeBound, time.Millisecond: policy.MinTimeBound, time.Hour: policy.MaxTimeBound, -1: policy.MinTimeBound} {
+		if w.k.Configure(list, limit); w.k.Status().Limit != want {
+			t.Errorf("a limit of %v became %v, not %v", limit, w.k.Status().Limit, want)
+		}
+	}
 }
 
 func TestTakingAllServersAwayIsHoldover(t *testing.T) {
