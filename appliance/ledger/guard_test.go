@@ -8,6 +8,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
@@ -24,8 +25,9 @@ func TestNoConsoleTalksTheLedgerOutOfTheWayBack(t *testing.T) {
 		return policy.Stamp{Earliest: now, Latest: now + 20, Boot: "test-boot"}
 	}
 	propose := func(kind policy.Kind, body any, lie *policy.Stragglers) (policy.Result, error) {
+		b.trust(time.UnixMilli(stamp().Earliest).Add(20 * time.Millisecond))
 		c := command(ada, kind, body)
-		c.At, c.Stragglers = stamp(), lie
+		c.Stragglers = lie
 		_, r, err := b.l.Propose(context.Background(), c)
 		return r, err
 	}

@@ -163,9 +163,13 @@ func (l *Ledger) HTTPSRequest(ctx context.Context, req rpc.HTTPSRequest) (r rpc.
 	if err != nil {
 		return r, err
 	}
-	action := "https.csr"
+	action, begin := "https.csr", time.Time{}
 	if req.SelfSigned {
+		// The first certificate, which setup makes, is dated by the image; every later one by a time that is trusted, or not at all.
 		action = "https.self-signed"
+		if begin, err = l.begin(); err != nil {
+			return r, err
+		}
 	}
 	if _, err := l.audit.Append(ctx, l.stamped(policy.AuditEntry{Kind: policy.AuditCommand, Actor: &req.Actor, Action: action, Outcome: "ok", Policy: s.Index,
 		Detail: "key: " + req.Key + map[bool]string{true: ", shared by all nodes"}[req.Shared]})); err != nil {
@@ -182,10 +186,6 @@ func (l *Ledger) HTTPSRequest(ctx context.Context, req rpc.HTTPSRequest) (r rpc.
 	}
 	r.Ref = spkiRef(key.Public())
 	if req.SelfSigned {
-		begin := l.cfg.Epoch
-		if earliest, _, ok := l.cfg.Time().At(l.cfg.BootTime()); ok {
-			begin = earliest.Add(-policy.HealthBackdate)
-		}
 		r.Certificate, err = selfSigned(l.cfg.Rand, begin, names, key)
 		return r, err
 	}

@@ -181,7 +181,8 @@ func (l *Ledger) commandEntry(c policy.Command, out Outcome, err error) policy.A
 const factRequest = "request"
 
 // Propose has a command applied, and its audit entry on the disk, before it returns. A refusal is rpc.ErrRefused with the reason and the
-// remedy; it is recorded like a change. Asking again with the same id gives the first answer.
+// remedy; it is recorded like a change. Asking again with the same id gives the first answer. The command is of the moment at which it is
+// proposed, by the time that this node trusts.
 func (l *Ledger) Propose(ctx context.Context, c policy.Command) (uint64, policy.Result, error) {
 	if err := l.ready(); err != nil {
 		return 0, policy.Result{}, err
@@ -196,7 +197,9 @@ func (l *Ledger) Propose(ctx context.Context, c policy.Command) (uint64, policy.
 		return 0, policy.Result{}, rpc.ErrUnavailable.With("nothing may be changed that can't be recorded: %v", err)
 	}
 	state, _ := l.Snapshot()
-	c.Stragglers = state.State.Stragglers(c, l.observed.lastOfHost()) // whatever the sender says
+	// Whatever the sender says:
+	c.Stragglers = state.State.Stragglers(c, l.observed.lastOfHost())
+	c.At, _ = l.stamp()
 	if slices.Contains(primaries, c.Kind) {
 		if err := l.gatePrimary(ctx, c); err != nil {
 			return 0, policy.Result{}, err

@@ -134,9 +134,22 @@ func checkSubject(subject string) error {
 func (l *Ledger) now() (health.Window, error) {
 	w := health.Between(l.cfg.Time().At(l.cfg.BootTime()))
 	if !w.Known() {
-		return w, rpc.ErrUnavailable.With("the time is not trusted, so no certificate can be made; see time status")
+		return w, errNoTime()
 	}
 	return w, nil
+}
+
+func errNoTime() error {
+	return rpc.ErrUnavailable.With("the time is not trusted, so no certificate can be made; see time status")
+}
+
+// begin is from when on what is certified now is valid, or why nothing can be.
+func (l *Ledger) begin() (time.Time, error) {
+	earliest, _, ok := l.cfg.Time().At(l.cfg.BootTime())
+	if !ok {
+		return time.Time{}, errNoTime()
+	}
+	return earliest.Add(-policy.HealthBackdate).UTC().Truncate(time.Second), nil
 }
 
 // derivedID is the request id of one part of a request.
@@ -263,12 +276,11 @@ func (l *Ledger) guardianTemplate(cn string, spki []byte) (*x509.Certificate, er
 		return nil, fmt.Errorf("randomness: %w", err)
 	}
 	serial[0] = serial[0]&0x7f | 0x40
-	earliest, _, ok := l.cfg.Time().At(l.cfg.BootTime())
-	if !ok {
-		return nil, rpc.ErrUnavailable.With("the time is not trusted, so no certificate can be made; see time status")
+	begin, err := l.begin()
+	if err != nil {
+		return nil, err
 	}
 	ski := sha1.Sum(spki)
-	begin := earliest.Add(-policy.HealthBackdate).UTC().Truncate(time.Second)
 	return &x509.Certificate{SerialNumber: new(big.Int).SetBytes(serial), Subject: pkix.Name{CommonName: cn}, NotBefore: begin,
 		NotAfter: begin.Add(guardianLife), SignatureAlgorithm: x509.SHA256WithRSA, SubjectKeyId: ski[:]}, nil
 }

@@ -13,14 +13,14 @@ type SignerDeny struct {
 }
 
 // checkDenyDate is why a deny date of so far may not become another one. It can't be taken back, so one in the future would refuse every
-// host until then.
+// host until then. A second is allowed: who asked may have read the time less exactly than who decides.
 func checkDenyDate(c Command, sofar, before int64) error {
 	switch {
 	case before < sofar:
 		return &Refused{c.Kind, "the deny date may only move forward", "it is " + time.Unix(sofar, 0).UTC().Format("2006-01-02 15:04:05 UTC") + " already"}
 	case c.At.Latest == 0:
 		return &Refused{c.Kind, "without a trusted time it can't be told whether the deny date lies in the future", "wait until time status says trusted"}
-	case before > NextSecond(c.At):
+	case before > NextSecond(c.At)+1:
 		return &Refused{c.Kind, "the deny date lies in the future, and it could not be taken back", "use the present time"}
 	}
 	return nil

@@ -249,7 +249,7 @@ func TestTheDenyDateOfOneSigner(t *testing.T) {
 	}
 	ours := Thumbprint(l.s.Keys[own].Certificate)
 	for _, tp := range []string{ours, site2} {
-		refused(t, l.s, deny(tp, now+1))
+		refused(t, l.s, deny(tp, now+2))
 		blind := deny(tp, now)
 		blind.At = Stamp{}
 		refused(t, l.s, blind)

@@ -30,7 +30,7 @@ func auditTail(ctx context.Context, s *Session, a Args, _ []byte) (Output, error
 		if e.Actor != nil {
 			who = cmp.Or(e.Actor.Name, string(e.Actor.Door)) + " by " + string(e.Actor.Door)
 		}
-		line := fmt.Sprintf("%d  %s  %s %s: %s", r.Seq, when(e.At), e.Kind, e.Action, e.Outcome)
+		line := fmt.Sprintf("%d  %s  %s %s: %s", r.Seq, whenWithin(e.At), e.Kind, e.Action, e.Outcome)
 		if e.Count > 1 {
 			line += fmt.Sprintf(" (%d times)", e.Count)
 		}

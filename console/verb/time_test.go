@@ -1,6 +1,7 @@
 package verb_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -30,6 +31,35 @@ func TestTimeStatusShowsServersSideBySideWhenSuspect(t *testing.T) {
 	}
 	if text := mustCall(t, s, "time sources", ""); !strings.Contains(text, "none: anybody on the way can answer for it") {
 		t.Errorf("%s", text)
+	}
+}
+
+// TestPeersStandBesideTheServersAndAreNoServers: marked in every view, the one that lies by name.
+func TestPeersStandBesideTheServersAndAreNoServers(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	now := time.UnixMilli(verbtest.At.Earliest)
+	source := func(address, state string, off time.Duration, peer bool) rpc.ClockSource {
+		return rpc.ClockSource{Address: address, State: state, Offset: off, Bound: 10 * time.Millisecond, Age: 4 * time.Second, Poll: time.Minute, Says: now.Add(off), Peer: peer}
+	}
+	silent := rpc.ClockSource{Address: "node4", State: "unreachable", Error: "it is refused: it has no trusted time: no time server answers", Peer: true}
+	f.Clocked(rpc.ClockStatusReply{State: rpc.ClockLocked, Limit: time.Minute, StopsAt: now.Add(26 * time.Hour), SinceLock: 84 * time.Millisecond,
+		Why:      []string{"The time is trusted to within 12ms.", "2 of 2 time servers agree: 10.0.2.2, 10.0.2.4, with peer node2, and peer node3 does not.", "If no server answered any more, issuing would stop."},
+		Trusted:  rpc.ClockView{OK: true, Earliest: now, Latest: now.Add(20 * time.Millisecond), Sources: []string{"10.0.2.2", "10.0.2.4"}, ExpiresIn: 26 * time.Hour},
+		Sources:  []rpc.ClockSource{source("10.0.2.2", "selected", time.Millisecond, false), source("10.0.2.4", "selected", -time.Millisecond, false), source("node2", "selected", 2*time.Millisecond, true), source("node3", "falseticker", 3214*time.Millisecond, true), silent},
+		Problems: []policy.Problem{{Kind: "time-falseticker", What: "peer node3 says another time than this node's servers", Remedy: "compare time status on both nodes"}}})
+	var b strings.Builder
+	for _, line := range []string{"time status", "time sources", "time why", "status"} {
+		fmt.Fprintf(&b, "$ %s\n%s\n", line, mustCall(t, s, line, ""))
+	}
+	golden(t, "time-peers.txt", b.String())
+	out, err := call(s, "time sources", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := json.Marshal(out.Value)
+	if err != nil || strings.Count(string(j), `"peer":true`) != 3 {
+		t.Errorf("%s, %v", j, err)
 	}
 }
 
@@ -173,5 +203,27 @@ func TestTimeServersWithKeys(t *testing.T) {
 	}
 	if _, err := call(s, "service set --time-limit 6m", ""); err == nil {
 		t.Error("a limit of six minutes was taken")
+	}
+}
+
+// TestAuditTailTellsHowWellTheTimeWasKnown: the bound, and whether people said it, stand beside the time of each entry.
+func TestAuditTailTellsHowWellTheTimeWasKnown(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	noon := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).UnixMilli()
+	for action, at := range map[string]policy.Stamp{
+		"agreed": {Earliest: noon - 15, Latest: noon + 15, Boot: "b"},
+		"said":   {Earliest: noon - 300000, Latest: noon + 300000, Boot: "b", Manual: true},
+		"before": {Boot: "b"},
+	} {
+		if _, err := rpc.LedgerAudit.Call(t.Context(), f.Node.Ledger, policy.AuditEntry{Kind: policy.AuditSystem, At: at, BootTime: 1, Action: action, Outcome: "ok"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := flat(t, s, "audit tail", "")
+	for _, want := range []string{"2026-11-22 12:00:00 UTC +-15ms system agreed: ok", "2026-11-22 12:00:00 UTC (manual) +-5m0s system said: ok", "time not known system before: ok"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
 	}
 }
