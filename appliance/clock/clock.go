@@ -136,6 +136,7 @@ type Server struct {
 	Address string `json:"address"` // host or host:port
 	Key     uint16 `json:"key,omitempty"`
 	Peer    bool   `json:"peer,omitempty"`
+	Pin     string `json:"pin,omitempty"` // of a peer: its key, so that what another of the same name said is not kept
 }
 
 // Source is a configured server and what it said.

@@ -212,6 +212,24 @@ func TestPeersContradictALyingServer(t *testing.T) {
 	if why := s.Why(); len(why) != 3 || !strings.Contains(why[1], "node2, node3 contradict") {
 		t.Errorf("%q", why)
 	}
+	// One is taken off the record: the other still contradicts. With the last one goes the contradiction, at once.
+	w.peers = w.peers[:1]
+	w.configure()
+	if w.k.state != Holdover {
+		t.Errorf("one peer less: state %s (%s)", w.k.state, w.k.reason)
+	}
+	last := w.peers
+	w.peers = nil
+	w.configure()
+	if w.k.state != Locked {
+		t.Errorf("no peer: state %s (%s)", w.k.state, w.k.reason)
+	}
+	w.peers = last
+	w.configure()
+	f.run(time.Minute)
+	if w.k.state != Holdover {
+		t.Errorf("a peer that was added: state %s (%s)", w.k.state, w.k.reason)
+	}
 	w.net[0].lie = 0
 	f.run(10 * time.Minute)
 	if w.containsTruth(t); w.k.state != Locked {

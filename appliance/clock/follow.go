@@ -51,7 +51,7 @@ func (k *Keeper) lock(now Reading, v Vote) Reading {
 	}
 	if k.own == nil {
 		if k.locked == 0 {
-			k.locked = max(now.Raw-k.started, 1)
+			k.locked, k.lockedAt = max(now.Raw-k.started, 1), max(now.Boot, 1)
 		}
 		k.rtcDue = 0
 		k.stuck = k.Clock.Step(v.Middle().Add(k.Clock.Read().Raw - now.Raw))

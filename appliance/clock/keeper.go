@@ -76,6 +76,7 @@ type Keeper struct {
 	suspect  string        // floor or jump
 	started  time.Duration
 	locked   time.Duration // from the first question to the first majority
+	lockedAt time.Duration // CLOCK_BOOTTIME of the first majority
 	locks    uint64
 	stuck    error         // why the wall clock can't be disciplined
 	rtcDue   time.Duration // Raw of the next write of the RTC, 0 = at the next vote
@@ -129,6 +130,9 @@ func (k *Keeper) Configure(servers []Server, limit time.Duration) {
 			k.publish(now)
 			k.expire(now)
 		}
+	}
+	if k.fewer(old) {
+		k.decide(k.Clock.Read(), true)
 	}
 	k.dirty = true
 	k.nudge()

@@ -3,7 +3,13 @@ package clock
 import (
 	"fmt"
 	"slices"
+	"time"
+
+	"guardhouse/appliance/policy"
 )
+
+// oldest is from when on a peer's answer is none.
+const oldest = 2 * time.Minute
 
 // MaxPeers is how many other nodes have a voice here.
 const MaxPeers = 8
@@ -211,6 +217,28 @@ func (k *Keeper) settles() int { return settle * len(k.servers()) }
 // asking reports whether a question to a server is out. One to a peer is not waited for.
 func (k *Keeper) asking() bool {
 	return slices.ContainsFunc(k.sources, func(s Source) bool { return s.asked && !s.Peer })
+}
+
+// fewer reports whether a peer whose voice counted in old is not known any more.
+func (k *Keeper) fewer(old []Source) bool {
+	return slices.ContainsFunc(old, func(o Source) bool {
+		return o.Peer && o.Sample != nil && !slices.ContainsFunc(k.sources, func(s Source) bool { return s.Server == o.Server })
+	})
+}
+
+// Heard checks a peer's answer, at the reading now. It comes from the network, by another process: what makes no sense must not reach sums of
+// times and durations.
+func Heard(now Reading, s Sample) (Sample, error) {
+	switch {
+	case s.Raw > now.Raw || s.Raw < now.Raw-oldest:
+		return Sample{}, fmt.Errorf("the answer is not from the last %s", short(oldest))
+	case s.Distance <= 0 || s.Distance > policy.MaxTimeBound+queryTimeout:
+		return Sample{}, fmt.Errorf("its time is certain to %s only", short(s.Distance))
+	case s.UTC.Year() < 1970 || s.UTC.Year() > 2200:
+		return Sample{}, fmt.Errorf("its time is in the year %d", s.UTC.Year())
+	}
+	// Part of the distance is a way that was measured by this machine's oscillator.
+	return Sample{Raw: s.Raw, UTC: s.UTC.UTC().Round(0), Distance: s.Distance + ppm(2*s.Distance, UnmeasuredPPM)}, nil
 }
 
 // aged reports whether a server's newest answer is so old that a fresh rate would hide a jump.

@@ -3,6 +3,7 @@ package clock
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -141,5 +142,31 @@ func TestNoPeersTakeTheTruthFromAMajorityOfServers(t *testing.T) {
 	}
 	if votes < 1000 || helped < 1000 || blocked < 1000 {
 		t.Errorf("%d votes, %d with help, %d contradicted: this proves little", votes, helped, blocked)
+	}
+}
+
+// TestAPeersAnswerThatMakesNoSenseIsNone: nothing of it reaches sums of times.
+func TestAPeersAnswerThatMakesNoSenseIsNone(t *testing.T) {
+	now := Reading{Raw: time.Hour}
+	good := Sample{Raw: time.Hour - time.Second, UTC: base, Distance: time.Second, Leap: 1, Stratum: 1, Verified: true}
+	h, err := Heard(now, good)
+	if err != nil || h.Leap != 0 || h.Stratum != 0 || h.Verified || h.Raw != good.Raw || !h.UTC.Equal(base) || h.Distance <= good.Distance {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for name, spoil := range map[string]func(*Sample){
+		"of the future":   func(s *Sample) { s.Raw = time.Hour + 1 },
+		"of another boot": func(s *Sample) { s.Raw = math.MinInt64 },
+		"old":             func(s *Sample) { s.Raw = 30 * time.Minute },
+		"too good":        func(s *Sample) { s.Distance = 0 },
+		"negative":        func(s *Sample) { s.Distance = -time.Second },
+		"agrees with all": func(s *Sample) { s.Distance = time.Hour },
+		"no time":         func(s *Sample) { s.UTC = time.Time{} },
+		"far away":        func(s *Sample) { s.UTC = time.Date(200000, 1, 1, 0, 0, 0, 0, time.UTC) },
+	} {
+		bad := good
+		spoil(&bad)
+		if _, err := Heard(now, bad); err == nil {
+			t.Errorf("%s: believed", name)
+		}
 	}
 }

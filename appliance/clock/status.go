@@ -27,8 +27,9 @@ type Status struct {
 	Floor     time.Time
 	FloorFrom string
 	Boot      string
-	SinceLock time.Duration
-	Told      bool // the servers are known
+	SinceLock time.Duration // from the first question to the first majority
+	LockedAt  time.Duration // CLOCK_BOOTTIME of the first majority
+	Told      bool          // the servers are known
 	// Suspicion is in the state Suspect what is contradicted: jump (this clock) or floor. Ends is true if it ends by itself when the servers come
 	// back to what this clock said.
 	Suspicion string
@@ -42,7 +43,7 @@ func (k *Keeper) Status() Status {
 	now := k.Clock.Read()
 	k.expire(now)
 	s := Status{Now: now, Trusted: k.trusted, State: k.state, Reason: k.reason, Sources: slices.Clone(k.sources), Limit: k.limit, Rate: k.dis.rate,
-		Drift: k.dis.drift, Slew: k.dis.slew, Error: k.dis.err, Stuck: k.stuck, Boot: k.Boot, SinceLock: k.locked, Told: k.told}
+		Drift: k.dis.drift, Slew: k.dis.slew, Error: k.dis.err, Stuck: k.stuck, Boot: k.Boot, SinceLock: k.locked, LockedAt: k.lockedAt, Told: k.told}
 	if off := k.dis.limits.off(); math.Abs(off) > FreshPPM {
 		s.Odd = off
 	}

@@ -45,6 +45,7 @@ type kept struct {
 	Trusted policy.TrustedTime `json:"trusted,omitzero"`
 	Locks   uint64             `json:"locks"`
 	Locked  time.Duration      `json:"locked,omitempty"`
+	At      time.Duration      `json:"lockedAt,omitempty"`
 }
 
 // Restore reads what an earlier process kept in dir. What was learnt since counts more: servers from the ledger, a time of this process.
@@ -98,7 +99,7 @@ func (k *Keeper) restoreFloor(f floors) {
 // decided anything.
 func (k *Keeper) restoreState(now Reading, s kept) {
 	if s.Boot == k.Boot && now.Raw >= 0 {
-		k.locks, k.locked, k.second = s.Locks, s.Locked, s.Second
+		k.locks, k.locked, k.lockedAt, k.second = s.Locks, s.Locked, s.At, s.Second
 		if s.Own != nil && s.Own.Raw <= now.Raw {
 			k.own = s.Own
 		}
@@ -126,7 +127,7 @@ func (k *Keeper) restoreState(now Reading, s kept) {
 func (k *Keeper) Keep(dir string) error {
 	k.mu.Lock()
 	s := kept{Version: 1, Configured: k.told, Limit: k.limit, DriftPPM: k.dis.saved, Floor: k.floor, State: k.state, Reason: k.reason, Suspect: k.suspect,
-		Boot: k.Boot, Own: k.own, Second: k.second, Trusted: k.trusted, Locks: k.locks, Locked: k.locked}
+		Boot: k.Boot, Own: k.own, Second: k.second, Trusted: k.trusted, Locks: k.locks, Locked: k.locked, At: k.lockedAt}
 	for _, src := range k.sources {
 		s.Servers = append(s.Servers, src.Server)
 	}

@@ -22,10 +22,10 @@ import (
 // ServeSoftware is the worker that holds software keys: it takes them from conn, answers calls with them until conn ends, and forgets
 // them with its process. It never loads foreign code and shares no process with what does. Nothing of a key is ever written to a disk:
 // all of its memory is locked or, where the limit does not allow that (Go reserves gigabytes of addresses, and all would count), the
-// machine has no swap; else it holds no key at all.
-func ServeSoftware(conn io.ReadWriteCloser) error {
+// machine has no swap; else it holds no key at all. narrow is called before the first key comes, to give up all but that connection.
+func ServeSoftware(conn io.ReadWriteCloser, narrow func() error) error {
 	defer conn.Close()
-	if err := stayInMemory(); err != nil {
+	if err := errors.Join(stayInMemory(), narrow()); err != nil {
 		return err
 	}
 	s := &softToken{keys: map[policy.KeyRef]softKey{}}

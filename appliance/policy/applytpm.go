@@ -29,6 +29,7 @@ type TPMHostAdd struct {
 	Class     string        `json:"class,omitempty"`
 	Note      string        `json:"note,omitempty"`
 	Inventory string        `json:"inventory,omitempty"`
+	Machine   *Machine      `json:"machine,omitempty"`
 }
 
 // BaselineAdd registers what a boot log measured into PCR 7.
@@ -150,7 +151,10 @@ func applyHostAddTPM(s *State, c Command) (Result, error) {
 	if !validText(b.Note, MaxNote) || !validText(b.Reason, MaxNote) || !validText(b.Inventory, MaxNameLength) {
 		return Result{}, &Refused{c.Kind, fmt.Sprintf("a note, reason or inventory number is no printable text, or longer than %d bytes", MaxNote), ""}
 	}
-	t := TPMIdentity{EK: b.EK, NameAlg: b.NameAlg, Symmetric: b.Symmetric, EKCert: b.EKCert, Chain: b.Chain, Version: b.Version, Inventory: b.Inventory}
+	if !b.Machine.valid() {
+		return Result{}, &Refused{c.Kind, "what the file says of the machine is malformed", "capture it again with Get-PlatformIdentifier, or give the endorsement key's certificate alone"}
+	}
+	t := TPMIdentity{EK: b.EK, NameAlg: b.NameAlg, Symmetric: b.Symmetric, EKCert: b.EKCert, Chain: b.Chain, Version: b.Version, Inventory: b.Inventory, Machine: b.Machine}
 	if err := t.checkKey(c); err != nil {
 		return Result{}, err
 	}

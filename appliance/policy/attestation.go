@@ -43,6 +43,29 @@ type TPMIdentity struct {
 	Version   PolicyVersion `json:"version"`             //
 	Forced    string        `json:"forced,omitempty"`    // why it was registered without a trusted certificate (C21); empty = it has one
 	Inventory string        `json:"inventory,omitempty"` // the owner's own number for the machine (D04)
+	Machine   *Machine      `json:"machine,omitempty"`   // nil where its file said nothing of it, or came before it was kept
+}
+
+// Machine is what a platform identifier says of the computer around the TPM. Nothing proves it: it is for finding a host, never for judging one.
+type Machine struct {
+	SMBIOS string   `json:"smbios,omitempty"` // its UUID, as the file has it
+	Serial string   `json:"serial,omitempty"`
+	MACs   []string `json:"macs,omitempty"` // upper-case hexadecimal without separators; at most MaxMACs
+}
+
+// MaxMACs is the most MAC addresses that are kept of a machine.
+const MaxMACs = 16
+
+func (m *Machine) valid() bool {
+	if m == nil {
+		return true
+	}
+	return validText(m.SMBIOS, MaxNameLength) && validText(m.Serial, MaxNameLength) && len(m.MACs) <= MaxMACs && !slices.ContainsFunc(m.MACs, func(mac string) bool { return !ValidMAC(mac) })
+}
+
+// ValidMAC reports whether s is an address of 6 to 20 bytes as Machine has it.
+func ValidMAC(s string) bool {
+	return len(s) >= 12 && len(s) <= 40 && len(s)%2 == 0 && strings.Trim(s, "0123456789ABCDEF") == ""
 }
 
 // Baseline is what firmware of one class of hardware measures into PCR 7, digested from a boot log (D13).

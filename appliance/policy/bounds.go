@@ -36,6 +36,12 @@ func (h Host) room() int {
 	n := 680 + 67*len(h.CertifiedKeys) + len(h.ID)*2 + len(h.Name) + len(h.Class) + 6*len(h.Note) + 4*len(h.HostKey)/3
 	if t := h.TPM; t != nil {
 		n += 256 + 4*(len(t.EK)+len(t.EKCert))/3 + 67*len(t.Chain) + 6*(len(t.Forced)+len(t.Inventory))
+		if m := t.Machine; m != nil {
+			n += 64 + 6*(len(m.SMBIOS)+len(m.Serial))
+			for _, mac := range m.MACs {
+				n += 3 + len(mac)
+			}
+		}
 	}
 	return n
 }

@@ -81,7 +81,8 @@ func TestTheLargestStateFitsOneMessage(t *testing.T) {
 	}
 	other := strings.Repeat("o", MaxNameLength)
 	send(CmdHostAddTPM, TPMHostAdd{Name: other, EK: spki4096, NameAlg: 13, Symmetric: 256, EKCert: bytes.Repeat([]byte{0x30}, MaxEKCertificate),
-		Chain: append(anchors, anchors[0]), Version: Version1, Class: name, Note: wide(MaxNote), Inventory: wide(MaxNameLength)})
+		Chain: append(anchors, anchors[0]), Version: Version1, Class: name, Note: wide(MaxNote), Inventory: wide(MaxNameLength),
+		Machine: &Machine{SMBIOS: wide(MaxNameLength), Serial: wide(MaxNameLength), MACs: slices.Repeat([]string{strings.Repeat("A", 40)}, MaxMACs)}})
 	measured := func(n int) []Measured {
 		return slices.Repeat([]Measured{{Name: strings.Repeat("v", MaxNameLength), GUID: strings.Repeat("g", 36), SHA256: make([]byte, 32)}}, n)
 	}

@@ -16,7 +16,7 @@ const (
 	ClockStopped  = "stopped"  // there was a time, and it has grown too uncertain; nothing is issued
 )
 
-// ClockSource is one time server as the clock sees it.
+// ClockSource is one time server as the clock sees it, or a peer: another node, which votes and does not lead.
 type ClockSource struct {
 	Address       string        `json:"address"`
 	State         string        `json:"state"`  // selected, falseticker, undecided (no majority), unreachable, waiting
@@ -28,6 +28,7 @@ type ClockSource struct {
 	Key           uint16        `json:"key,omitempty"`
 	Jitter        time.Duration `json:"jitter,omitempty"` // mean difference of successive offsets
 	Poll          time.Duration `json:"poll,omitempty"`
+	Peer          bool          `json:"peer,omitempty"` // Address is its name in the records
 	Stratum       int           `json:"stratum,omitempty"`
 	// Says is the server's own time now, Bound around it, for people who must compare. Zero: it never answered.
 	Says time.Time `json:"says,omitzero"`
@@ -72,8 +73,10 @@ type ClockStatusReply struct {
 	// Boot and BootTime are this boot's id and the CLOCK_BOOTTIME reading of the reply: what an approval must be bound to.
 	Boot     string        `json:"boot,omitempty"`
 	BootTime time.Duration `json:"bootTime,omitempty"`
-	// SinceLock is how long after the start of the clock the first majority came; 0 = not yet.
+	// SinceLock is how long after the clock's first question the first majority of this boot came, LockedAt the CLOCK_BOOTTIME reading at
+	// which it did; 0 = not yet.
 	SinceLock time.Duration `json:"sinceLock,omitempty"`
+	LockedAt  time.Duration `json:"lockedAt,omitempty"`
 }
 
 // Kinds of ClockApproveRequest.
@@ -87,7 +90,7 @@ const (
 const ApprovalLife = 15 * time.Minute
 
 // ClockApproveRequest is what administrators decided about the time of this node. Whoever calls has checked the approvals: the ledger
-// against its records; where nobody can be asked, because the node was not set up or the ledger has not answered in this boot, init against
+// against its records; where nobody can be asked, because the node was not set up or the ledger does not answer, init against
 // the recovery secret (InitTimeRecover, for ApproveManual alone). The clock checks that the decision was made for this boot, within ApprovalLife, and that it is one for its state.
 type ClockApproveRequest struct {
 	Kind     string        `json:"kind"`

@@ -80,7 +80,7 @@ var (
 // Methods of the clock; its stream of trusted time is in time.go.
 var (
 	ClockStatus  = Method[Empty, ClockStatusReply]{"clock.Status"}                // [console ledger]
-	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; init where there are no administrators]
+	ClockApprove = Method[ClockApproveRequest, ClockStatusReply]{"clock.Approve"} // [ledger; init where no administrators can be asked]
 	ClockFloor   = Method[ClockFloorRequest, ClockFloorReply]{"clock.Floor"}      // [ledger] what its records know of the past, and back
 )
 
@@ -502,6 +502,8 @@ type ServiceStatus struct {
 	Up       time.Duration `json:"up"`
 	RSS      int64         `json:"rss"` // bytes
 	LastExit string        `json:"lastExit,omitempty"`
+	// Confined: the kernel says that its system calls are filtered (package sandbox), and that nothing gives it new rights.
+	Confined bool `json:"confined,omitempty"`
 }
 
 // LinkStatus is one network interface.
@@ -527,6 +529,8 @@ type InitStatusReply struct {
 	Links    []LinkStatus     `json:"links"`
 	Disk     string           `json:"disk"`
 	Problems []policy.Problem `json:"problems,omitempty"`
+	// NetworkUp is the CLOCK_BOOTTIME reading at which the network's settings were first in force, 0 = not yet.
+	NetworkUp time.Duration `json:"networkUp,omitempty"`
 }
 
 // LogRequest selects log lines. Service "" = all; Boot 0 = this one, -1 and -2 the ones before; Lines 0 = 200; Follow keeps sending.

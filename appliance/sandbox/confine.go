@@ -4,18 +4,39 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"unsafe"
 
-	"github.com/elastic/go-seccomp-bpf"
 	"golang.org/x/sys/unix"
+
+	"guardhouse/appliance/rpc"
 )
 
 // Confinement is what the kernel keeps a process to, whatever its code comes to do: Landlock for files, seccomp for system calls. Both
-// hold for all its threads and children, and nothing takes them back. A kernel without Landlock is an error, not less confinement.
+// hold for all its threads and children, and nothing takes them back. A kernel without one of them is an error, not less confinement.
 type Confinement struct {
-	Files []Reach  `json:"files,omitempty"` // all that it may open; its own program, which it may also start, is always among them
-	Calls []string `json:"calls,omitempty"` // all system calls that it may make, by name; the others fail with EPERM. Empty: any
+	Files      []Reach  `json:"files,omitempty"`      // all that it may open; its own program, which it may also start, is always among them
+	AnyFile    bool     `json:"anyFile,omitempty"`    // it may open what its uid may; Files is empty
+	AnyProgram bool     `json:"anyProgram,omitempty"` // it may start any program, not only its own; needs AnyFile
+	Calls      []string `json:"calls,omitempty"`      // all system calls that it may make, by name; the others fail with EPERM
+	Filter     *Filter  `json:"filter,omitempty"`     // or what it may not call; neither: any
+}
+
+// At is the confinement for a run with the processes' doors in another folder than rpc.SocketDir.
+func (c *Confinement) At(runDir string) *Confinement {
+	if c == nil {
+		return nil
+	}
+	moved := *c
+	moved.Files = slices.Clone(c.Files)
+	for i, f := range moved.Files {
+		if below, ok := strings.CutPrefix(f.Path, rpc.SocketDir+"/"); ok {
+			moved.Files[i].Path = filepath.Join(runDir, below)
+		}
+	}
+	return &moved
 }
 
 // Reach is a file, or a folder with all in it. It is read only; with Write everything but starting programs may be done there.
@@ -37,10 +58,10 @@ var GoCalls = []string{
 }
 
 // conditions narrow system calls that are too much in whole: a thread is no process, and memory never becomes code.
-var conditions = map[string]seccomp.Condition{
-	"clone":    {Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD},
-	"mmap":     {Argument: 2, Operation: seccomp.BitsNotSet, Value: unix.PROT_EXEC},
-	"mprotect": {Argument: 2, Operation: seccomp.BitsNotSet, Value: unix.PROT_EXEC},
+var conditions = map[string]branch{
+	"clone":    {[]test{{arg: 0, mask: unix.CLONE_THREAD, want: 0}}, refuse},
+	"mmap":     {[]test{{arg: 2, mask: unix.PROT_EXEC, want: unix.PROT_EXEC}}, refuse},
+	"mprotect": {[]test{{arg: 2, mask: unix.PROT_EXEC, want: unix.PROT_EXEC}}, refuse},
 }
 
 // enter confines this thread, and so the program it becomes. no_new_privs must be set.
@@ -48,25 +69,44 @@ func (c *Confinement) enter(program string) error {
 	if c == nil {
 		return nil
 	}
-	if err := c.limitFiles(program); err != nil {
-		return err
+	if len(c.Calls) > 0 && c.Filter != nil || len(c.Files) > 0 && c.AnyFile || c.AnyProgram && !c.AnyFile {
+		return errors.New("the confinement contradicts itself")
 	}
-	if len(c.Calls) == 0 {
-		return nil
-	}
-	allow := seccomp.SyscallGroup{Action: seccomp.ActionAllow}
-	for _, name := range c.Calls {
-		if only, ok := conditions[name]; ok {
-			allow.NamesWithCondtions = append(allow.NamesWithCondtions, seccomp.NameWithConditions{Name: name, Conditions: seccomp.ArgumentConditions{only}})
-		} else {
-			allow.Names = append(allow.Names, name)
+	if !c.AnyProgram {
+		if err := c.limitFiles(program); err != nil {
+			return err
 		}
 	}
-	// ActionErrno is EPERM. Refusing instead of killing leaves the process able to say what went wrong, and it gains as little by it.
-	if err := seccomp.LoadFilter(seccomp.Filter{Policy: seccomp.Policy{DefaultAction: seccomp.ActionErrno, Syscalls: []seccomp.SyscallGroup{allow}}}); err != nil {
+	var p callPolicy
+	switch {
+	case c.Filter != nil:
+		var err error
+		if p, err = c.Filter.policy(); err != nil {
+			return fmt.Errorf("limit system calls: %w", err)
+		}
+	case len(c.Calls) > 0:
+		p = only(c.Calls)
+	default:
+		return nil
+	}
+	if err := p.load(0); err != nil {
 		return fmt.Errorf("limit system calls: %w", err)
 	}
 	return nil
+}
+
+// only allows the named calls. Refusing the others instead of killing leaves the process able to say what went wrong, and it gains as
+// little by it.
+func only(names []string) callPolicy {
+	p := callPolicy{otherwise: refuse, calls: map[string]verdict{}}
+	for _, name := range names {
+		v := verdict{otherwise: allow}
+		if narrow, ok := conditions[name]; ok {
+			v.branches = []branch{narrow}
+		}
+		p.calls[name] = v
+	}
+	return p
 }
 
 // Rights of Landlock by what they are for, and the version of its interface that brought the later ones.
@@ -96,12 +136,17 @@ func (c *Confinement) limitFiles(program string) error {
 		return fmt.Errorf("limit files: this kernel has no Landlock: %w", e)
 	}
 	all := landlockRights(int(version))
+	rules := map[string]uint64{program: startRights}
+	if c.AnyFile {
+		// Nothing is asked about but starting. Moving a file to another folder is always forbidden where no rule allows it.
+		all &= unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_REFER
+		rules["/"] = unix.LANDLOCK_ACCESS_FS_REFER
+	}
 	set, _, e := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&all)), unsafe.Sizeof(all), 0)
 	if e != 0 {
 		return fmt.Errorf("limit files: %w", e)
 	}
 	defer unix.Close(int(set))
-	rules := map[string]uint64{program: startRights}
 	for _, f := range c.Files {
 		rules[f.Path] |= readRights
 		if f.Write {

@@ -2,10 +2,13 @@ package sandbox_test
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,25 +16,39 @@ import (
 	"guardhouse/appliance/sandbox"
 )
 
-// builtWitness is testdata/witness as a static program, as those of an image are.
+// builtWitness is testdata/witness as a static program, as those of an image are, in a folder of the test's own.
 func builtWitness(t *testing.T) string {
 	t.Helper()
+	program, err := witnessOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "witness") // t.TempDir is below folders that other uids can't enter
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	file := filepath.Join(dir, "witness")
-	cmd := exec.Command("go", "build", "-o", file, "./testdata/witness")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := errors.Join(os.Chmod(dir, 0o755), os.WriteFile(file, program, 0o755)); err != nil {
+		t.Fatal(err)
 	}
 	return file
 }
+
+// witnessOnce builds it for all tests.
+var witnessOnce = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "witness")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "witness"), "./testdata/witness")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(filepath.Join(dir, "witness"))
+})
 
 // confined runs the witness with the row's confinement, but for the files, and gives what it told.
 func confined(t *testing.T, p sandbox.Process) (told map[string]string, slot string) {

@@ -2,12 +2,14 @@ package sandbox
 
 import (
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm/pack"
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
 
@@ -31,14 +33,16 @@ type Process struct {
 	Fenced    bool          // is started only behind the network fence: hsm reaches nothing but the HSM pack's addresses, forward nothing but the collector
 	View      View          // mounts of its own
 	Umask     int           // 0 = init's
-	Confine   *Confinement  // files and system calls that are left to it; nil = those of its uid
+	Confine   *Confinement  // files and system calls that are left to it; every row has one
 }
 
-// Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
+// Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles. Moves: the open socket
+// follows a change of the network while the process goes on, as long as their number stays; else the process is started anew.
 type Socket struct {
-	Name string // LISTEN_FDNAMES
-	Port uint16
-	Role string // a policy.NetworkRole
+	Name  string // LISTEN_FDNAMES
+	Port  uint16
+	Role  string // a policy.NetworkRole
+	Moves bool
 }
 
 // Device is one device file, or for Port the virtio serial port of that name (its number depends on the other devices). A device that
@@ -78,6 +82,19 @@ type Limits struct {
 
 const mib = 1 << 20
 
+// goFiles are what each Go program reads of the system: both only say how large something is, and both it can do without.
+var goFiles = []Reach{{Path: "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"}, {Path: "/proc/sys/net/core/somaxconn"}}
+
+// withFiles is goFiles and more.
+func withFiles(more ...Reach) []Reach { return slices.Concat(goFiles, more) }
+
+// foreignFilter is for processes in which a vendor's code runs. What a module or helper may do to itself stays allowed: programs and
+// threads of its own, memory that becomes code (libffi makes such for callbacks), shared memory.
+var foreignFilter = &Filter{Foreign: true,
+	Needs: []Need{{GroupPrograms, "the keeper starts its workers, a vendor's helper its own"}, {GroupCode, "modules make code for callbacks and share memory with their helper"}},
+	Sockets: []Kind{{"unix", "rpc; a module and its helper"}, {"tcp", "an HSM on the network"}, {"udp", "asking for its address"},
+		{"route", "the C library asks which addresses the machine has before it looks up a name"}}}
+
 // DHCP is the process that speaks DHCP on one interface: init itself under another name, without init's rights. It has no rpc socket.
 const DHCP = "dhcp"
 
@@ -92,13 +109,20 @@ var Table = []Process{
 			{Path: pack.SiteDir, Mode: 0o750 | fs.ModeSetgid, OnDisk: true, Group: 907}},
 		Limits:   Limits{Files: 384, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 64 * mib},
 		OOMScore: -500, Watchdog: 30 * time.Second, Fenced: true,
+		// The keeper, and what it starts: workers with the vendor's module.
+		Confine: &Confinement{AnyFile: true, AnyProgram: true, Filter: foreignFilter},
 	},
 	{
 		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger", "--sealed-volume"},
+		// The fence holds it to its peers' port on the machines that it names to init, and to answers from its own.
+		Sockets:  []Socket{{Name: "peer", Port: policy.PeerPort, Role: string(policy.NetCluster), Moves: true}}, // it answers for changes of the network
 		Devices:  []Device{{Path: "/dev/tpmrm0", Mode: 0o600}},
 		Paths:    []Path{{Path: "/data/ledger", Mode: 0o700, OnDisk: true}},
 		Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: -800, Watchdog: 30 * time.Second, NeedsDisk: true,
+		Confine: &Confinement{AnyFile: true, Filter: &Filter{
+			Needs:   []Need{{GroupPrograms, "reads its files the first time in a process of its own, which a damaged one may kill"}},
+			Sockets: []Kind{{"unix", "its own door, the others' and init's"}, {"tcp", "the other nodes of its cluster; a TPM in software in tests"}}}},
 	},
 	{
 		Name: rpc.Clock, UID: 904, GID: 904, Program: "/bin/clock",
@@ -107,25 +131,36 @@ var Table = []Process{
 		Capabilities: []Capability{CapSysTime},
 		Limits:       Limits{Files: 128, Tasks: 512, Data: 256 * mib, Heap: 32 * mib},
 		OOMScore:     -500, Watchdog: 30 * time.Second,
+		Confine: &Confinement{AnyFile: true, Filter: &Filter{
+			Needs:   []Need{{GroupTime, "it is the clock"}},
+			Sockets: []Kind{{"unix", "its own door, the ledger's and init's"}, {"udp", "time servers, and asking for their addresses"}}}},
 	},
 	{
 		Name: rpc.HGS, UID: 903, GID: 903, Program: "/bin/hgs",
-		Sockets:  []Socket{{"http", 80, "service"}, {"https", 443, "service"}},
+		Sockets:  []Socket{{Name: "http", Port: 80, Role: "service"}, {Name: "https", Port: 443, Role: "service"}},
 		Limits:   Limits{Files: 8192, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: 300, Watchdog: 30 * time.Second,
+		// It answers on the sockets that init gave it and calls nobody outside: not even a connection out can be made.
+		Confine: &Confinement{Files: goFiles, Filter: &Filter{Sockets: []Kind{{"unix", "the doors of ledger, hsm, clock and init"}}}},
 	},
 	{
 		Name: rpc.Console, UID: 905, GID: 905, Program: "/bin/console", Args: []string{"--tty", "/dev/ttyS0"},
-		Sockets:  []Socket{{"ssh", 22, "management"}},
+		Sockets:  []Socket{{Name: "ssh", Port: 22, Role: "management"}},
 		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
 		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,
+		Confine: &Confinement{Files: withFiles(Reach{"/dev/ttyS0", true}, Reach{ReleaseFile, false}),
+			Filter: &Filter{Sockets: []Kind{{"unix", "everybody's doors; SSH comes on a socket of init's"}}}},
 	},
 	{
 		// A process of its own: nothing else of a node opens a connection to a machine that an administrator names and reads its answers.
 		Name: rpc.Forward, UID: 908, GID: 908, Program: "/bin/forward",
 		Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 24 * mib},
 		OOMScore: 500, Watchdog: 30 * time.Second, Fenced: true,
+		// /run holds resolv.conf, which is replaced as a whole; /etc leads there.
+		Confine: &Confinement{Files: withFiles(Reach{"/run", false}, Reach{"/etc", false}, Reach{filepath.Dir(rpc.SocketPath(rpc.SocketDir, rpc.Forward)), true}),
+			Filter: &Filter{Sockets: []Kind{{"unix", "its own door, the ledger's and init's"},
+				{"tcp", "the collector"}, {"udp", "asking for the collector's address"}}}},
 	},
 }
 
@@ -135,6 +170,7 @@ var DHCPProcess = Process{
 	Capabilities: []Capability{CapNetRaw, CapNetBindService},
 	Limits:       Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore:     500,
+	Confine:      &Confinement{Files: goFiles, Filter: &Filter{Sockets: []Kind{{"packet", "has no address yet"}, {"route", "finds its interface"}}}},
 }
 
 // Update is the process that reads an update bundle: init itself under another name, without init's rights. It has no rpc socket, and of
@@ -161,6 +197,8 @@ var ResolveProcess = Process{
 	Limits:   Limits{Files: 64, Tasks: 512, Data: 256 * mib, Heap: 16 * mib},
 	OOMScore: 600,
 	View:     View{Hide: []string{"/data"}}, // /run holds resolv.conf
+	Confine: &Confinement{Files: withFiles(Reach{"/etc", false}, Reach{"/run", false}),
+		Filter: &Filter{Sockets: []Kind{{"udp", "name servers"}, {"tcp", "name servers, where an answer is long"}}}},
 }
 
 // HSMDaemon is the helper process of an HSM pack, a vendor's program. It speaks neither rpc nor sd_notify.
@@ -174,8 +212,9 @@ var HSMDaemonProcess = Process{
 	Paths:    []Path{{Path: pack.SocketDir, Mode: 0o750 | fs.ModeSetgid, Group: 902}},
 	Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib},
 	OOMScore: -400, NeedsDisk: true, Fenced: true,
-	View:  View{Tmp: "/tmp", Hide: []string{"/data", "/run"}, Keep: []Kept{{Path: pack.SiteDir}, {Path: pack.SocketDir, Write: true}}},
-	Umask: 0o007,
+	View:    View{Tmp: "/tmp", Hide: []string{"/data", "/run"}, Keep: []Kept{{Path: pack.SiteDir}, {Path: pack.SocketDir, Write: true}}},
+	Umask:   0o007,
+	Confine: &Confinement{AnyFile: true, AnyProgram: true, Filter: foreignFilter},
 }
 
 // UIDs is who is who on an rpc socket: init and every process of Table.

@@ -14,7 +14,7 @@ import (
 	"guardhouse/appliance/sandbox"
 )
 
-// NativeService is one program to run outside an image.
+// NativeService is one program to run outside an image. One that has the name of a row of sandbox.Table is confined as that row says.
 type NativeService struct {
 	Name    string
 	Program string
@@ -87,9 +87,10 @@ func (n *Native) add(ctx context.Context, svc NativeService) error {
 	if !svc.Plain {
 		args = append([]string{"--run-dir", n.Dir, "--uids", FormatUIDs(n.UIDs)}, args...)
 	}
+	row, _ := sandbox.Find(svc.Name)
 	return n.Supervisor.Add(Service{Name: svc.Name, Watchdog: svc.Watchdog, Sockets: files, Command: func(env []string) (*exec.Cmd, error) {
 		return sandbox.Command(sandbox.Launch{Program: svc.Program, Args: args, Env: append(append([]string{"PATH=/nowhere"}, svc.Env...), env...),
-			UID: svc.UID, GID: svc.UID, Sockets: svc.Sockets, NewSession: true}, files)
+			UID: svc.UID, GID: svc.UID, Sockets: svc.Sockets, NewSession: true, Confine: row.Confine.At(n.Dir)}, files)
 	}})
 }
 

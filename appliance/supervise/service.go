@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -179,6 +180,9 @@ func (v *service) wait(cmd *exec.Cmd) string {
 
 func describe(st *os.ProcessState) string {
 	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		if ws.Signal() == unix.SIGSYS {
+			return "killed by SIGSYS: it made a system call that it never makes by itself"
+		}
 		return "killed by " + unix.SignalName(ws.Signal())
 	}
 	return fmt.Sprintf("exit code %d", st.ExitCode())
@@ -281,8 +285,15 @@ func (v *service) statusNow() rpc.ServiceStatus {
 	if v.pid > 0 {
 		st.Up = time.Since(v.started)
 		st.RSS = residentMemory(v.pid)
+		st.Confined = confined(v.pid)
 	}
 	return st
+}
+
+// confined asks the kernel, not what the process was started with: a filter of system calls (mode 2) and no_new_privs.
+func confined(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return err == nil && bytes.Contains(b, []byte("\nNoNewPrivs:\t1\n")) && bytes.Contains(b, []byte("\nSeccomp:\t2\n"))
 }
 
 // residentMemory reads the second field of statm, in pages.

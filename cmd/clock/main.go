@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -51,12 +52,12 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 	}
 	ring := &keyring{dir: data}
 	k := clock.New()
-	k.Clock, k.Query = kernel, clock.QueryNTP(kernel, ring.find)
 	k.Boot, k.Build, k.Log = boot, build, child.Logf
 	if _, err := os.Stat(rtc); err == nil {
 		k.SetRTC = clock.SetRTC(rtc)
 	}
 	ledger := child.Client(rpc.Ledger)
+	k.Clock, k.Query = kernel, query(kernel, clock.QueryNTP(kernel, ring.find), ledger)
 	tell := newTeller(k, ledger)
 	k.Event = tell.event
 
@@ -74,7 +75,7 @@ func run(child *supervise.Child, build time.Time, data, rtc string) error {
 				ring.fetch(ctx, k, ledger, child.Logf)
 			}
 			return nil
-		}, nil)
+		}, admins.lost)
 	})
 	go supervise.Ready(ctx, "asking time servers", k.Check)
 	err = child.Serve(ctx, server(child.UIDs, k, &admins))
@@ -94,19 +95,53 @@ func configure(k *clock.Keeper, snap policy.Snapshot) bool {
 	for _, a := range node.TimeServers {
 		servers = append(servers, clock.Server{Address: a, Key: node.TimeKeys[a]})
 	}
+	for _, name := range slices.Sorted(maps.Keys(snap.State.Peers)) {
+		servers = append(servers, clock.Server{Address: name, Peer: true, Pin: snap.State.Peers[name].Fingerprint()})
+	}
 	k.Configure(servers, snap.State.Service.TimeBound)
 	return true
 }
 
-// administered becomes true when the records say that this node was set up, and stays so: from then on there are administrators, and the
-// ledger decides about approvals. It is false before setup and while the ledger has not answered since this process began.
-type administered struct{ atomic.Bool }
+// asker asks one source.
+type asker func(context.Context, clock.Server) (clock.Sample, error)
+
+// query asks a time server itself, and a peer through the ledger, which has the link to it.
+func query(c clock.Clock, ntp asker, ledger *rpc.Client) asker {
+	return func(ctx context.Context, s clock.Server) (clock.Sample, error) {
+		if !s.Peer {
+			return ntp(ctx, s)
+		}
+		r, err := rpc.LedgerPeerTime.Call(ctx, ledger, rpc.PeerTimeRequest{Name: s.Address})
+		var said *rpc.Error
+		switch {
+		case errors.As(err, &said) && errors.Is(err, rpc.ErrUnavailable):
+			return clock.Sample{}, errors.New(said.Message)
+		case err != nil:
+			return clock.Sample{}, fmt.Errorf("ask the ledger: %w", err)
+		}
+		sample, err := clock.Heard(c.Read(), clock.Sample{Raw: r.Raw, UTC: r.UTC, Distance: r.Distance})
+		if err != nil {
+			return clock.Sample{}, fmt.Errorf("the peer's answer is not used: %w", err)
+		}
+		return sample, nil
+	}
+}
+
+// administered knows whether the ledger decides about approvals: its records said once that this node was set up, so that there are
+// administrators, and it answers now.
+type administered struct{ setUp, silent atomic.Bool }
 
 func (a *administered) saw(snap policy.Snapshot) {
 	if snap.State.Service != nil {
-		a.Store(true)
+		a.setUp.Store(true)
 	}
+	a.silent.Store(false)
 }
+
+// lost is told when the ledger ceases to answer.
+func (a *administered) lost(error) { a.silent.Store(true) }
+
+func (a *administered) decide() bool { return a.setUp.Load() && !a.silent.Load() }
 
 // keyring holds the symmetric keys: as kept on the disk, until the ledger has sent newer ones.
 type keyring struct {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,21 +56,28 @@ func TestOnlyTheLedgerDecidesWhereThereAreAdministrators(t *testing.T) {
 		caller string
 		kind   string
 		seen   []policy.Snapshot
+		lost   bool // afterwards
 		obeyed bool
 	}{
-		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, true},
-		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, true},
-		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false},
-		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false},
-		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false},
-		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false},
-		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, true},
-		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false},
+		"init, before the records came":   {rpc.Init, rpc.ApproveManual, nil, false, true},
+		"init, never set up":              {rpc.Init, rpc.ApproveManual, []policy.Snapshot{{}}, false, true},
+		"init, another kind":              {rpc.Init, rpc.ApproveFloor, nil, false, false},
+		"init, set up":                    {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, false, false},
+		"init, records that were emptied": {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp, {}}, false, false},
+		"init, set up, the ledger died":   {rpc.Init, rpc.ApproveManual, []policy.Snapshot{setUp}, true, true},
+		"init, a floor, the ledger died":  {rpc.Init, rpc.ApproveFloor, []policy.Snapshot{setUp}, true, false},
+		"console, the ledger died":        {rpc.Console, rpc.ApproveManual, []policy.Snapshot{setUp}, true, false},
+		"console, never set up":           {rpc.Console, rpc.ApproveManual, []policy.Snapshot{{}}, false, false},
+		"ledger":                          {rpc.Ledger, rpc.ApproveManual, []policy.Snapshot{setUp}, false, true},
+		"hgs":                             {rpc.HGS, rpc.ApproveManual, []policy.Snapshot{{}}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			admins := &administered{}
 			for _, s := range tt.seen {
 				admins.saw(s)
+			}
+			if tt.lost {
+				admins.lost(errors.New("it was killed"))
 			}
 			k, c := serve(t, tt.caller, admins)
 			now := k.Clock.Read().Boot
@@ -133,6 +141,22 @@ func TestAManualTimeIsInTheAuditEvenIfTheLedgerComesLater(t *testing.T) {
 	<-done
 }
 
+// TestALedgerThatComesBackDecidesAgain: init's word counts while it does not answer, and no longer.
+func TestALedgerThatComesBackDecidesAgain(t *testing.T) {
+	admins, setUp := &administered{}, policy.Snapshot{State: policy.State{Service: &policy.Service{}}}
+	for i, want := range []bool{false, true, false, true} {
+		switch i {
+		case 1, 3:
+			admins.saw(setUp)
+		case 2:
+			admins.lost(nil)
+		}
+		if admins.decide() != want {
+			t.Errorf("step %d: the ledger decides: %v", i, !want)
+		}
+	}
+}
+
 func TestOnlyTheLedgerMovesTheFloor(t *testing.T) {
 	moment := time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
 	for caller, obeyed := range map[string]bool{rpc.Ledger: true, rpc.Console: false, rpc.HGS: false, rpc.HSM: false} {
@@ -176,5 +200,70 @@ func TestKeysOfTheDiskAreUsedUntilTheLedgerSpeaks(t *testing.T) {
 	r.set(nil)
 	if _, ok := r.find(7); ok {
 		t.Error("a key that the ledger does not send any more is still used")
+	}
+}
+
+// TestPeersComeFromTheRecordsAndAreAskedThroughTheLedger: at each change at once, and never by the clock itself.
+func TestPeersComeFromTheRecordsAndAreAskedThroughTheLedger(t *testing.T) {
+	k := clock.New()
+	k.Clock, k.Log = still{time.Now()}, t.Logf
+	snap := policy.Snapshot{NodeID: "n", State: policy.State{Service: &policy.Service{}, Nodes: map[string]policy.Node{"n": {TimeServers: []string{"node3"}}},
+		Peers: map[string]policy.Peer{"node3": {Name: "node3", Key: []byte{3}}, "node2": {Name: "node2", Key: []byte{2}}}}}
+	names := func() (list []string) {
+		for _, s := range k.Status().Sources {
+			list = append(list, fmt.Sprintf("%s %v %s", s.Address, s.Peer, s.Pin))
+		}
+		return list
+	}
+	configure(k, snap)
+	if got, want := strings.Join(names(), ", "), "node3 false , node2 true 02, node3 true 03"; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	snap.State.Peers = map[string]policy.Peer{"node2": {Name: "node2", Key: []byte{4}}}
+	configure(k, snap)
+	if got, want := strings.Join(names(), ", "), "node3 false , node2 true 04"; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+
+	path, uid := filepath.Join(t.TempDir(), "l"), uint32(os.Getuid())
+	s := rpc.NewServer(rpc.UIDs{rpc.Clock: uid})
+	raw := k.Clock.Read().Raw
+	truth := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	rpc.Handle(s, rpc.LedgerPeerTime, func(_ context.Context, _ rpc.Caller, r rpc.PeerTimeRequest) (rpc.PeerTimeReply, error) {
+		switch r.Name {
+		case "node2":
+			return rpc.PeerTimeReply{Raw: raw, UTC: truth, Distance: 3 * time.Millisecond}, nil
+		case "node4":
+			return rpc.PeerTimeReply{Raw: raw + time.Hour, UTC: truth, Distance: time.Millisecond}, nil
+		}
+		return rpc.PeerTimeReply{}, rpc.ErrUnavailable.With("it is refused: its clock is 3.214 s ahead of this node's")
+	}, rpc.Clock)
+	l, err := rpc.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { defer close(done); s.Serve(ctx, l) }()
+	defer func() { cancel(); <-done }()
+	c := rpc.NewProvedClient(path, uid)
+	defer c.Close()
+	var asked []string
+	ask := query(k.Clock, func(_ context.Context, s clock.Server) (clock.Sample, error) {
+		asked = append(asked, s.Address)
+		return clock.Sample{}, nil
+	}, c)
+	n, err := ask(t.Context(), clock.Server{Address: "node2", Peer: true})
+	if err != nil || n.Raw != raw || !n.UTC.Equal(truth) || n.Distance < 3*time.Millisecond {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if _, err := ask(t.Context(), clock.Server{Address: "node3", Peer: true}); err == nil || err.Error() != "it is refused: its clock is 3.214 s ahead of this node's" {
+		t.Errorf("%v", err)
+	}
+	if _, err := ask(t.Context(), clock.Server{Address: "node4", Peer: true}); err == nil || !strings.Contains(err.Error(), "not used") {
+		t.Errorf("an answer of the future: %v", err)
+	}
+	if ask(t.Context(), clock.Server{Address: "node3"}); strings.Join(asked, " ") != "node3" {
+		t.Errorf("asked by NTP: %v", asked)
 	}
 }

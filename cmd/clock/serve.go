@@ -29,8 +29,8 @@ func server(uids rpc.UIDs, k *clock.Keeper, admins *administered) *rpc.Server {
 		return status(k.Status()), nil
 	}, rpc.Console, rpc.Ledger)
 	rpc.Handle(s, rpc.ClockApprove, func(_ context.Context, c rpc.Caller, r rpc.ClockApproveRequest) (rpc.ClockStatusReply, error) {
-		// Init has checked the recovery secret, which stands for administrators only where none can be asked, and for nothing but a time.
-		if c.Process == rpc.Init && (admins.Load() || r.Kind != rpc.ApproveManual) {
+		// Init has checked the recovery secret, which stands for administrators only while none can be asked, and for nothing but a time.
+		if c.Process == rpc.Init && (admins.decide() || r.Kind != rpc.ApproveManual) {
 			return rpc.ClockStatusReply{}, rpc.ErrNotAllowed.With("this node has administrators: they decide about its time (time approve)")
 		}
 		err := k.Approve(clock.Approval{Kind: r.Kind, UTC: r.UTC, Boot: r.Boot, BootTime: r.BootTime, Asked: r.Asked, By: r.By})
@@ -49,14 +49,14 @@ func server(uids rpc.UIDs, k *clock.Keeper, admins *administered) *rpc.Server {
 func status(s clock.Status) rpc.ClockStatusReply {
 	r := rpc.ClockStatusReply{State: string(s.State), Reason: s.Reason, Why: s.Why(), Problems: s.Problems(), Bound: s.Bound(), Limit: s.Limit,
 		StopsAt: s.StopsAt(), RatePPM: s.Rate, DriftPPM: s.Drift, SlewPPM: s.Slew, Error: s.Error, Floor: s.Floor, FloorFrom: s.FloorFrom,
-		Boot: s.Boot, BootTime: s.Now.Boot, SinceLock: s.SinceLock}
+		Boot: s.Boot, BootTime: s.Now.Boot, SinceLock: s.SinceLock, LockedAt: s.LockedAt}
 	r.Trusted.Earliest, r.Trusted.Latest, r.Trusted.OK = s.Trusted.At(s.Now.Boot)
 	if r.Trusted.OK {
 		r.Trusted.Sources, r.Trusted.ExpiresIn, r.Trusted.Manual = s.Trusted.Sources, s.Trusted.Expires-s.Now.Boot, s.Trusted.Manual
 	}
 	r.Decide = s.Decide()
 	for _, src := range s.Sources {
-		cs := rpc.ClockSource{Address: src.Address, State: src.State, Key: src.Key, Jitter: src.Jitter, Poll: src.Poll}
+		cs := rpc.ClockSource{Address: src.Address, State: src.State, Key: src.Key, Jitter: src.Jitter, Poll: src.Poll, Peer: src.Peer}
 		if n := src.Sample; n != nil {
 			cs.Age, cs.Bound, cs.Stratum, cs.Authenticated = s.Now.Raw-n.Raw, n.Distance, n.Stratum, n.Verified
 			cs.Says = n.UTC.Add(cs.Age).UTC().Round(0)

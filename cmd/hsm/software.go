@@ -10,6 +10,7 @@ import (
 
 	"guardhouse/appliance/hsm"
 	"guardhouse/appliance/rpc"
+	"guardhouse/appliance/sandbox"
 )
 
 // softwareWorker holds the software keys until the keeper hangs up.
@@ -21,7 +22,7 @@ func softwareWorker() error {
 	if err != nil {
 		return fmt.Errorf("hsm: this is the worker of software keys; the keeper starts it: %w", err)
 	}
-	return hsm.ServeSoftware(conn)
+	return hsm.ServeSoftware(conn, sandbox.SoftwareKeysFilter.Narrow)
 }
 
 // softwareKeys gets the software keys from the ledger, which seals them.

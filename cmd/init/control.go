@@ -48,6 +48,9 @@ func (n *node) calls(ctx context.Context) *rpc.Server {
 	rpc.Handle(s, rpc.InitReach, func(ctx context.Context, _ rpc.Caller, address string) ([]string, error) {
 		return n.reach(ctx, address)
 	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitPeers, func(ctx context.Context, _ rpc.Caller, addresses []string) (rpc.Empty, error) {
+		return rpc.Empty{}, n.reachPeers(ctx, addresses)
+	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
 		return n.bootFacts(bootLogFile, kernelLogFile), nil
 	}, rpc.Ledger)
@@ -88,11 +91,18 @@ func (n *node) setTimeFloor(at time.Time) error {
 }
 
 func (n *node) status() rpc.InitStatusReply {
-	r := rpc.InitStatusReply{Version: n.release.Version, Boot: n.boot, Up: rpc.BootTime(), Services: n.super.Status()}
+	r := rpc.InitStatusReply{Version: n.release.Version, Boot: n.boot, Up: rpc.BootTime(), Services: n.super.Status(),
+		NetworkUp: time.Duration(n.networkUp.Load())}
 	for _, v := range r.Services {
 		if v.State != supervise.StateReady && v.State != supervise.StateWaiting && v.Restarts >= 3 {
 			r.Problems = append(r.Problems, policy.Problem{Kind: "service-" + v.Name, What: fmt.Sprintf("the process %s has ended %d times, the last time with %s", v.Name, v.Restarts, v.LastExit),
 				Remedy: "see log show " + v.Name + "; restart the node if it stays"})
+		}
+	}
+	for _, v := range r.Services {
+		if v.State == supervise.StateReady && v.Up > time.Second && !v.Confined { // the shim starts none without; this asks the kernel
+			r.Problems = append(r.Problems, policy.Problem{Kind: "service-unconfined", What: "the process " + v.Name + " runs without its filter of system calls",
+				Remedy: "restart the node; if it stays, start another image and report it"})
 		}
 	}
 	for _, l := range n.net.Links() {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,7 @@ type node struct {
 	reaper    *supervise.Reaper
 	super     *supervise.Supervisor
 	net       *network.Manager
+	networkUp atomic.Int64 // CLOCK_BOOTTIME in ns at which the first settings were in force, 0 = none
 	finder    *disk.Finder
 	power     chan powerRequest
 	started   time.Duration // CLOCK_BOOTTIME when PID 1 began
@@ -70,6 +72,7 @@ type node struct {
 
 	fencing   sync.Mutex       // one change of the fence at a time
 	collector []netip.AddrPort // which forward may reach; guarded by fencing
+	peers     []netip.AddrPort // which the ledger may reach; guarded by fencing
 
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time
@@ -467,7 +470,11 @@ func (n *node) applyNetwork(ctx context.Context, v policy.Network) error {
 	if slices.ContainsFunc(v.Interfaces, func(f policy.Interface) bool { return f.Bond != "" || f.VLAN != 0 }) {
 		<-n.drivers
 	}
-	return n.net.Apply(ctx, v)
+	if err := n.net.Apply(ctx, v); err != nil {
+		return err
+	}
+	n.networkUp.CompareAndSwap(0, int64(rpc.BootTime()))
+	return nil
 }
 
 // storeNetwork replaces the stored network; after a power cut there is the old one or the new one.

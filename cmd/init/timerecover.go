@@ -12,7 +12,7 @@ import (
 const clockAnswers = 5 * time.Second
 
 // timeRecover tells the clock a time by the word of whoever typed the recovery secret at the machine. It is checked here, where the volume is, so
-// that the console alone can't say what time it is. The clock takes it only while there are no administrators to ask.
+// that the console alone can't say what time it is. The clock takes it only while the ledger, which asks administrators, does not answer or knows of none.
 func (n *node) timeRecover(ctx context.Context, r rpc.TimeRecoverRequest) (rpc.ClockStatusReply, error) {
 	id, err := n.checkRecovery(r.Texts)
 	if err != nil {

@@ -3,6 +3,7 @@ package serial
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"guardhouse/appliance/rpc"
 	"guardhouse/console/verb"
@@ -56,6 +57,38 @@ func TestTheWaitingLineTakesATimeForTheRecoverySecret(t *testing.T) {
 	f.Node = deaf(f) // the ledger does not come up, so nobody can log in
 	p := sit(t, f)
 	p.expect(WaitingPrompt)
+	p.types("time recover 2026-11-22T15:04:05Z\r")
+	p.expect("type yes to go on: ")
+	p.types("yes\r")
+	p.expect("recovery secret 0badcafe: ")
+	p.types(verbtest.RecoveryText + "\r")
+	p.expect("counts now, as manual")
+	if strings.Contains(p.seen.String(), verbtest.RecoveryText) || len(f.Recovered()) != 1 {
+		t.Errorf("%d times, or the secret was shown", len(f.Recovered()))
+	}
+}
+
+// TestAtTheLoginATimeIsTakenOnlyWhileTheLedgerIsSilent: nothing else is done without a login.
+func TestAtTheLoginATimeIsTakenOnlyWhileTheLedgerIsSilent(t *testing.T) {
+	f := verbtest.Start(t, true)
+	f.SetVolume(rpc.VolumeReply{State: rpc.VolumeTPM, Secret: "0badcafe", Form: "passphrase"})
+	f.Clocked(rpc.ClockStatusReply{State: rpc.ClockWaiting, Boot: "boot"})
+	p := sit(t, f)
+	p.expect("login: ")
+	p.types("time recover 2026-11-22T15:04:05Z\r") // a name like any other
+	p.expect("passphrase: ")
+	p.types("x\r")
+	p.expect("login: ")
+	f.KillLedger()
+	for !f.Node.Silent() {
+		time.Sleep(time.Millisecond)
+	}
+	for _, line := range []string{"time set 10.0.2.9", "time status"} {
+		p.types(line + "\r")
+		if text := p.expect("login: "); !strings.Contains(text, "log in") && !strings.Contains(text, "not-allowed") {
+			t.Errorf("%s: %s", line, text)
+		}
+	}
 	p.types("time recover 2026-11-22T15:04:05Z\r")
 	p.expect("type yes to go on: ")
 	p.types("yes\r")

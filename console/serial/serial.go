@@ -179,7 +179,11 @@ func (c *Console) login(ctx context.Context, t *plain.Terminal) error {
 	if _, err := plain.One(ctx, t, visitor, "status"); err != nil {
 		return err
 	}
-	if err := t.Say("\nLog in with your name; an empty passphrase asks for a signature instead.\n"); err != nil {
+	say := "\nLog in with your name; an empty passphrase asks for a signature instead.\n"
+	if c.Node.Silent() {
+		say += "The ledger does not answer, so nobody can log in; with the recovery secret: time recover TIME.\n"
+	}
+	if err := t.Say(say); err != nil {
 		return err
 	}
 	for {
@@ -188,7 +192,14 @@ func (c *Console) login(ctx context.Context, t *plain.Terminal) error {
 			return err
 		}
 		name = strings.TrimSpace(name)
-		switch first, _, _ := strings.Cut(name, " "); first {
+		first, rest, _ := strings.Cut(name, " ")
+		if first == "time" && rest != "" && c.Node.Silent() {
+			if _, err := plain.One(ctx, t, c.session(policy.DoorSetup), name); err != nil {
+				return err
+			}
+			continue
+		}
+		switch first {
 		case "":
 			return nil
 		case "status", "help":

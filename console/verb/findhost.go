@@ -91,8 +91,26 @@ func (w sought) by(h policy.Host) string {
 		return "EK"
 	case w.word != "" && strings.EqualFold(h.TPM.Inventory, w.word):
 		return "inventory number"
+	case w.word == "":
+		return ""
 	case w.hex != "" && len(h.TPM.EKCert) > 0:
-		return w.byCertificate(h.TPM.EKCert)
+		if by := w.byCertificate(h.TPM.EKCert); by != "" {
+			return by
+		}
+	}
+	return w.byMachine(h.TPM.Machine)
+}
+
+// byMachine goes by what the host's platform identifier said of the computer; m may be nil.
+func (w sought) byMachine(m *policy.Machine) string {
+	switch {
+	case m == nil:
+	case strings.EqualFold(m.Serial, w.word):
+		return "serial number of the computer"
+	case m.SMBIOS != "" && strings.EqualFold(strings.Trim(m.SMBIOS, "{}"), strings.Trim(w.word, "{}")):
+		return "SMBIOS UUID"
+	case slices.Contains(m.MACs, macDigits(w.word)):
+		return "MAC address"
 	}
 	return ""
 }
@@ -114,7 +132,7 @@ func (w sought) byCertificate(der []byte) string {
 
 // absent is the answer where no host was found, with what to do about it.
 func (w sought) absent(ctx context.Context, s *Session, state policy.State) error {
-	what := fmt.Sprintf("no host is registered that has the name, id or inventory number %q, or an EK certificate with it as serial number or thumbprint", clip(w.word))
+	what := fmt.Sprintf("no host is registered that has the name, id, inventory number, serial number, SMBIOS UUID or MAC address %q, or an EK certificate with it as serial number or thumbprint", clip(w.word))
 	if len(w.ids) > 0 {
 		what = "no host is registered with the key in this file, whose id is " + w.ids[0]
 	}

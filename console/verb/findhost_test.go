@@ -63,6 +63,17 @@ func found(t *testing.T, s *verb.Session, line, stdin string) []verb.FoundHost {
 	return v.Hosts
 }
 
+// machine adds to a platform identifier what it says of the computer.
+func machine(t *testing.T, file string) string {
+	t.Helper()
+	at := strings.Index(file, "<Name>")
+	if at < 0 {
+		t.Fatal(file)
+	}
+	return file[:at] + "<SmbiosGuid>4C4C4544-0042-3510-8052-B4C04F4C4142</SmbiosGuid><SerialNumber>SN 0815-X</SerialNumber><MacAddresses><MacAddress>00-15-5D-01-02-03</MacAddress>" +
+		"<MacAddress>00:15:5d:01:02:04</MacAddress><MacAddress>not-an-address</MacAddress><MacAddress>00155D010203</MacAddress></MacAddresses>" + file[at:]
+}
+
 // TestFindsARegisteredHost by each thing that its owner may hold of it (row D05), and by nothing of another host.
 func TestFindsARegisteredHost(t *testing.T) {
 	f := verbtest.Start(t, true)
@@ -71,7 +82,7 @@ func TestFindsARegisteredHost(t *testing.T) {
 	ek, cert := maker.tpm(t)
 	mustCall(t, s, "tpm-trust import lab", string(maker.cert.Raw))
 	waitFor(t, f, func(st policy.State) bool { return len(st.Anchors) == 1 })
-	mustCall(t, s, "host add-tpm hv7 --class edge --inventory 'Rack 4/11'", platform(t, ek, cert))
+	mustCall(t, s, "host add-tpm hv7 --class edge --inventory 'Rack 4/11'", machine(t, platform(t, ek, cert)))
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -92,6 +103,9 @@ func TestFindsARegisteredHost(t *testing.T) {
 		{policy.HostID(ek), "", "hv7", "EK"}, {strings.ToLower(policy.HostID(ek)[:8]), "", "hv7", "EK"},
 		{keyID[:12], "", "hv9", "host key"}, {"0x" + keyID, "", "hv9", "host key"},
 		{"02", "", "hv7", "serial number of its EK certificate"}, {"2", "", "hv7", "serial number of its EK certificate"}, {"00:02", "", "hv7", "serial number of its EK certificate"},
+		{"'sn 0815-x'", "", "hv7", "serial number of the computer"}, {"4c4c4544-0042-3510-8052-b4c04f4c4142", "", "hv7", "SMBIOS UUID"},
+		{"{4C4C4544-0042-3510-8052-B4C04F4C4142}", "", "hv7", "SMBIOS UUID"}, {"00:15:5d:01:02:03", "", "hv7", "MAC address"}, {"00-15-5D-01-02-04", "", "hv7", "MAC address"},
+		{"0015.5d01.0203", "", "hv7", "MAC address"}, {"00155d010203", "", "hv7", "MAC address"},
 		{thumb, "", "hv7", "thumbprint of its EK certificate"}, {policy.Thumbprint(cert), "", "hv7", "thumbprint of its EK certificate"},
 		{"", platform(t, ek, cert), "hv7", "EK"}, {"", platform(t, ek, nil), "hv7", "EK"}, {"", utf16le(strings.TrimPrefix(platform(t, ek, cert), "\xef\xbb\xbf")), "hv7", "EK"},
 		{"", platform(t, public, nil), "hv8", "EK"}, {"", string(public), "hv8", "EK"}, {"", b64(public), "hv8", "EK"},
@@ -111,6 +125,16 @@ func TestFindsARegisteredHost(t *testing.T) {
 	for _, want := range []string{"hv7 allowed TPM v2 edge " + policy.HostID(ek)[:8], " ok", "Found by: serial number of its EK certificate."} {
 		if !strings.Contains(text, want) {
 			t.Errorf("host find lacks %q: %s", want, text)
+		}
+	}
+	for _, word := range []string{"00:15:5d:01:02", "0815", "''", "'-'", "not-an-address"} { // a part of it, nothing, what the file had in place of an address
+		if out, err := call(s, "host find "+word, ""); err == nil {
+			t.Errorf("host find %s: %s", word, out.Text)
+		}
+	}
+	for _, want := range []string{"SN 0815-X, 4C4C4544-0042", "00-15-5D-01-02-03", "00-15-5D-01-02-04"} {
+		if text := flat(t, s, "host show hv7", ""); !strings.Contains(text, want) {
+			t.Errorf("host show lacks %q: %s", want, text)
 		}
 	}
 	// A machine in both modes has two records of one name.

@@ -26,6 +26,7 @@ type Node struct {
 	mu       sync.Mutex
 	snapshot policy.Snapshot
 	known    bool
+	silent   bool // the ledger was heard once and does not answer now
 	changed  chan struct{}
 }
 
@@ -34,13 +35,24 @@ func (n *Node) Watch(ctx context.Context) error {
 	return rpc.LedgerWatch.Follow(ctx, n.Ledger, rpc.Empty{}, func(s policy.Snapshot) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.snapshot, n.known = s, true
+		n.snapshot, n.known, n.silent = s, true, false
 		if n.changed != nil {
 			close(n.changed)
 			n.changed = nil
 		}
 		return nil
-	}, nil)
+	}, func(error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.silent = n.known
+	})
+}
+
+// Silent reports whether the ledger, which was heard once, does not answer now: then nobody can log in at the serial line.
+func (n *Node) Silent() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.silent
 }
 
 // Snapshot is the newest records; known is false until the ledger has sent them once. Treat it as immutable.

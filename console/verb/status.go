@@ -224,6 +224,9 @@ func (v StatusValue) Page() *Page {
 		} else {
 			p.Field("time", "not trusted")
 		}
+		if peers := peersLine(v.Clock.Sources); peers != "" {
+			p.Field("peers' time", "%s", peers)
+		}
 	}
 	if v.HSM != nil {
 		p.Field("HSM", "%s, token %s, OAEP by %s", v.HSM.State, cmp.Or(v.HSM.Token, "none"), cmp.Or(v.HSM.OAEP, "nobody yet"))

@@ -83,12 +83,13 @@ func hostVerbs() []Verb {
 			Help: "one host: key or TPM, class, last attestation", Example: "host show hv7",
 			Replaces: []string{"Get-HgsAttestationTpmHost"}},
 		{Name: "host find", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostFind,
-			Params: []Param{{Name: "word", Kind: Text, Optional: true, Help: "a name, an inventory number, the beginning of an id (8 characters or more), or the " +
-				"serial number or a thumbprint of an EK certificate, in hexadecimal; without it a file is read"}},
+			Params: []Param{{Name: "word", Kind: Text, Optional: true, Help: "a name, an inventory number, the beginning of an id (8 characters or more), a MAC address, the computer's serial number or " +
+				"SMBIOS UUID, or the serial number or a thumbprint of an EK certificate, in hexadecimal; without it a file is read"}},
 			Stdin: "a platform identifier (XML), or a certificate or public key, of an EK or a host key: PEM, DER or base64",
 			Help:  "whether a host is registered, by a word or a file", Example: "host find < hv7.xml",
 			More: "Of a file only its key counts. An id is the SHA-256 of a TPM's endorsement key (EK) or of a host key, as SubjectPublicKeyInfo. " +
-				"MAC addresses and the serial number of the computer are not kept, so nothing is found by them.",
+				"MAC addresses, serial number and SMBIOS UUID are what the platform identifier said when the host was registered from it: nothing proves them, and a host that " +
+				"was registered by a certificate, by --pending or with an earlier release has none.",
 			Replaces: []string{"Get-HgsAttestationTpmHost"}},
 		{Name: "host pending", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: hostPending,
 			Help: "unknown hosts that asked, with the verb that accepts each", Example: "host pending"},
@@ -217,6 +218,9 @@ func trustVerbs() []Verb {
 		{Name: "tpm-trust list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: trustList,
 			Params: []Param{{Name: "vendor", Kind: Word, Optional: true, Help: "only this vendor, with each certificate"}},
 			Help:   "TPM vendors that are trusted", Example: "tpm-trust list infineon"},
+		{Name: "tpm-trust missing", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: trustMissing,
+			Help: "certificates that hosts' TPMs need and that are not here", Example: "tpm-trust missing",
+			More: "Each is named once, with its key id, where its certificates say that it is to be had (AIA), and the hosts that need it."},
 		{Name: "tpm-trust remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustRemove,
 			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint"), dryRun, phrase},
 			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon --dry-run", More: wayBack},

@@ -25,7 +25,7 @@ func timeVerbs() []Verb {
 			Help: "whether the time is trusted, until when, by whose word", Example: "time status",
 			More: "Without a trusted time no health certificate is issued and no key protector opened; metadata.xml and what was published go on."},
 		{Name: "time sources", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: timeSources,
-			Help: "the time servers: offset, error, interval, key", Example: "time sources"},
+			Help: "time servers and peers: offset, error, interval, key", Example: "time sources"},
 		{Name: "time why", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: timeWhy,
 			Help: "in three sentences why the time is trusted, or is not", Example: "time why"},
 		{Name: "time set", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: timeSet,
@@ -66,6 +66,9 @@ type TimeValue struct {
 	Sources  []rpc.ClockSource  `json:"sources"`
 	Problems []policy.Problem   `json:"problems"`
 	Waiting  []rpc.TimeProposal `json:"waiting"` // decisions that another administrator must confirm
+	// SinceNetwork is how long after the network was up the time was trusted first in this boot; absent = not yet, or it was not asked over a
+	// network. SinceLock counts from the clock's first question.
+	SinceNetwork time.Duration `json:"sinceNetwork,omitempty"`
 }
 
 func clockStatus(ctx context.Context, s *Session) (TimeValue, error) {
@@ -77,8 +80,26 @@ func clockStatus(ctx context.Context, s *Session) (TimeValue, error) {
 	if waiting, err := rpc.LedgerTimeAsked.Call(ctx, s.Node.Ledger, rpc.Empty{}); err == nil { // the clock's word counts without it
 		v.Waiting = append(v.Waiting, waiting...)
 	}
+	if up, silent := ask(ctx, rpc.Init, rpc.InitStatus, s.Node.Init); silent == nil && up.NetworkUp > 0 && st.LockedAt > up.NetworkUp {
+		v.SinceNetwork = st.LockedAt - up.NetworkUp
+	}
 	return v, nil
 }
+
+// first tells how long the first majority took, "" where there was none.
+func (v TimeValue) first() string {
+	if v.SinceLock == 0 {
+		return ""
+	}
+	said := fmt.Sprintf("The servers first agreed %s after the clock asked them", brief(v.SinceLock))
+	if v.SinceNetwork > 0 {
+		said += fmt.Sprintf(", %s after the network was up", brief(v.SinceNetwork))
+	}
+	return said + "."
+}
+
+// brief is a short span to the millisecond.
+func brief(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
 func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
 	v, err := clockStatus(ctx, s)
@@ -98,6 +119,9 @@ func timeStatus(ctx context.Context, s *Session, _ Args, _ []byte) (Output, erro
 			p.Line("These servers agreed: %s.", strings.Join(t.Sources, ", "))
 		}
 		p.Line("%s", v.end())
+		if first := v.first(); first != "" {
+			p.Line("%s", first)
+		}
 	case v.State == rpc.ClockSuspect:
 		p.Line("The time is SUSPECT: %s.", strings.TrimSuffix(v.Reason, "."))
 		p.Line("Nothing is issued until administrators decide. Compare with a clock that you trust:")
@@ -152,18 +176,51 @@ func (v TimeValue) servers(p *Page) {
 	if compare {
 		head = []string{"SERVER", "STATE", "IT SAYS", "+-", "ERROR"}
 	}
+	peers := 0
 	for _, c := range v.Sources {
+		if c.Peer {
+			peers++
+		}
 		if !compare {
-			rows = append(rows, []string{c.Address, c.State, c.Offset.Round(time.Microsecond).String(), c.Bound.Round(time.Microsecond).String(), span(c.Age), c.Error})
+			rows = append(rows, []string{sourceName(c), c.State, c.Offset.Round(time.Microsecond).String(), c.Bound.Round(time.Microsecond).String(), span(c.Age), c.Error})
 			continue
 		}
 		says := "nothing"
 		if !c.Says.IsZero() {
 			says = c.Says.UTC().Format("2006-01-02 15:04:05")
 		}
-		rows = append(rows, []string{c.Address, c.State, says, c.Bound.Round(time.Millisecond).String(), c.Error})
+		rows = append(rows, []string{sourceName(c), c.State, says, c.Bound.Round(time.Millisecond).String(), c.Error})
 	}
 	p.Blank().Table(head, rows)
+	if peers > 0 {
+		p.Line("%s", "A peer votes and does not lead: it can break a tie and contradict a single server.")
+	}
+}
+
+// sourceName marks peers.
+func sourceName(c rpc.ClockSource) string {
+	if c.Peer {
+		return "peer " + c.Address
+	}
+	return c.Address
+}
+
+// peersLine is what the peers' clocks are to this node's, in a line; "" where it has none.
+func peersLine(sources []rpc.ClockSource) string {
+	var list []string
+	for _, c := range sources {
+		switch {
+		case !c.Peer:
+		case c.Says.IsZero():
+			list = append(list, c.Address+" "+c.State)
+		default:
+			list = append(list, fmt.Sprintf("%s %s, off by %s +- %s", c.Address, c.State, c.Offset.Round(time.Millisecond), c.Bound.Round(time.Millisecond)))
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return strings.Join(list, "; ") + " (votes, does not lead)"
 }
 
 func timeSources(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) {
@@ -173,12 +230,19 @@ func timeSources(ctx context.Context, s *Session, _ Args, _ []byte) (Output, err
 	}
 	p := new(Page)
 	for _, c := range v.Sources {
-		p.Blank().Line("%s: %s", c.Address, c.State)
+		p.Blank().Line("%s: %s", sourceName(c), c.State)
+		if c.Peer {
+			p.Field("  voice", "%s", "votes, does not lead")
+		}
 		if c.Says.IsZero() && c.Age == 0 && c.Error != "" {
 			p.Field("  error", "%s", c.Error)
 			continue
 		}
 		p.Field("  offset", "%s +- %s, %s ago", c.Offset.Round(time.Microsecond), c.Bound.Round(time.Microsecond), span(c.Age))
+		if c.Peer {
+			p.Field("  asked", "every %s, jitter %s", span(c.Poll), c.Jitter.Round(time.Microsecond)).Field("  key", "its pinned key").Field("  error", "%s", c.Error)
+			continue
+		}
 		if c.Poll > 0 {
 			p.Field("  asked", "every %s, stratum %d, jitter %s", span(c.Poll), c.Stratum, c.Jitter.Round(time.Microsecond))
 		}

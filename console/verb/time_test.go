@@ -1,6 +1,7 @@
 package verb_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -30,6 +31,35 @@ func TestTimeStatusShowsServersSideBySideWhenSuspect(t *testing.T) {
 	}
 	if text := mustCall(t, s, "time sources", ""); !strings.Contains(text, "none: anybody on the way can answer for it") {
 		t.Errorf("%s", text)
+	}
+}
+
+// TestPeersStandBesideTheServersAndAreNoServers: marked in every view, the one that lies by name.
+func TestPeersStandBesideTheServersAndAreNoServers(t *testing.T) {
+	f := verbtest.Start(t, true)
+	s := f.Session(policy.DoorSSH)
+	now := time.UnixMilli(verbtest.At.Earliest)
+	source := func(address, state string, off time.Duration, peer bool) rpc.ClockSource {
+		return rpc.ClockSource{Address: address, State: state, Offset: off, Bound: 10 * time.Millisecond, Age: 4 * time.Second, Poll: time.Minute, Says: now.Add(off), Peer: peer}
+	}
+	silent := rpc.ClockSource{Address: "node4", State: "unreachable", Error: "it is refused: it has no trusted time: no time server answers", Peer: true}
+	f.Clocked(rpc.ClockStatusReply{State: rpc.ClockLocked, Limit: time.Minute, StopsAt: now.Add(26 * time.Hour), SinceLock: 84 * time.Millisecond,
+		Why:      []string{"The time is trusted to within 12ms.", "2 of 2 time servers agree: 10.0.2.2, 10.0.2.4, with peer node2, and peer node3 does not.", "If no server answered any more, issuing would stop."},
+		Trusted:  rpc.ClockView{OK: true, Earliest: now, Latest: now.Add(20 * time.Millisecond), Sources: []string{"10.0.2.2", "10.0.2.4"}, ExpiresIn: 26 * time.Hour},
+		Sources:  []rpc.ClockSource{source("10.0.2.2", "selected", time.Millisecond, false), source("10.0.2.4", "selected", -time.Millisecond, false), source("node2", "selected", 2*time.Millisecond, true), source("node3", "falseticker", 3214*time.Millisecond, true), silent},
+		Problems: []policy.Problem{{Kind: "time-falseticker", What: "peer node3 says another time than this node's servers", Remedy: "compare time status on both nodes"}}})
+	var b strings.Builder
+	for _, line := range []string{"time status", "time sources", "time why", "status"} {
+		fmt.Fprintf(&b, "$ %s\n%s\n", line, mustCall(t, s, line, ""))
+	}
+	golden(t, "time-peers.txt", b.String())
+	out, err := call(s, "time sources", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := json.Marshal(out.Value)
+	if err != nil || strings.Count(string(j), `"peer":true`) != 3 {
+		t.Errorf("%s, %v", j, err)
 	}
 }
 

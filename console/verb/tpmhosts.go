@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ type endorsement struct {
 	cert *evidence.Certificate // nil: none
 	why  string                // what the file says instead of a certificate
 	name string                // of the host, by its platform identifier; "": none
+	box  *policy.Machine       // by its platform identifier; nil: it says nothing
 }
 
 // parseEndorsement reads a platform identifier, or the key or certificate alone in any form.
@@ -35,7 +37,7 @@ func parseEndorsement(data []byte) (endorsement, error) {
 		if err != nil {
 			return endorsement{}, failed(err.Error(), "capture it on the host: (Get-PlatformIdentifier -Name NAME).Save(FILE) in an elevated prompt")
 		}
-		return endorsement{p.EK, p.Certificate, p.NoCertReason, p.Name}, nil
+		return endorsement{p.EK, p.Certificate, p.NoCertReason, p.Name, machineOf(p)}, nil
 	}
 	raw := data
 	if _, err := evidence.ParseCertificate(data); err == nil {
@@ -59,6 +61,40 @@ func parseEndorsement(data []byte) (endorsement, error) {
 		return endorsement{}, failed("the input is no platform identifier, endorsement key or its certificate: "+err.Error(), "capture it on the host with Get-PlatformIdentifier")
 	}
 	return endorsement{ek: ek}, nil
+}
+
+// machineOf is what a file says of the machine, as far as records can hold it.
+func machineOf(p *evidence.Platform) *policy.Machine {
+	fit := func(s string) string {
+		if s = Clean(s); len(s) > policy.MaxNameLength {
+			s = strings.ToValidUTF8(s[:policy.MaxNameLength], "")
+		}
+		return s
+	}
+	m := &policy.Machine{SMBIOS: fit(p.Machine), Serial: fit(p.Serial)}
+	for _, mac := range p.MACs {
+		if mac = macDigits(mac); policy.ValidMAC(mac) && len(m.MACs) < policy.MaxMACs && !slices.Contains(m.MACs, mac) {
+			m.MACs = append(m.MACs, mac)
+		}
+	}
+	if m.SMBIOS == "" && m.Serial == "" && len(m.MACs) == 0 {
+		return nil
+	}
+	return m
+}
+
+// macDigits is a MAC address without what people write between its digits.
+func macDigits(s string) string {
+	return strings.ToUpper(strings.NewReplacer(":", "", "-", "", ".", "", " ", "").Replace(s))
+}
+
+// macText is a MAC address as Windows shows it.
+func macText(digits string) string {
+	var pairs []string
+	for ; len(digits) > 1; digits = digits[2:] {
+		pairs = append(pairs, digits[:2])
+	}
+	return strings.Join(pairs, "-")
 }
 
 // pendingEndorsement is the TPM of the one unknown host whose id begins with prefix.
@@ -170,7 +206,7 @@ func hostAddTPM(ctx context.Context, s *Session, a Args, stdin []byte) (Output, 
 		return Output{}, failed("a TPM with this endorsement key can't attest here: "+err.Error(), remedyOtherEK)
 	}
 	b := policy.TPMHostAdd{Name: a.Get("name"), EK: spki, NameAlg: uint16(e.ek.NameAlg), Symmetric: e.ek.Symmetric, Version: policy.PolicyVersion(a.Get("policy-version")),
-		Force: a.Has("force"), Reason: a.Get("reason"), Class: a.Get("class"), Note: a.Get("note"), Inventory: a.Get("inventory")}
+		Force: a.Has("force"), Reason: a.Get("reason"), Class: a.Get("class"), Note: a.Get("note"), Inventory: a.Get("inventory"), Machine: e.box}
 	v := TPMHostAdded{ID: e.ek.ID(), Key: keyText(spki)}
 	snap, _ := s.Node.Snapshot()
 	if e.cert != nil {
@@ -305,6 +341,12 @@ func (s *Session) dates(trust *appraise.Trust, c *evidence.Certificate) []string
 func tpmFields(p *Page, h policy.Host, dates []string) {
 	t := h.TPM
 	p.Field("EK", "%s", keyText(t.EK)).Field("policies", "version %s", t.Version).Field("inventory", "%s", t.Inventory)
+	if m := t.Machine; m != nil {
+		p.Field("machine", "%s", strings.Join(nonempty(Clean(m.Serial), Clean(m.SMBIOS)), ", "))
+		for _, mac := range m.MACs {
+			p.Field("  MAC", "%s", macText(mac))
+		}
+	}
 	if c, err := evidence.ParseCertificate(t.EKCert); err == nil {
 		p.Field("TPM", "%s", strings.Join(nonempty(c.TPM()), " ")).Field("issuer", "%s", c.Issuer)
 		s1, s256 := thumbprints(c.Original)

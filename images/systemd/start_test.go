@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestProgramsStartUnderBareSystemdProtocol starts the real programs with nothing but NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS.
+// TestProgramsStartUnderBareSystemdProtocol starts the real programs with nothing but NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS, and
+// with what their rows leave them of the system calls.
 func TestProgramsStartUnderBareSystemdProtocol(t *testing.T) {
 	for program, sockets := range map[string][]string{rpc.Clock: nil, rpc.HGS: {"http", "https"}, rpc.Forward: nil} {
 		t.Run(program, func(t *testing.T) {
@@ -64,7 +65,8 @@ func start(t *testing.T, dir, program string, sockets []string) {
 		l.Close()
 	}
 	uids := supervise.FormatUIDs(sandbox.UIDs())
-	cmd, err := sandbox.Command(sandbox.Launch{Program: dir + "/program", Args: []string{"--run-dir", dir, "--uids", uids}, Sockets: sockets,
+	row, _ := sandbox.Find(program)
+	cmd, err := sandbox.Command(sandbox.Launch{Confine: row.Confine.At(dir), Program: dir + "/program", Args: []string{"--run-dir", dir, "--uids", uids}, Sockets: sockets,
 		Env: []string{"NOTIFY_SOCKET=" + dir + "/notify", "WATCHDOG_USEC=900000"}}, files)
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,11 @@ func TestUnitsGiveNoMoreThanTheTable(t *testing.T) {
 				t.Errorf("%s: %s=%q, want %q", p.Name, key, u[key], want)
 			}
 		}
+		for key, want := range callLimits(p) {
+			if !slices.Equal(u[key], want) {
+				t.Errorf("%s: %s=%q, want %q", p.Name, key, u[key], want)
+			}
+		}
 		if !strings.HasPrefix(u["ExecStart"][0]+" ", "/usr/lib/guardhouse/"+p.Name+" ") {
 			t.Errorf("%s: ExecStart=%q", p.Name, u["ExecStart"])
 		}
@@ -58,6 +63,46 @@ func TestUnitsGiveNoMoreThanTheTable(t *testing.T) {
 			t.Errorf("%s has no socket folder", p.Name)
 		}
 	}
+}
+
+// families are the address families of sandbox's kinds of sockets.
+var families = map[string]string{"unix": "AF_UNIX", "tcp": "AF_INET AF_INET6", "udp": "AF_INET AF_INET6", "route": "AF_NETLINK"}
+
+// callLimits is how systemd says what the row's Confinement says: the same groups of calls, with the same outcome. It has no words for a
+// kind of socket below its family, for processes that are no threads of a known program, and for calls newer than a kernel.
+func callLimits(p sandbox.Process) map[string][]string {
+	f := p.Confine.Filter
+	needs := func(g sandbox.Group) bool {
+		return slices.ContainsFunc(f.Needs, func(n sandbox.Need) bool { return n.Group == g })
+	}
+	var refused, may []string
+	for _, r := range sandbox.RefusedCalls {
+		if needs(r.Group) {
+			continue
+		}
+		list := strings.Join(r.Calls, " ")
+		if r.Deadly && !f.Foreign {
+			list = strings.Join(r.Calls, ":kill ") + ":kill"
+		}
+		refused = append(refused, "~"+list)
+	}
+	for _, k := range f.Sockets {
+		for family := range strings.FieldsSeq(families[k.Name]) {
+			if !slices.Contains(may, family) {
+				may = append(may, family)
+			}
+		}
+	}
+	limits := map[string][]string{"SystemCallArchitectures": {"native"}, "SystemCallErrorNumber": {"EPERM"}, "RestrictNamespaces": {"yes"},
+		"SystemCallFilter": append(refused, "~clone3:ENOSYS"), "RestrictAddressFamilies": {strings.Join(may, " ")},
+		"MemoryDenyWriteExecute": {"yes"}, "NoExecPaths": {"/"}, "ExecPaths": {"/usr/lib/guardhouse/" + p.Name}}
+	if needs(sandbox.GroupCode) {
+		limits["MemoryDenyWriteExecute"] = nil
+	}
+	if p.Confine.AnyProgram {
+		limits["NoExecPaths"], limits["ExecPaths"] = nil, nil
+	}
+	return limits
 }
 
 func TestUnitsListenWhereTheTableDoes(t *testing.T) {

@@ -150,6 +150,7 @@ func TestKilledServicesAreBackWithinTwoSeconds(t *testing.T) {
 	if err := p.roll(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	allConfined(t, s)
 	if len(prom.hosts) == 0 || len(prom.receipts) == 0 {
 		t.Fatal("nothing was acknowledged: the load did not run")
 	}

@@ -71,7 +71,11 @@ var Programs = []string{rpc.HSM, rpc.Ledger, rpc.Clock, rpc.HGS}
 // Build compiles the named commands into dir.
 func Build(ctx context.Context, dir string, names ...string) error {
 	for _, name := range names {
-		out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), "guardhouse/cmd/"+name).CombinedOutput()
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), "guardhouse/cmd/"+name)
+		if cmd.Env = os.Environ(); name != rpc.HSM {
+			cmd.Env = append(cmd.Env, "CGO_ENABLED=0") // static, as in the image: these may not make memory code, which a loader does
+		}
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("build %s: %w: %s", name, err, out)
 		}

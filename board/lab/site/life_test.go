@@ -17,6 +17,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/crypto/ssh"
 
+	"guardhouse/appliance/sandbox"
 	"guardhouse/board/lab"
 	"guardhouse/console/verb"
 )
@@ -180,10 +181,17 @@ func setUpRightly(t *testing.T, s *stage) {
 		t.Errorf("remedy for missing keys: %q", st.Problems[0].Remedy)
 	}
 	s.verb(t, "key", "new", "--roles", "all")
+	confined := 0
 	for _, svc := range s.wellNow(t).Init.Services {
 		if svc.Restarts > 0 {
 			t.Errorf("%s was restarted %d times", svc.Name, svc.Restarts)
 		}
+		if svc.Confined { // as the node's kernel says in /proc
+			confined++
+		}
+	}
+	if confined != len(sandbox.Table) {
+		t.Errorf("%d processes of %d run under their filter of system calls", confined, len(sandbox.Table))
 	}
 	if log := s.verb(t, "log", "show"); strings.Contains(log, "problem network") {
 		t.Errorf("setup left a trace of trouble with the network")

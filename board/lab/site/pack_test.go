@@ -169,6 +169,9 @@ func TestPackWithAHelperOverTCP(t *testing.T) {
 		if svc.Name == sandbox.HSMDaemon && svc.Restarts != 1 {
 			t.Errorf("init counts %d restarts of the helper", svc.Restarts)
 		}
+		if !svc.Confined {
+			t.Errorf("%s runs without its filter of system calls", svc.Name)
+		}
 	}
 	if t.Failed() {
 		t.Log(s.verb(t, "log", "show", "init"))

@@ -206,6 +206,7 @@ type status struct {
 			Name     string
 			Restarts int
 			RSS      int64
+			Confined bool
 		}
 	}
 }

@@ -280,16 +280,17 @@ func (f *Fake) clock(s *rpc.Server) {
 			return *f.clocked, nil
 		}
 		return rpc.ClockStatusReply{State: rpc.ClockLocked, Boot: "boot", Limit: time.Minute, StopsAt: time.UnixMilli(At.Earliest).Add(26 * time.Hour),
-			Why:     []string{"The time is trusted.", "One server says so.", "It is asked again in a minute."},
-			Trusted: rpc.ClockView{OK: true, Earliest: time.UnixMilli(At.Earliest), Latest: time.UnixMilli(At.Latest), Sources: []string{"10.0.2.2:11123"}, ExpiresIn: 26 * time.Hour},
-			Sources: []rpc.ClockSource{{Address: "10.0.2.2:11123", State: "selected", Offset: 1200 * time.Microsecond, Bound: 10 * time.Millisecond, Age: 4 * time.Second}},
+			Why:       []string{"The time is trusted.", "One server says so.", "It is asked again in a minute."},
+			Trusted:   rpc.ClockView{OK: true, Earliest: time.UnixMilli(At.Earliest), Latest: time.UnixMilli(At.Latest), Sources: []string{"10.0.2.2:11123"}, ExpiresIn: 26 * time.Hour},
+			Sources:   []rpc.ClockSource{{Address: "10.0.2.2:11123", State: "selected", Offset: 1200 * time.Microsecond, Bound: 10 * time.Millisecond, Age: 4 * time.Second}},
+			SinceLock: 84 * time.Millisecond, LockedAt: 9 * time.Second,
 		}, nil
 	})
 }
 
 func (f *Fake) init(s *rpc.Server) {
 	on(f, s, rpc.InitStatus, func(rpc.Empty) (rpc.InitStatusReply, error) {
-		return rpc.InitStatusReply{Version: "1.0-test", Boot: "boot", Up: 90 * time.Second, Disk: "ok, 3 of 64 MiB",
+		return rpc.InitStatusReply{Version: "1.0-test", Boot: "boot", Up: 90 * time.Second, NetworkUp: 7700 * time.Millisecond, Disk: "ok, 3 of 64 MiB",
 			Services: []rpc.ServiceStatus{{Name: rpc.Ledger, State: "ready"}, {Name: rpc.HGS, State: "ready", Restarts: 1}},
 			Links:    []rpc.LinkStatus{{Name: "front", Device: "eth0", MAC: "52:54:00:12:34:56", Link: true, Addresses: []string{"10.0.2.15/24"}}}}, nil
 	})

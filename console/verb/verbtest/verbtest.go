@@ -45,6 +45,8 @@ type Fake struct {
 	Admin ssh.Signer // key of ada, owner
 	Dir   string     // where the sockets are, as --run-dir
 
+	KillLedger context.CancelFunc // the ledger answers no more
+
 	mu        sync.Mutex
 	state     policy.State
 	index     uint64
@@ -103,7 +105,13 @@ func Start(t testing.TB, setUp bool) *Fake {
 		os.RemoveAll(dir)
 	})
 	uids := rpc.UIDs{rpc.Console: uint32(os.Getuid())}
+	var alive context.Context
+	alive, f.KillLedger = context.WithCancel(ctx)
 	client := func(name string, register func(*rpc.Server)) *rpc.Client {
+		ctx := ctx
+		if name == rpc.Ledger {
+			ctx = alive
+		}
 		path := rpc.SocketPath(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
