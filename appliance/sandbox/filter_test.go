@@ -25,6 +25,11 @@ func TestEveryProcessHasAFilterAndAReasonForEachException(t *testing.T) {
 		if c.AnyProgram && !c.Filter.Foreign {
 			t.Errorf("%s may start any program", p.Name)
 		}
+		for _, d := range p.Devices {
+			if d.Path != "" && !c.AnyFile && !slices.Contains(c.Files, Reach{d.Path, true}) {
+				t.Errorf("%s can't open its own %s", p.Name, d.Path)
+			}
+		}
 		if c.Filter == nil {
 			continue
 		}
