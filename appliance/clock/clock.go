@@ -28,9 +28,9 @@
 // by at most 500 ppm, the oscillator's own error included.
 //
 // Suspicion: after the first majority one that says another time than this clock foretold (by more than the bounds of both explain, or
-// by more than 400 ms and what the oscillator may have drifted), or any that says a time before the floor, is not followed. The value is
-// withheld until an administrator decides (Approve), or until the servers have come back for a minute to what this clock has said all
-// along: then the contradiction itself was taken back.
+// by more than 400 ms and what the oscillator may have drifted, at once or in steps within minutes), or any that says a time before the
+// floor, is not followed. The value is withheld until an administrator decides (Approve), or until the servers have come back for a minute
+// to what this clock has said all along: then the contradiction itself was taken back.
 //
 // Approvals: this package does not know administrators. The ledger decides whether enough of them approved and is believed by its uid; it
 // needs no time for that and works before the first majority. Where there is nothing the ledger could decide by (before setup, or while it

@@ -17,6 +17,7 @@ func (k *Keeper) follow(now Reading, v Vote) {
 			k.dis.redraw()
 		}
 		k.dis.limits.cut() // no rate explains the second
+		k.past = nil
 	}
 	if k.own != nil {
 		if _, bound := k.own.at(now.Raw); bound-k.own.Bound > jumpSlack {
@@ -37,6 +38,7 @@ func (k *Keeper) follow(now Reading, v Vote) {
 	}
 	half := v.Latest.Sub(v.Earliest) / 2
 	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
+	k.past.note(*k.own)
 	k.faster(len(k.outside) == 0)
 	k.publish(now)
 }
@@ -55,6 +57,7 @@ func (k *Keeper) lock(now Reading, v Vote) Reading {
 		k.stuck = k.Clock.Step(v.Middle().Add(k.Clock.Read().Raw - now.Raw))
 		now = k.Clock.Read()
 		k.dis.reset()
+		k.past = nil
 	}
 	k.state, k.worse, k.dirty = Locked, 0, true
 	return now

@@ -60,6 +60,7 @@ type Keeper struct {
 	reason   string // why the state is not locked
 	trusted  policy.TrustedTime
 	own      *known // what a majority said, carried on; nil before the first
+	past     past   // what own was lately
 	vote     bool   // the newest answers have a majority
 	dis      discipline
 	floor    floors
@@ -292,7 +293,10 @@ func (k *Keeper) contradiction(now Reading, v Vote) (kind, reason string) {
 	off := v.Middle().Sub(mid)
 	gap := max(v.Earliest.Sub(mid.Add(bound)), mid.Add(-bound).Sub(v.Latest))
 	if gap <= jumpSlack && off.Abs() <= MaxOffset+grown {
-		return "", ""
+		if max(v.Latest.Sub(v.Earliest)/2, k.own.Bound) < pastBroad || k.past.off(now.Raw, v.Middle()) == 0 {
+			return "", ""
+		}
+		off = k.past.off(now.Raw, v.Middle())
 	}
 	who := "the majority of the time servers jumped"
 	if in, _ := k.kinds(v); in == len(k.servers()) {

@@ -284,11 +284,10 @@ func (s Status) agreement() string {
 	case len(silent) > 0:
 		said += ", and " + names(silent) + does(silent) + " not answer"
 	}
-	said += "."
 	if o := s.oscillator(); o != "" {
-		said += " " + o
+		said += " (" + o + ")"
 	}
-	return said
+	return said + "."
 }
 
 func does(list []string) string {

@@ -75,6 +75,13 @@ func live(t testing.TB, hours int) (checks, trusted int, ran time.Duration) {
 		if w.wrong+w.unflagged > 0 {
 			t.Fatalf("seed %d, %d servers: wrong %d times, unflagged %d times: %s\n%s", seed, len(w.net), w.wrong, w.unflagged, w.first, strings.Join(w.events, "\n"))
 		}
+		// The wall clock is stepped by the first majority of a boot and where administrators released or lowered the floor; never else.
+		if steps := w.stepped + w.clock.steps; steps > w.boots+1+w.asked {
+			t.Fatalf("seed %d: stepped %d times in %d boots with %d decisions\n%s", seed, steps, w.boots+1, w.asked, strings.Join(w.events, "\n"))
+		}
+		if w.clock.most > MaxSlewPPM {
+			t.Fatalf("seed %d: the wall clock was to be slewed by %v ppm", seed, w.clock.most)
+		}
 		ran, checks, trusted = ran+w.now, checks+w.checks, trusted+w.trusted
 	}
 	return checks, trusted, ran
@@ -86,6 +93,7 @@ func (w *world) trouble() {
 	if w.k.state == Suspect && w.honest() && w.rnd.IntN(2) == 0 {
 		now := w.clock.Read()
 		w.k.Approve(Approval{Kind: "floor", UTC: w.k.Build.Add(time.Hour), Boot: w.k.Boot, Asked: now.Boot, By: []string{"ada", "ben"}})
+		w.asked++
 		w.k.Approve(Approval{Kind: "release", Boot: w.k.Boot, Asked: now.Boot, By: []string{"ada", "ben"}})
 	}
 	lie := func() time.Duration {

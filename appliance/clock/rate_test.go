@@ -33,7 +33,7 @@ func TestABadlyCalibratedClockIsAFindingAndNoSuspicion(t *testing.T) {
 			if math.Abs(s.Rate-slow) > s.Drift || s.Drift > 500 {
 				t.Errorf("%v ppm: measured as %v +- %v", base, s.Rate, s.Drift)
 			}
-			said := strings.Contains(strings.Join(s.Why(), " "), "This machine's clock runs")
+			said := strings.Contains(strings.Join(s.Why(), " "), "this machine's clock runs")
 			if warned := slices.ContainsFunc(s.Problems(), func(p policy.Problem) bool { return p.Kind == "time-oscillator" && p.Remedy != "" }); said != (math.Abs(base) > 400) || warned != (math.Abs(base) > 600) {
 				t.Errorf("%v ppm: said %v, a problem %v: %q %v", base, said, warned, s.Why(), s.Problems())
 			}

@@ -28,6 +28,8 @@ type world struct {
 	wrong, unflagged int
 	first            string
 	checks, trusted  int
+	asked            int           // decisions that may have the wall clock stepped
+	stepped          int           // steps of clocks before the last reboot
 	worst            time.Duration // of Wall, after settling
 	sum              float64
 	measured         int
@@ -63,7 +65,7 @@ type soft struct {
 	last        Reading
 	broken      bool
 	steps       int
-	back        int // steps backwards
+	most        float64 // ppm, the largest rate that was asked for
 }
 
 const dayRate = 2 * math.Pi / 86400
@@ -84,14 +86,11 @@ func (s *soft) Read() Reading {
 }
 
 func (s *soft) Step(utc time.Time) error {
-	now := s.Read()
+	s.Read()
 	if s.broken {
 		return errors.New("not permitted")
 	}
 	s.steps++
-	if utc.Before(now.Wall) {
-		s.back++
-	}
 	s.last.Wall = utc
 	return nil
 }
@@ -101,7 +100,8 @@ func (s *soft) Rate(ppm float64) error {
 	if s.broken {
 		return errors.New("not permitted")
 	}
-	s.applied = min(max(ppm, -MaxSlewPPM), MaxSlewPPM)
+	s.most = max(s.most, math.Abs(ppm))
+	s.applied = min(max(ppm, -MaxSlewPPM), MaxSlewPPM) // as a kernel does
 	return nil
 }
 
@@ -168,7 +168,8 @@ func (w *world) reboot(t testing.TB, base float64) {
 		t.Fatal(err)
 	}
 	w.boots++
-	w.clock = &soft{w: w, base: base, swing: w.clock.swing, phase: w.clock.phase, born: w.now}
+	w.stepped += w.clock.steps
+	w.clock = &soft{w: w, base: base, swing: w.clock.swing, phase: w.clock.phase, born: w.now, most: w.clock.most}
 	w.clock.last = Reading{Raw: w.clock.raw(w.now), Boot: 3 * time.Second, Wall: w.zero}
 	w.start()
 	w.k.Boot = fmt.Sprintf("boot %d", w.boots)

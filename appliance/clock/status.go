@@ -123,13 +123,13 @@ func (s Status) Decide() []string {
 	return []string{right, wrong, "administrators decide by two, the other one with time confirm, or alone where only one exists"}
 }
 
-// oscillator is what there is to say about this machine's clock, "" if it is as good as others.
+// oscillator is what there is to say about this machine's clock, without a full stop; "" if it is as good as others.
 func (s Status) oscillator() string {
 	switch {
 	case s.Odd != 0:
-		return fmt.Sprintf("(This machine's clock runs %s, which was measured and is allowed for.)", pace(s.Rate))
+		return fmt.Sprintf("this machine's clock runs %s, which was measured and is allowed for", pace(s.Rate))
 	case s.Drift > vague:
-		return fmt.Sprintf("(How fast this machine's clock runs is being measured: to within %.1f %% so far.)", s.Drift/1e4)
+		return fmt.Sprintf("how fast this machine's clock runs is being measured, to within %.1f %% so far", s.Drift/1e4)
 	}
 	return ""
 }

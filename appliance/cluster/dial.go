@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"guardhouse/appliance/rpc"
@@ -78,16 +80,28 @@ func (l *Link) visit(p *peer) (state, why, node string) {
 	return rpc.PeerConnected, why, node
 }
 
+// hangUp is how long the reason for a broken connection may take to be read.
+const hangUp = 200 * time.Millisecond
+
 // session is a connection of ours whose other end has proved the key on record.
 type session struct {
-	link  *Link
-	peer  *peer
-	conn  *stamped
-	tls   *tls.Conn
-	turn  chan struct{} // holds one: one call at a time
-	dead  chan struct{} // closed by the first failure
-	err   error         // why; read after dead
-	uncut func() bool   // gives up the cut that comes with the peer's removal
+	link    *Link
+	peer    *peer
+	conn    *stamped
+	tls     *tls.Conn
+	turn    chan struct{} // holds one: one call at a time
+	asked   atomic.Bool   // a call waits for its answer
+	answers chan answer
+	fatal   sync.Once
+	dead    chan struct{} // closed by the first failure
+	err     error         // why; read after dead
+	uncut   func() bool   // gives up the cut that comes with the peer's removal
+}
+
+// answer is a reply with the moment at which it was there.
+type answer struct {
+	reply
+	window, raw time.Duration
 }
 
 func (l *Link) dial(p *peer) (*session, error) {
@@ -97,19 +111,21 @@ func (l *Link) dial(p *peer) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{link: l, peer: p, conn: &stamped{Conn: conn, raw: l.cfg.Raw}, turn: make(chan struct{}, 1), dead: make(chan struct{})}
+	s := &session{link: l, peer: p, conn: &stamped{Conn: conn, raw: l.cfg.Raw}, turn: make(chan struct{}, 1), answers: make(chan answer, 1), dead: make(chan struct{})}
 	s.tls = tls.Client(s.conn, l.keys.config(func(pin []byte) bool { return samePin(pin, p.record.Key) }))
 	if err := s.tls.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	s.uncut = context.AfterFunc(p.ctx, func() { conn.Close() })
+	conn.SetDeadline(time.Time{})
+	l.work.Go(s.listen)
 	return s, nil
 }
 
 func (s *session) close() {
 	s.uncut()
-	s.conn.Close()
+	s.fail(net.ErrClosed)
 }
 
 // join is hello, judged by both.
@@ -200,19 +216,52 @@ func (s *session) call(ctx context.Context, name string, body json.RawMessage) (
 		return a, r, s.err
 	default:
 	}
+	limit := time.NewTimer(s.link.cfg.limits.call)
+	defer limit.Stop()
+	s.conn.SetWriteDeadline(time.Now().Add(s.link.cfg.limits.call))
 	own := s.link.own(s.peer.ctx)
-	s.conn.SetDeadline(time.Now().Add(s.link.cfg.limits.call))
-	if err = writeFrame(s.tls, request{name, own, body}); err == nil {
-		a, err = readReply(s.tls)
+	s.asked.Store(true)
+	if err := writeFrame(s.tls, request{name, own, body}); err != nil {
+		select { // what the other side said before it hung up is the reason, not the broken write after it
+		case <-s.dead:
+		case <-time.After(hangUp):
+			s.fail(err)
+		}
 	}
-	r.window, r.raw = s.conn.window()
-	r.clock = a.Clock
-	if err != nil {
+	select {
+	case got := <-s.answers:
+		return got.reply, reading{got.Clock, got.raw, got.window}, nil
+	case <-s.dead:
+	case <-limit.C:
+		s.fail(os.ErrDeadlineExceeded)
+		<-s.dead
+	}
+	return a, r, s.err
+}
+
+// listen reads answers, and notices at once when the connection ends.
+func (s *session) listen() {
+	for {
+		a, err := readReply(s.tls)
+		window, raw := s.conn.window()
+		if err == nil && !s.asked.CompareAndSwap(true, false) {
+			err = errors.New("it answered what nobody had asked")
+		}
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		s.answers <- answer{a, window, raw}
+	}
+}
+
+// fail ends the session; the first reason counts.
+func (s *session) fail(err error) {
+	s.fatal.Do(func() {
 		s.err = err
 		close(s.dead)
-		s.close()
-	}
-	return a, r, err
+		s.conn.Close()
+	})
 }
 
 // explain says why there is no connection, for people.

@@ -20,7 +20,7 @@ const (
 	floorCheck   = time.Minute
 	floorWrite   = 2 * time.Second // a clean stop has three
 	floorAction  = "time.floor"
-	floorTail    = maxTail // entries that are looked through
+	floorTail    = maxTail // entries that are looked through at the start; on a busy node the floor is written again before it leaves them
 )
 
 // floor is guarded by Ledger.mu. Unix milliseconds.
@@ -28,7 +28,8 @@ type floor struct {
 	at      int64 // 0 = none
 	from    string
 	audited int64
-	nv      int64 // in the TPM
+	seq     uint64 // of its newest entry
+	nv      int64  // in the TPM
 }
 
 // openFloor takes the newer one of the records' and the audit's.
@@ -43,7 +44,7 @@ func (l *Ledger) openFloor() {
 		switch e := r.Entry; {
 		case e.Outcome != "ok":
 		case e.Action == floorAction && e.At.Latest != 0 && !e.At.Manual:
-			newest = max(newest, e.At.Earliest)
+			newest, l.floor.seq = max(newest, e.At.Earliest), r.Seq
 		case e.Action == actionFloorLower:
 			if to, err := time.Parse(time.RFC3339Nano, e.Facts[factUTC]); err == nil {
 				newest = min(newest, to.UnixMilli())
@@ -121,10 +122,11 @@ func (l *Ledger) recordFloor(step time.Duration) error {
 	if !ok || t.Manual || l.store == nil {
 		return nil
 	}
-	at := earliest.UnixMilli()
+	at, last := earliest.UnixMilli(), l.audit.Status().Last
 	l.mu.Lock()
-	due := at >= l.floor.at+step.Milliseconds()
-	entry := at >= l.floor.audited+floorAudited.Milliseconds()
+	crowded := at > l.floor.at && last-min(last, l.floor.seq) > floorTail/2
+	due := crowded || at >= l.floor.at+step.Milliseconds()
+	entry := crowded || at >= l.floor.audited+floorAudited.Milliseconds()
 	l.mu.Unlock()
 	if !due {
 		return nil
@@ -141,10 +143,10 @@ func (l *Ledger) recordFloor(step time.Duration) error {
 		return nil
 	}
 	// Without the entry the records alone know: no reason to do without the floor.
-	if _, err := l.audit.Append(context.Background(), l.stamped(policy.AuditEntry{Kind: policy.AuditSystem, Action: floorAction, Outcome: "ok",
+	if receipt, err := l.audit.Append(context.Background(), l.stamped(policy.AuditEntry{Kind: policy.AuditSystem, Action: floorAction, Outcome: "ok",
 		Detail: "no time before this entry's is believed from now on", Facts: sourceFacts(t)})); err == nil {
 		l.mu.Lock()
-		l.floor.audited = at
+		l.floor.audited, l.floor.seq = at, receipt.Seq
 		l.mu.Unlock()
 	}
 	return nil

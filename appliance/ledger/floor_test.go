@@ -155,6 +155,40 @@ func TestFloorIsFoundInTheAuditWhenTheRecordsAreOld(t *testing.T) {
 	}
 }
 
+// TestFloorIsFoundInABusyAudit: where many entries are written in a day, the one that holds the floor must not be further back than the start
+// looks.
+func TestFloorIsFoundInABusyAudit(t *testing.T) {
+	b := newBench(t)
+	b.trust(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC))
+	b.l.recordFloor(floorStep)
+	for range 5 {
+		var writers sync.WaitGroup
+		for range 64 {
+			writers.Go(func() {
+				for range floorTail/4/64 + 1 {
+					b.l.audit.Append(context.Background(), b.l.stamped(policy.AuditEntry{Kind: policy.AuditSystem, Action: "busy", Outcome: "ok"}))
+				}
+			})
+		}
+		writers.Wait()
+		b.pass(time.Minute)
+		if err := b.l.recordFloor(floorStep); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := b.floor()
+	b.mu.Lock()
+	b.time = policy.TrustedTime{}
+	b.mu.Unlock()
+	if err := b.l.store.setFloor(1000); err != nil {
+		t.Fatal(err)
+	}
+	b.restart()
+	if got := b.floor(); want.Sub(got) > 5*time.Minute || b.l.floor.from != rpc.FloorAudit {
+		t.Errorf("the floor is %s from %s, it was %s", got, b.l.floor.from, want)
+	}
+}
+
 // TestTPMKnowsTheFloorWhenTheDiskDoesNot: NV is written at most daily and at a clean stop.
 func TestTPMKnowsTheFloorWhenTheDiskDoesNot(t *testing.T) {
 	b := newBench(t)

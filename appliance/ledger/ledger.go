@@ -8,6 +8,12 @@
 //
 // The attestation signer gets its successor here, by itself and in time; everything else is an administrator's to ask for.
 //
+// Other nodes. The ledger keeps the links to the peers on record (appliance/cluster), on sockets that init opens, so it is reached from the
+// network, by whoever holds a recorded peer's key, and before that by the bytes of a TLS 1.3 handshake. What a ledger that was taken over
+// gains by it: it may connect to at most policy.MaxPeers machines, at policy.PeerPort only, and answer who connects to its own port; before,
+// nothing held it at all. Since the records are its own, it may name those machines itself; init logs each change, and lets it reach no
+// service of this machine. It gets nothing from a peer but a time that never leads.
+//
 // Order of a command: one bbolt transaction holds the changed records, the log index, the request id's result and the audit entry (the
 // outbox); then the entry goes into the chain; then the caller is answered. A crash in between is repaired at the next start.
 //
@@ -22,6 +28,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,7 +71,11 @@ type Config struct {
 	// Reach has init let the process forward connect to HOST:PORT and nothing else ("" = nothing at all) and gives the addresses; nil
 	// outside an image, where nothing holds it.
 	Reach func(ctx context.Context, address string) ([]string, error)
-	Log   func(format string, args ...any)
+	// Peers are the sockets on which other nodes are heard; the ledger closes them. ReachPeers has init let this process connect to these
+	// addresses, IP:PORT, and to no other; nil outside an image, where nothing holds it.
+	Peers      []net.Listener
+	ReachPeers func(ctx context.Context, addresses []string) error
+	Log        func(format string, args ...any)
 	// CheckStore looks at a database file before it is opened; nil does it in this process, which a badly damaged file can kill.
 	CheckStore func(ctx context.Context, path string) error
 
@@ -97,6 +108,7 @@ type Ledger struct {
 	logins    *logins
 	refusals  refusalTable
 	forward   *forward
+	peers     peers
 	shares    shares
 	onceMu    sync.Mutex // held by auditOnce from its look at the chain to its entry
 	proposals proposals
@@ -347,7 +359,7 @@ func (l *Ledger) Alive() error {
 
 // Status is the ledger's own health.
 func (l *Ledger) Status() rpc.LedgerStatusReply {
-	a := l.audit.Status()
+	a, peers := l.audit.Status(), l.peerProblems()
 	r := rpc.LedgerStatusReply{Sealing: l.sealing(), AuditSeq: a.Last, AuditBytes: a.Bytes, AuditLimit: a.Quota}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -356,6 +368,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 	if a.Problem != nil {
 		r.Problems = append(r.Problems, *a.Problem)
 	}
+	r.Problems = append(r.Problems, peers...)
 	if l.state.SetUp() && l.state.Service.Syslog != nil {
 		s, problem := l.forward.status(*l.state.Service.Syslog, l.state.Nodes[l.node].SyslogCertificates(), a)
 		r.Syslog = &s
@@ -370,7 +383,7 @@ func (l *Ledger) Status() rpc.LedgerStatusReply {
 // whole audit chain, successors of the attestation signer and of an audit key that the TPM lost, tests of the keys, wiping of software
 // keys that were removed.
 func (l *Ledger) Run(ctx context.Context) {
-	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.checkBoot, l.keepAuditKey, l.keepFloor,
+	for _, work := range []func(context.Context){l.writeRefusals, l.keepNetwork, l.observed.run, l.checkAudit, l.emptyOutbox, l.keepSigner, l.keepTested, l.keepSoftware, l.checkBoot, l.keepAuditKey, l.keepFloor, l.keepPeers,
 		func(ctx context.Context) { l.used.run(ctx, l.cfg.Log) }} {
 		l.started.Add(1)
 		go func() {

@@ -30,6 +30,7 @@ func (l *Ledger) Register(s *rpc.Server) {
 	l.registerSecrets(s)
 	l.registerBoot(s)
 	l.registerTime(s)
+	l.registerPeers(s)
 }
 
 func (l *Ledger) registerTime(s *rpc.Server) {
@@ -57,7 +58,8 @@ func (l *Ledger) registerChanges(s *rpc.Server) {
 		if err := checkProposed(c); err != nil {
 			return policy.Result{}, err
 		}
-		for kind, check := range map[policy.Kind]func(policy.Command) error{policy.CmdHTTPSInstall: l.checkHTTPSInstall, policy.CmdSyslogInstall: l.checkSyslogInstall} {
+		for kind, check := range map[policy.Kind]func(policy.Command) error{policy.CmdHTTPSInstall: l.checkHTTPSInstall, policy.CmdSyslogInstall: l.checkSyslogInstall,
+			policy.CmdPeerAdd: l.checkPeerAdd} {
 			if c.Kind == kind {
 				if err := check(c); err != nil {
 					return policy.Result{}, err

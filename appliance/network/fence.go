@@ -13,11 +13,12 @@ import (
 // FenceTable is the name of our table of packet rules.
 const FenceTable = "guardhouse"
 
-// Held is who is held to which addresses: what leaves a socket that belongs to one of UIDs goes over TCP to one of Peers. No peers means
-// no network at all.
+// Held is who is held to which addresses: what leaves a socket that belongs to one of UIDs goes over TCP to one of Peers, or answers
+// somebody who has connected to one of the ports Serves. Neither means no network at all.
 type Held struct {
-	UIDs  []uint32
-	Peers []netip.AddrPort
+	UIDs   []uint32
+	Peers  []netip.AddrPort
+	Serves []uint16
 }
 
 // Fence holds processes to addresses; what goes elsewhere is refused at once (a TCP connection by reset, anything else as prohibited). It
@@ -29,7 +30,8 @@ type Held struct {
 // that module and helper can meet on a port; the answers of whoever listens there pass, new connections from that port do not.
 //
 // Limits: packets of a socket that its process has closed already have no owner; they belong to a connection that was allowed. A socket
-// that another process made and handed over counts as the maker's: the processes of a node hand over listening sockets only.
+// that another process made and handed over counts as the maker's: the processes of a node hand over listening sockets only, and what they
+// accept is their own.
 func Fence(held ...Held) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -68,11 +70,10 @@ func addHeld(c *nftables.Conn, table *nftables.Table, out *nftables.Chain, name 
 			c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: append(append(peer(a, fromPeer), noNewConnection...), &expr.Verdict{Kind: expr.VerdictAccept})})
 		}
 	}
-	c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
-	}})
+	for _, port := range h.Serves {
+		c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: append(append(tcpPort(port, fromPeer), noNewConnection...), &expr.Verdict{Kind: expr.VerdictAccept})})
+	}
+	c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: append(isTCP(), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})})
 	c.AddRule(&nftables.Rule{Table: table, Chain: fenced, Exprs: []expr.Any{
 		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED},
 	}})
@@ -93,16 +94,27 @@ func peer(a netip.AddrPort, s side) []expr.Any {
 		family, offset = unix.NFPROTO_IPV6, s.v6
 	}
 	ip := a.Addr().AsSlice()
-	return []expr.Any{
+	return append([]expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(ip))},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ip},
+	}, tcpPort(a.Port(), s)...)
+}
+
+// isTCP matches TCP packets.
+func isTCP() []expr.Any {
+	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: s.port, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(a.Port())},
 	}
+}
+
+// tcpPort matches TCP packets with this port on the given side.
+func tcpPort(port uint16, s side) []expr.Any {
+	return append(isTCP(),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: s.port, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)})
 }
 
 // Of the TCP header: the byte with the flags, and those that tell a first packet from all others.

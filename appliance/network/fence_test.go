@@ -89,7 +89,7 @@ func TestFencedProcessReachesOnlyItsAddresses(t *testing.T) {
 	}
 	good, otherPort, otherHost, six := listen(t, "192.0.2.7:0"), listen(t, "192.0.2.7:0"), listen(t, "192.0.2.8:0"), listen(t, "[2001:db8::7]:0")
 	local, otherLocal := listen(t, "127.0.0.1:0"), listen(t, "127.0.0.1:0")
-	if err := Fence(Held{[]uint32{fencedUID}, []netip.AddrPort{good, six, local}}, Held{[]uint32{otherUID}, []netip.AddrPort{otherHost}}); err != nil {
+	if err := Fence(Held{UIDs: []uint32{fencedUID}, Peers: []netip.AddrPort{good, six, local}}, Held{UIDs: []uint32{otherUID}, Peers: []netip.AddrPort{otherHost}}); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 			t.Skip("this kernel has no nf_tables; the image's has, see the tests of board/lab/site: ", err)
 		}
@@ -129,6 +129,7 @@ func TestFencedProcessReachesOnlyItsAddresses(t *testing.T) {
 	}
 	answersPass(t)
 	datagramsDoNot(t, good)
+	servesItsPortOnly(t, good)
 	if err := Fence(Held{UIDs: []uint32{fencedUID}}); err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +161,7 @@ func answersPass(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(server)
-	if err := Fence(Held{[]uint32{fencedUID}, []netip.AddrPort{at}}); err != nil {
+	if err := Fence(Held{UIDs: []uint32{fencedUID}, Peers: []netip.AddrPort{at}}); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := dial(at, 0)
@@ -189,5 +190,67 @@ func datagramsDoNot(t *testing.T, to netip.AddrPort) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "permitted") {
 		t.Errorf("a datagram: %v", err)
+	}
+}
+
+// servesItsPortOnly has the fenced one accept a connection on a socket that root made: its answers pass, and neither that port nor another
+// of its sockets opens a connection.
+func servesItsPortOnly(t *testing.T, elsewhere netip.AddrPort) {
+	t.Helper()
+	server, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.SetsockoptInt(server, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err := errors.Join(unix.Bind(server, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(server, 1)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sa.(*unix.SockaddrInet4).Port))
+	answer := func() error {
+		fd, err := dial(at, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
+		if err := asUID(fencedUID, func() error {
+			conn, _, err := unix.Accept4(server, unix.SOCK_CLOEXEC)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(conn)
+			_, err = unix.Write(conn, []byte("x"))
+			return err
+		}); err != nil {
+			return err
+		}
+		n, err := unix.Read(fd, make([]byte, 1))
+		if err == nil && n != 1 {
+			return errors.New("the connection ended")
+		}
+		return err
+	}
+	if err := Fence(Held{UIDs: []uint32{fencedUID}}); err != nil {
+		t.Fatal(err)
+	}
+	if answer() == nil {
+		t.Error("an answer from a port that the fenced one does not serve: what it accepts is not counted as its own")
+	}
+	if err := Fence(Held{UIDs: []uint32{fencedUID}, Serves: []uint16{at.Port()}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := answer(); err != nil {
+		t.Errorf("an answer from the port that it serves: %v", err)
+	}
+	unix.Close(server)
+	for _, from := range []uint16{0, at.Port()} {
+		err := asUID(fencedUID, func() error { _, err := dial(elsewhere, from); return err })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a connection of its own from port %d: %v", from, err)
+		}
 	}
 }

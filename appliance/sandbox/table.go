@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/hsm/pack"
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 )
 
@@ -35,11 +36,13 @@ type Process struct {
 	Confine   *Confinement  // files and system calls that are left to it; every row has one
 }
 
-// Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles.
+// Socket is a TCP listening socket. Role says on which interfaces it listens where the network separates its roles. Moves: the open socket
+// follows a change of the network while the process goes on, as long as their number stays; else the process is started anew.
 type Socket struct {
-	Name string // LISTEN_FDNAMES
-	Port uint16
-	Role string // a policy.NetworkRole
+	Name  string // LISTEN_FDNAMES
+	Port  uint16
+	Role  string // a policy.NetworkRole
+	Moves bool
 }
 
 // Device is one device file, or for Port the virtio serial port of that name (its number depends on the other devices). A device that
@@ -111,6 +114,8 @@ var Table = []Process{
 	},
 	{
 		Name: rpc.Ledger, UID: 901, GID: 901, Program: "/bin/ledger", Args: []string{"--data", "/data/ledger", "--sealed-volume"},
+		// The fence holds it to its peers' port on the machines that it names to init, and to answers from its own.
+		Sockets:  []Socket{{Name: "peer", Port: policy.PeerPort, Role: string(policy.NetCluster), Moves: true}}, // it answers for changes of the network
 		Devices:  []Device{{Path: "/dev/tpmrm0", Mode: 0o600}},
 		Paths:    []Path{{Path: "/data/ledger", Mode: 0o700, OnDisk: true}},
 		Limits:   Limits{Files: 1024, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
@@ -132,7 +137,7 @@ var Table = []Process{
 	},
 	{
 		Name: rpc.HGS, UID: 903, GID: 903, Program: "/bin/hgs",
-		Sockets:  []Socket{{"http", 80, "service"}, {"https", 443, "service"}},
+		Sockets:  []Socket{{Name: "http", Port: 80, Role: "service"}, {Name: "https", Port: 443, Role: "service"}},
 		Limits:   Limits{Files: 8192, Tasks: 512, Data: 512 * mib, Locked: 1 * mib, Heap: 160 * mib},
 		OOMScore: 300, Watchdog: 30 * time.Second,
 		// It answers on the sockets that init gave it and calls nobody outside: not even a connection out can be made.
@@ -140,7 +145,7 @@ var Table = []Process{
 	},
 	{
 		Name: rpc.Console, UID: 905, GID: 905, Program: "/bin/console", Args: []string{"--tty", "/dev/ttyS0"},
-		Sockets:  []Socket{{"ssh", 22, "management"}},
+		Sockets:  []Socket{{Name: "ssh", Port: 22, Role: "management"}},
 		Devices:  []Device{{Path: "/dev/ttyS0", Mode: 0o600}},
 		Limits:   Limits{Files: 512, Tasks: 512, Data: 512 * mib, Heap: 64 * mib},
 		OOMScore: 0, Watchdog: 30 * time.Second,

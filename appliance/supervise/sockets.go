@@ -36,3 +36,20 @@ func ListenTCP(ctx context.Context, port uint16, device string) (*os.File, error
 	}
 	return f, nil
 }
+
+// MoveTCP binds a listening socket of ListenTCP to another device, or to every address of the machine where device is "". It is the same
+// socket for whoever else holds it.
+func MoveTCP(f *os.File, device string) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := raw.Control(func(fd uintptr) { serr = unix.BindToDevice(int(fd), device) }); err != nil {
+		return err
+	}
+	if serr != nil {
+		return fmt.Errorf("bind a listening socket to %q: %w", device, serr)
+	}
+	return nil
+}

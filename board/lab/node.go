@@ -299,6 +299,20 @@ func (n *Node) SetLink(ctx context.Context, nic NIC, up bool) error {
 	return n.qmp.call(ctx, "set_link", map[string]any{"name": "nic-" + string(nic), "up": up}, nil)
 }
 
+// ClockChip is what the machine's hardware clock says, to the second: not the clock of the system that runs on it.
+func (n *Node) ClockChip(ctx context.Context) (time.Time, error) {
+	var c struct {
+		Year  int `json:"tm_year"` // since 1900
+		Month int `json:"tm_mon"`  // 0 to 11
+		Day   int `json:"tm_mday"`
+		Hour  int `json:"tm_hour"`
+		Min   int `json:"tm_min"`
+		Sec   int `json:"tm_sec"`
+	}
+	err := n.qmp.call(ctx, "qom-get", map[string]any{"path": "/machine", "property": "rtc-time"}, &c)
+	return time.Date(c.Year+1900, time.Month(c.Month+1), c.Day, c.Hour, c.Min, c.Sec, 0, time.UTC), err
+}
+
 // Freeze stops the guest's processors, Thaw lets them go on: a machine that hangs.
 func (n *Node) Freeze(ctx context.Context) error { return n.qmp.call(ctx, "stop", nil, nil) }
 

@@ -48,6 +48,9 @@ func (n *node) calls(ctx context.Context) *rpc.Server {
 	rpc.Handle(s, rpc.InitReach, func(ctx context.Context, _ rpc.Caller, address string) ([]string, error) {
 		return n.reach(ctx, address)
 	}, rpc.Ledger)
+	rpc.Handle(s, rpc.InitPeers, func(ctx context.Context, _ rpc.Caller, addresses []string) (rpc.Empty, error) {
+		return rpc.Empty{}, n.reachPeers(ctx, addresses)
+	}, rpc.Ledger)
 	rpc.Handle(s, rpc.InitBoot, func(context.Context, rpc.Caller, rpc.Empty) (rpc.InitBootReply, error) {
 		return n.bootFacts(bootLogFile, kernelLogFile), nil
 	}, rpc.Ledger)

@@ -72,6 +72,7 @@ type node struct {
 
 	fencing   sync.Mutex       // one change of the fence at a time
 	collector []netip.AddrPort // which forward may reach; guarded by fencing
+	peers     []netip.AddrPort // which the ledger may reach; guarded by fencing
 
 	storing   sync.Mutex // one change of the stored network at a time
 	listening sync.Mutex // one change of sockets at a time

@@ -32,8 +32,8 @@ func (n *node) readPack() {
 	}
 }
 
-// raiseFence holds hsm and the pack's helper to the pack's addresses, and forward to none before a collector is set. Without a fence none
-// of them is ever started: fenced stays open.
+// raiseFence holds hsm and the pack's helper to the pack's addresses, forward to none before a collector is set, and the ledger to none before it has
+// named its peers. Without a fence neither of the first two is ever started: fenced stays open.
 func (n *node) raiseFence() {
 	n.fencing.Lock()
 	defer n.fencing.Unlock()

@@ -20,6 +20,7 @@ import (
 
 	"guardhouse/appliance/hsm/pack"
 	"guardhouse/appliance/network"
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/rpc"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/appliance/supervise"
@@ -167,7 +168,7 @@ func TestTheFenceFollowsTheCollector(t *testing.T) {
 		}
 		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: network.FenceTable}
 		var text strings.Builder
-		for _, chain := range []string{"output", "fenced1", "fenced2"} {
+		for _, chain := range []string{"output", "fenced1", "fenced2", "fenced3"} {
 			list, err := c.GetRules(table, &nftables.Chain{Table: table, Name: chain})
 			if err != nil {
 				t.Fatal(err)
@@ -194,6 +195,32 @@ func TestTheFenceFollowsTheCollector(t *testing.T) {
 		t.Errorf("%v, %v:\n%s", peers, err, got)
 	}
 	if _, err := n.reach(t.Context(), "127.0.0.1:6514"); err == nil || strings.Count(rules(), "fenced2") != 2 {
+		t.Errorf("%v:\n%s", err, rules())
+	}
+	theLedgerNamesItsPeers(t, n, rules)
+}
+
+// theLedgerNamesItsPeers: it may connect to the port of peers on other machines, and answer on its own.
+func theLedgerNamesItsPeers(t *testing.T, n *node, rules func() string) {
+	t.Helper()
+	ledger, _ := sandbox.Find(rpc.Ledger)
+	const answers = "fenced3 06 1d13 02\n" // 7443, not the first packet of a connection
+	if got := rules(); !strings.Contains(got, fmt.Sprintf("output %x\n", binary.NativeEndian.AppendUint32(nil, ledger.UID))) || !strings.Contains(got, answers) || strings.Count(got, "fenced3") != 3 {
+		t.Errorf("without a peer:\n%s", got)
+	}
+	if err := n.reachPeers(t.Context(), []string{"192.0.2.8:7443", "[2001:db8::8]:7443"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := rules(); !strings.Contains(got, "fenced3 02 c0000208 06 1d13\n") || !strings.Contains(got, "fenced3 0a 20010db8000000000000000000000008 06 1d13\n") || strings.Count(got, "fenced3") != 5 {
+		t.Errorf("with peers:\n%s", got)
+	}
+	for _, bad := range [][]string{{"192.0.2.8:22"}, {"127.0.0.1:7443"}, {"[::ffff:127.0.0.1]:7443"}, {"0.0.0.0:7443"}, {"[fe80::1%eth0]:7443"}, {"node2:7443"}, {"192.0.2.8"}, {"224.0.0.1:7443"},
+		slices.Repeat([]string{"192.0.2.8:7443"}, policy.MaxPeers+1)} {
+		if err := n.reachPeers(t.Context(), bad); err == nil || strings.Count(rules(), "fenced3") != 5 {
+			t.Errorf("%v was taken: %v", bad, err)
+		}
+	}
+	if err := n.reachPeers(t.Context(), nil); err != nil || strings.Count(rules(), "fenced3") != 3 {
 		t.Errorf("%v:\n%s", err, rules())
 	}
 }

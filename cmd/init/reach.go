@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"guardhouse/appliance/network"
@@ -148,5 +149,41 @@ func (n *node) fence() error {
 		return err
 	}
 	forward, _ := sandbox.Find(rpc.Forward)
-	return network.Fence(network.Held{UIDs: hsmUIDs(), Peers: allowed}, network.Held{UIDs: []uint32{forward.UID}, Peers: n.collector})
+	ledger, _ := sandbox.Find(rpc.Ledger)
+	return network.Fence(network.Held{UIDs: hsmUIDs(), Peers: allowed}, network.Held{UIDs: []uint32{forward.UID}, Peers: n.collector},
+		network.Held{UIDs: []uint32{ledger.UID}, Peers: n.peers, Serves: []uint16{policy.PeerPort}})
+}
+
+// reachPeers lets the ledger connect to these addresses, the port of peers on other machines, and to nothing else. Each change is logged:
+// the ledger itself says which they are.
+func (n *node) reachPeers(ctx context.Context, addresses []string) error {
+	select {
+	case <-n.fenced:
+	case <-ctx.Done():
+		return rpc.ErrUnavailable.With("the network fence does not stand yet")
+	}
+	if len(addresses) > policy.MaxPeers {
+		return rpc.ErrRefused.With("%d peers are named, %d are the limit", len(addresses), policy.MaxPeers)
+	}
+	var peers []netip.AddrPort
+	for _, a := range addresses {
+		at, err := netip.ParseAddrPort(a)
+		if at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port()); err != nil || !at.Addr().IsGlobalUnicast() || at.Addr().Zone() != "" || at.Port() != policy.PeerPort {
+			return rpc.ErrRefused.With("%.64q is not port %d of another machine", a, policy.PeerPort)
+		}
+		peers = append(peers, at)
+	}
+	n.fencing.Lock()
+	defer n.fencing.Unlock()
+	before := n.peers
+	if slices.Equal(peers, before) {
+		return nil
+	}
+	n.peers = peers
+	if err := n.fence(); err != nil {
+		n.peers = before
+		return rpc.ErrUnavailable.With("%v", err)
+	}
+	n.logf("the ledger may connect to its peers %v and to nothing else", peers)
+	return nil
 }

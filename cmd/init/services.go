@@ -90,15 +90,18 @@ func (n *node) command(p sandbox.Process, env []string) (*exec.Cmd, error) {
 func (n *node) openSockets(ctx context.Context, p sandbox.Process) bool {
 	type place struct{ name, device string }
 	var want []place
+	var moved []string
 	ports := map[string]uint16{}
 	for _, s := range p.Sockets {
 		ports[s.Name] = s.Port
 		devices, everywhere := n.net.Devices(policy.NetworkRole(s.Role))
 		if everywhere {
 			devices = []string{""}
+		} else if len(devices) == 0 && s.Moves {
+			devices = []string{"lo"} // nobody outside reaches it there, and it can move again
 		}
 		for _, d := range devices {
-			want = append(want, place{s.Name, d})
+			want, moved = append(want, place{s.Name, d}), append(moved, d)
 		}
 	}
 	n.mu.Lock()
@@ -112,6 +115,9 @@ func (n *node) openSockets(ctx context.Context, p sandbox.Process) bool {
 		if slices.Equal(have, want) {
 			return false
 		}
+	}
+	if old != nil && n.moveSockets(p, old, moved) {
+		return false
 	}
 	if old != nil {
 		for _, f := range old.files {
@@ -133,6 +139,34 @@ func (n *node) openSockets(ctx context.Context, p sandbox.Process) bool {
 	return true
 }
 
+// answerPause is how long the ledger has to answer for a change of the network that starts it anew.
+const answerPause = 3 * time.Second
+
+// moves is true for a process whose sockets follow the network while it goes on.
+func moves(p sandbox.Process) bool {
+	return len(p.Sockets) > 0 && !slices.ContainsFunc(p.Sockets, func(s sandbox.Socket) bool { return !s.Moves })
+}
+
+// moveSockets binds the open sockets of p to other devices ("" = none), where p wants that and there are as many. What was accepted before
+// stays; the process notices nothing.
+func (n *node) moveSockets(p sandbox.Process, set *socketSet, devices []string) bool {
+	if !moves(p) || len(devices) != len(set.files) {
+		return false
+	}
+	for i, f := range set.files {
+		if set.devices[i] == devices[i] {
+			continue
+		}
+		if err := supervise.MoveTCP(f, devices[i]); err != nil {
+			n.logf("%s stays where it listens until it is started anew: %v", p.Name, err)
+			return false
+		}
+	}
+	set.devices = devices
+	n.logf("%s listens elsewhere now", p.Name)
+	return true
+}
+
 // reopenSockets follows a change of the network. A process whose sockets changed is started anew with the new ones: first it ends, so
 // that its own copies of the old ones are closed.
 func (n *node) reopenSockets(ctx context.Context) {
@@ -141,6 +175,14 @@ func (n *node) reopenSockets(ctx context.Context) {
 	for _, p := range sandbox.Table {
 		if len(p.Sockets) > 0 && n.openSockets(ctx, p) {
 			n.logf("%s listens elsewhere now, starting it anew", p.Name)
+			if moves(p) && n.super.Ready(p.Name) {
+				// It asked for this change and has to say what became of it, to setup for example, before it may end.
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(answerPause):
+				}
+			}
 			n.super.Restart(p.Name)
 			// A socket that its old process still held may have failed to open above.
 			if n.openSockets(ctx, p) {

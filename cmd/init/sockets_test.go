@@ -68,15 +68,29 @@ func TestServicesListenOnlyWhereTheirRoleIs(t *testing.T) {
 			t.Errorf("%s listens at %v, want %v", p.Name, got, want)
 		}
 	}
+	ledger, _ := sandbox.Find(rpc.Ledger)
 	expect(hgs, "http:80%", "https:443%")
 	expect(console, "ssh:22%")
+	expect(ledger, "peer:7443%")
+	peer := n.sockets[rpc.Ledger].files[0]
 	front := policy.Interface{Name: "front", MAC: []string{macs["e1"]}, Addresses: []string{"192.0.2.1/24"}, Roles: []policy.NetworkRole{policy.NetService}}
 	back := policy.Interface{Name: "back", MAC: []string{macs["e2"]}, Addresses: []string{"198.51.100.1/24"}, Roles: []policy.NetworkRole{policy.NetManagement, policy.NetCluster}}
-	if err := n.net.Apply(t.Context(), policy.Network{Interfaces: []policy.Interface{front, back}}); err != nil {
+	if up := n.status().NetworkUp; up != 0 {
+		t.Errorf("a network without settings is up since %s", up)
+	}
+	if err := n.applyNetwork(t.Context(), policy.Network{Interfaces: []policy.Interface{front, back}}); err != nil {
 		t.Fatal(err)
+	}
+	if up := n.status().NetworkUp; up <= 0 || up > rpc.BootTime() {
+		t.Errorf("the network is up since %s", up)
 	}
 	expect(hgs, "http:80%e1", "https:443%e1")
 	expect(console, "ssh:22%e2")
+	// The ledger answers for the change of the network, to setup for example: it goes on, with the very same socket.
+	expect(ledger, "peer:7443%e2")
+	if now := n.sockets[rpc.Ledger].files; len(now) != 1 || now[0] != peer || n.openSockets(t.Context(), ledger) {
+		t.Error("the ledger would have been started anew")
+	}
 	before := n.sockets[rpc.HGS]
 	if n.openSockets(t.Context(), hgs) || n.sockets[rpc.HGS] != before {
 		t.Error("the same network opened the sockets anew, which loses their queues")
@@ -86,6 +100,14 @@ func TestServicesListenOnlyWhereTheirRoleIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(hgs, "http:80%", "https:443%")
+	back.Roles = []policy.NetworkRole{policy.NetManagement}
+	if err := n.net.Apply(t.Context(), policy.Network{Interfaces: []policy.Interface{front, back}}); err != nil {
+		t.Fatal(err)
+	}
+	expect(ledger, "peer:7443%lo") // nobody reaches it where no interface has its role
+	if n.sockets[rpc.Ledger].files[0] != peer {
+		t.Error("the ledger would have been started anew")
+	}
 	if len(n.problems) > 0 {
 		t.Errorf("%v", n.problems)
 	}

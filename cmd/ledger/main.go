@@ -1,5 +1,5 @@
 // Ledger keeps the node's records, audit and secrets, and owns the TPM. It serves the ledger methods of appliance/rpc and calls the HSM
-// process and init. It opens no network socket.
+// process, the clock and init. It opens no listening socket: that on which other nodes are heard ("peer") comes from init.
 //
 // Flags: --run-dir, --uids (see appliance/supervise), --data (folder on the data disk; default /data/ledger), --tpm (a device, or
 // swtpm:HOST:PORT and swtpm:/SOCKET outside an image; default /dev/tpmrm0), --sealed-volume (the folder lies on a volume that init
@@ -17,6 +17,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
 
 	"guardhouse/appliance/ledger"
 	"guardhouse/appliance/policy"
@@ -58,6 +60,10 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 	if !sealed {
 		seal = tpm.ImagePCRs
 	}
+	sockets, err := activation.ListenersWithNames()
+	if err != nil {
+		return err
+	}
 	clock := rpc.WatchTime(ctx, child.RunDir, child.UIDs[rpc.Clock])
 	init := child.Client(rpc.Init)
 	config := ledger.Config{
@@ -67,7 +73,7 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 			return err
 		},
 		Rand: rand.Reader, Epoch: epoch, HSM: child.Client(rpc.HSM), Log: child.Logf, CheckStore: ledger.CheckInChild("/proc/self/exe", "--check-store"),
-		Image: sandbox.Release().Version,
+		Image: sandbox.Release().Version, Peers: sockets["peer"],
 		Network: func(ctx context.Context, n policy.Network) error {
 			_, err := rpc.InitNetwork.Call(ctx, init, n)
 			return err
@@ -76,6 +82,10 @@ func run(child *supervise.Child, data, device string, sealed bool, epoch time.Ti
 	if sealed {
 		config.Reach = func(ctx context.Context, address string) ([]string, error) {
 			return rpc.InitReach.Call(ctx, init, address)
+		}
+		config.ReachPeers = func(ctx context.Context, addresses []string) error {
+			_, err := rpc.InitPeers.Call(ctx, init, addresses)
+			return err
 		}
 		config.BootLog = func(ctx context.Context) (rpc.InitBootReply, error) { return rpc.InitBoot.Call(ctx, init, rpc.Empty{}) }
 	}

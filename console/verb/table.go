@@ -31,7 +31,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), updateVerbs(), recoveryVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), peerVerbs(), updateVerbs(), recoveryVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}
@@ -218,6 +218,9 @@ func trustVerbs() []Verb {
 		{Name: "tpm-trust list", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: trustList,
 			Params: []Param{{Name: "vendor", Kind: Word, Optional: true, Help: "only this vendor, with each certificate"}},
 			Help:   "TPM vendors that are trusted", Example: "tpm-trust list infineon"},
+		{Name: "tpm-trust missing", Role: reviewer, Doors: loggedIn, Risk: Reads, Run: trustMissing,
+			Help: "certificates that hosts' TPMs need and that are not here", Example: "tpm-trust missing",
+			More: "Each is named once, with its key id, where its certificates say that it is to be had (AIA), and the hosts that need it."},
 		{Name: "tpm-trust remove", Role: operator, Doors: loggedIn, Risk: Disrupts, Run: trustRemove,
 			Params: []Param{place("name", Text, "a vendor, or one certificate's SHA-256 thumbprint"), dryRun, phrase},
 			Help:   "stop trusting a TPM vendor or one certificate", Example: "tpm-trust remove infineon --dry-run", More: wayBack},
