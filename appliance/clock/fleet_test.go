@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"guardhouse/appliance/policy"
 )
 
 // fakePeer is another node as a world's clock sees it. Its network has a randomness of its own, so that a world with peers hears the same
@@ -209,6 +211,9 @@ func TestPeersContradictALyingServer(t *testing.T) {
 		t.Fatalf("state %s (%s), its server %s", s.State, s.Reason, s.Sources[0].State)
 	}
 	w.containsTruth(t)
+	if !slices.ContainsFunc(s.Problems(), func(p policy.Problem) bool { return p.Kind == "time-contradicted" }) {
+		t.Errorf("nobody is told: %v", s.Problems())
+	}
 	if why := s.Why(); len(why) != 3 || !strings.Contains(why[1], "node2, node3 contradict") {
 		t.Errorf("%q", why)
 	}
