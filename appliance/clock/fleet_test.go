@@ -110,6 +110,13 @@ func TestNoPeersMakeATimeWrong(t *testing.T) {
 			f[i] = 1 + rnd.IntN(4)
 		}
 		nodes := newFleet(seed, f...)
+		if seed%4 == 1 {
+			nodes.each(func(w *world) { // a second is inserted in the midst of it
+				w.zero = time.Date(2026, 12, 31, 14, 0, 0, 0, time.UTC)
+				w.leap, w.announced = 10*time.Hour, true
+				w.k.Build = w.zero.AddDate(0, -3, 0)
+			})
+		}
 		for nodes[0].now < each {
 			for _, w := range nodes {
 				w.trouble()
