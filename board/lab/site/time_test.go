@@ -27,7 +27,11 @@ type clockNow struct {
 	Bound, SinceLock         time.Duration
 	SinceNetwork             time.Duration
 	DriftPPM                 float64
-	Sources                  []struct{ Address, State string }
+	Sources                  []struct {
+		Address, State string
+		Offset         time.Duration // from the node's system clock
+	}
+	Problems []struct{ Kind string }
 }
 
 func (s *stage) clock(ctx context.Context) (c clockNow, err error) {
@@ -113,6 +117,16 @@ func TestClockChipThatLies(t *testing.T) {
 		}
 		s.issuesNow(t)
 		repaired()
+		for _, server := range c.Sources {
+			if server.State == "selected" && server.Offset.Abs() > time.Second {
+				t.Errorf("after a boot at %d the system clock was not set: %+v", year, server)
+			}
+		}
+		for _, p := range c.Problems {
+			if p.Kind == "time-undisciplined" {
+				t.Errorf("after a boot at %d the system clock can't be set", year)
+			}
+		}
 		if err := s.roll(within(t, 30*time.Second)); err != nil {
 			t.Errorf("a roll: %v", err)
 		}
