@@ -10,6 +10,8 @@ import (
 // server that stays silent while others make a majority is asked half as often each time; where there is no majority nothing can be issued,
 // so all are asked as often as NTP allows for an hour, then slowly.
 const (
+	pollEager   = 250 * time.Millisecond // while no question leaves this machine, eager times: at a start the network comes any moment
+	eager       = 240
 	pollHurry   = 2 * time.Second
 	pollTrouble = 4 * time.Second
 	pollPatient = 16 * time.Second
@@ -49,6 +51,8 @@ func (k *Keeper) slower(now Reading) {
 func (k *Keeper) pause(s *Source) time.Duration {
 	silent := s.failed - lost
 	switch {
+	case !k.vote && nowhere(s.Err) && s.failed < eager:
+		return pollEager
 	case !k.vote && nowhere(s.Err):
 		return pollHurry
 	case k.vote && silent >= 0:

@@ -73,6 +73,12 @@ func TestNobodyIsFloodedWhileNobodyAnswers(t *testing.T) {
 
 // TestANetworkThatComesUpIsUsedAtOnce: a question that can't leave the machine floods nobody.
 func TestANetworkThatComesUpIsUsedAtOnce(t *testing.T) {
+	start := newWorld(17, 4)
+	start.all(func(f *fakeServer) { f.cut = true })
+	start.run(10 * time.Second)
+	start.all(func(f *fakeServer) { f.cut = false })
+	start.run(pollEager + 100*time.Millisecond)
+	start.containsTruth(t)
 	w := newWorld(17, 4)
 	w.all(func(f *fakeServer) { f.cut = true })
 	w.run(20 * time.Minute)

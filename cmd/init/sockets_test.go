@@ -75,8 +75,14 @@ func TestServicesListenOnlyWhereTheirRoleIs(t *testing.T) {
 	peer := n.sockets[rpc.Ledger].files[0]
 	front := policy.Interface{Name: "front", MAC: []string{macs["e1"]}, Addresses: []string{"192.0.2.1/24"}, Roles: []policy.NetworkRole{policy.NetService}}
 	back := policy.Interface{Name: "back", MAC: []string{macs["e2"]}, Addresses: []string{"198.51.100.1/24"}, Roles: []policy.NetworkRole{policy.NetManagement, policy.NetCluster}}
-	if err := n.net.Apply(t.Context(), policy.Network{Interfaces: []policy.Interface{front, back}}); err != nil {
+	if up := n.status().NetworkUp; up != 0 {
+		t.Errorf("a network without settings is up since %s", up)
+	}
+	if err := n.applyNetwork(t.Context(), policy.Network{Interfaces: []policy.Interface{front, back}}); err != nil {
 		t.Fatal(err)
+	}
+	if up := n.status().NetworkUp; up <= 0 || up > rpc.BootTime() {
+		t.Errorf("the network is up since %s", up)
 	}
 	expect(hgs, "http:80%e1", "https:443%e1")
 	expect(console, "ssh:22%e2")

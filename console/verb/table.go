@@ -31,7 +31,7 @@ var keyParam = place("key", Text, "the beginning of its reference or of a thumbp
 // All lists every verb, in the order of the help page. The table is made anew at each call, because handlers read it.
 func All() []*Verb {
 	var all []*Verb
-	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), updateVerbs(), recoveryVerbs(), adminVerbs(), auditVerbs()} {
+	for _, group := range [][]Verb{generalVerbs(), hostVerbs(), denialVerbs(), tpmVerbs(), policyVerbs(), classVerbs(), trustVerbs(), keyVerbs(), keyCareVerbs(), tenantVerbs(), rotationVerbs(), protectorVerbs(), signerVerbs(), serviceVerbs(), timeVerbs(), httpsVerbs(), nodeVerbs(), peerVerbs(), updateVerbs(), recoveryVerbs(), adminVerbs(), auditVerbs()} {
 		for i := range group {
 			all = append(all, &group[i])
 		}

@@ -184,7 +184,7 @@ func TestRolesAreThoseOfTheLedger(t *testing.T) {
 		"policy inherit": policy.CmdPolicySet, "draft commit": policy.CmdDraftCommit, "draft undo": policy.CmdDraftUndo, "draft drop": policy.CmdDraftDrop, "tpm-trust import": policy.CmdTrustImport, "tpm-trust remove": policy.CmdTrustRemove,
 		"tpm-trust vendor": policy.CmdTrustVendor, "host deny": policy.CmdHostDeny, "host allow": policy.CmdHostAllow, "class offline-caching": policy.CmdClassOffline,
 		"audit syslog set": policy.CmdAuditSyslog, "audit syslog off": policy.CmdAuditSyslog, "audit syslog install": policy.CmdSyslogInstall,
-		"audit syslog uninstall": policy.CmdSyslogInstall, "https install": policy.CmdHTTPSInstall, "admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "key new": policy.CmdKeyAdd,
+		"audit syslog uninstall": policy.CmdSyslogInstall, "https install": policy.CmdHTTPSInstall, "admin add": policy.CmdAdminAdd, "admin remove": policy.CmdAdminRemove, "peer add": policy.CmdPeerAdd, "peer remove": policy.CmdPeerRemove, "key new": policy.CmdKeyAdd,
 	} {
 		v, ok := verb.Lookup(name)
 		if !ok {

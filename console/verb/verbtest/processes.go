@@ -43,6 +43,7 @@ func (f *Fake) ledger(s *rpc.Server) {
 	})
 	on(f, s, rpc.LedgerMakeKeys, f.makeKeys)
 	f.timeDecisions(s)
+	f.peers(s)
 	on(f, s, rpc.LedgerUsage, f.usage)
 	on(f, s, rpc.LedgerSyslogRequest, f.syslogRequest)
 	on(f, s, rpc.LedgerKeyTest, f.keyTest)

@@ -79,6 +79,9 @@ type Fake struct {
 	clocked   *rpc.ClockStatusReply
 	asked     []rpc.TimeAskRequest
 	timeKeys  []rpc.TimeKeyRequest
+
+	peered    map[string]rpc.PeerStatus
+	strangers uint64
 }
 
 // Start runs the node until the test ends; setUp decides whether setup was done.
