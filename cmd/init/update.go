@@ -255,7 +255,6 @@ func (n *node) endTrial(ctx context.Context) {
 	n.updates.mu.Unlock()
 	if err != nil {
 		n.problem(update.KindState, err.Error(), "restart the node to try again; replace the boot disk if it stays")
-		return
 	}
 }
 
