@@ -121,7 +121,9 @@ func TestTwoNodesCompareTheirClocksAndAThirdIsRefused(t *testing.T) {
 			return slices.ContainsFunc(st.Sources, func(s rpc.ClockSource) bool { return s.Address == name && s.Peer && ok(s) })
 		}
 		if votes("node2", func(s rpc.ClockSource) bool { return s.State == "selected" && s.Offset.Abs() < time.Second }) &&
-			votes("node3", func(s rpc.ClockSource) bool { return s.State == "unreachable" && strings.Contains(s.Error, "its clock is 30.") }) {
+			votes("node3", func(s rpc.ClockSource) bool {
+				return s.State == "unreachable" && strings.Contains(s.Error, "its clock is 30.")
+			}) {
 			break
 		}
 		if time.Now().After(deadline) {
