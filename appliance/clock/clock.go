@@ -13,7 +13,8 @@
 // number of servers is a tie, which peers that agree with it break, if more than half of the servers and the answering peers together are
 // for it. A single server is undecided while more peers contradict it than agree with it: it is not followed, and what was foretold before
 // is made wide enough for what it says. A peer that does not answer, has no trusted time, or one that administrators approved, has no
-// voice and does not count. An interval is made of what servers say alone; with less than half of them peers count for nothing, be they
+// voice and does not count; nor does one that the link between nodes has not accepted (package cluster), which it does only where both
+// trust a time: before the first majority servers are alone. An interval is made of what servers say alone; with less than half of them peers count for nothing, be they
 // many: who took over all peers and one server and cuts off the others gains nothing. So whatever peers say, the promise above holds; what
 // those that were taken over can do is to choose between halves that contradict each other and to stop a node that has a single server.
 // (The ledger relays what peers say: taken over, it is all of them.) Peers don't touch the rate, the wall clock, the leap second, the floor,

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"guardhouse/appliance/policy"
 )
 
 // fakePeer is another node as a world's clock sees it. Its network has a randomness of its own, so that a world with peers hears the same
@@ -108,6 +110,13 @@ func TestNoPeersMakeATimeWrong(t *testing.T) {
 			f[i] = 1 + rnd.IntN(4)
 		}
 		nodes := newFleet(seed, f...)
+		if seed%4 == 1 {
+			nodes.each(func(w *world) { // a second is inserted in the midst of it
+				w.zero = time.Date(2026, 12, 31, 14, 0, 0, 0, time.UTC)
+				w.leap, w.announced = 10*time.Hour, true
+				w.k.Build = w.zero.AddDate(0, -3, 0)
+			})
+		}
 		for nodes[0].now < each {
 			for _, w := range nodes {
 				w.trouble()
@@ -209,6 +218,9 @@ func TestPeersContradictALyingServer(t *testing.T) {
 		t.Fatalf("state %s (%s), its server %s", s.State, s.Reason, s.Sources[0].State)
 	}
 	w.containsTruth(t)
+	if !slices.ContainsFunc(s.Problems(), func(p policy.Problem) bool { return p.Kind == "time-contradicted" }) {
+		t.Errorf("nobody is told: %v", s.Problems())
+	}
 	if why := s.Why(); len(why) != 3 || !strings.Contains(why[1], "node2, node3 contradict") {
 		t.Errorf("%q", why)
 	}

@@ -11,6 +11,21 @@ func (k *Keeper) follow(now Reading, v Vote) {
 		now = k.lock(now, v)
 	}
 	k.reason, k.agreed, k.suspect = "", 0, ""
+	k.measure(now, v)
+	if k.settled(now) {
+		best := k.dis.add(k.combine(now, v))
+		k.steer(now, best.Sub(now.Wall))
+		k.repair(now, best)
+	}
+	half := v.Latest.Sub(v.Earliest) / 2
+	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
+	k.past.note(*k.own)
+	k.faster(len(k.outside) == 0)
+	k.publish(now)
+}
+
+// measure learns from a vote what it says of the rate, unless something lies since the last one that no rate explains.
+func (k *Keeper) measure(now Reading, v Vote) {
 	if k.second.From != 0 && now.Raw >= k.second.From {
 		k.second = leap{} // it happened or not: every answer is from after it
 		if mid, _ := k.own.at(now.Raw); v.Middle().Sub(mid).Abs() > time.Second/2 {
@@ -31,16 +46,6 @@ func (k *Keeper) follow(now Reading, v Vote) {
 		k.Log("the time servers fit no constant rate of this machine's clock any more; it is measured anew")
 		k.trouble()
 	}
-	if k.settled(now) {
-		best := k.dis.add(k.combine(now, v))
-		k.steer(now, best.Sub(now.Wall))
-		k.repair(now, best)
-	}
-	half := v.Latest.Sub(v.Earliest) / 2
-	k.own = &known{Raw: now.Raw, UTC: v.Earliest.Add(half).UTC().Round(0), Bound: max(half, minDistance), Rate: k.dis.rate, Drift: k.dis.drift}
-	k.past.note(*k.own)
-	k.faster(len(k.outside) == 0)
-	k.publish(now)
 }
 
 // lock enters the state Locked. The wall clock is stepped if there was no majority before, or administrators want it so.

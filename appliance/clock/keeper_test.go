@@ -84,6 +84,8 @@ func TestAServerThatStepsIsNamedAndNotFollowed(t *testing.T) {
 func TestAJumpOfAllServersIsSuspectUntilAdministratorsDecide(t *testing.T) {
 	for _, lie := range []time.Duration{-time.Hour, -500 * time.Millisecond, 500 * time.Millisecond, 24 * time.Hour} {
 		w := newWorld(3, 4)
+		var chip time.Time
+		w.k.SetRTC = func(utc time.Time) error { chip = utc; return nil } // daily, and when the time was moved
 		w.run(2 * time.Hour)
 		before, _ := w.k.Current()
 		w.all(func(f *fakeServer) { f.lie = lie })
@@ -107,6 +109,10 @@ func TestAJumpOfAllServersIsSuspectUntilAdministratorsDecide(t *testing.T) {
 		lo, hi, ok := after.At(w.clock.Read().Boot)
 		if claimed := w.utc(w.now).Add(lie); !ok || claimed.Before(lo) || claimed.After(hi) || after.Locks <= before.Locks {
 			t.Errorf("%v: released to [%v, %v], %v, locks %d after %d", lie, lo, hi, ok, after.Locks, before.Locks)
+		}
+		w.run(2 * pollSlow)
+		if off := chip.Sub(w.utc(w.now).Add(lie)).Abs(); off > 3*pollSlow {
+			t.Errorf("%v: the hardware clock was left %v behind", lie, off)
 		}
 	}
 }

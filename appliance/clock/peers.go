@@ -192,8 +192,8 @@ func (k *Keeper) contradicted(now Reading, peer bool) bool {
 		k.suspicion(now, why, what)
 		return true
 	}
-	if !peer && !k.dis.learn(now.Raw, v) {
-		k.trouble()
+	if !peer {
+		k.measure(now, v)
 	}
 	mid, bound := k.own.at(now.Raw)
 	lo, hi := mid.Add(-bound), mid.Add(bound)

@@ -30,6 +30,7 @@ type Status struct {
 	SinceLock time.Duration // from the first question to the first majority
 	LockedAt  time.Duration // CLOCK_BOOTTIME of the first majority
 	Told      bool          // the servers are known
+	Opposed   bool          // there is no vote only because peers contradict the single server
 	// Suspicion is in the state Suspect what is contradicted: jump (this clock) or floor. Ends is true if it ends by itself when the servers come
 	// back to what this clock said.
 	Suspicion string
@@ -48,6 +49,7 @@ func (k *Keeper) Status() Status {
 		s.Odd = off
 	}
 	s.Floor, s.FloorFrom = k.floor.get(k.Build)
+	s.Opposed = k.opposed(now)
 	if k.state == Suspect {
 		s.Suspicion, s.Ends = k.suspect, k.own != nil
 	}
@@ -170,6 +172,10 @@ func (s Status) Problems() (list []policy.Problem) {
 			add("time-holdover", fmt.Sprintf("no majority of the time servers answers (%s); issuing will stop at %s", s.Reason, day(s.StopsAt())),
 				"check the time servers and the network (time sources, network show)")
 		}
+	}
+	if s.Opposed {
+		add("time-contradicted", "peers contradict this node's only time server, so it is not followed",
+			"compare them with a clock that you trust (time status here and there); use other servers (time set), or take the peer away that is wrong (peer remove)")
 	}
 	for _, src := range s.Sources {
 		switch {

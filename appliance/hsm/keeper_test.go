@@ -333,16 +333,19 @@ func TestReplacesTheWorkerAndKeepsThePIN(t *testing.T) {
 	}
 }
 
+// TestSurvivesKilledAndStoppedWorkersUnderLoad: a call fails only with the worker that had it, or after it has waited its whole patience.
+// On a slow machine healthy workers miss their deadline too; that is why the limit is per worker that was lost, whoever killed it.
 func TestSurvivesKilledAndStoppedWorkersUnderLoad(t *testing.T) {
 	r := newRig(t, quick)
 	if err := r.SetPIN([]byte(rightPIN)); err != nil {
 		t.Fatal(err)
 	}
 	r.await(t, StateReady)
+	const slots = 4 // of a worker: ModuleConfig.Sessions by default
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	var good, failed atomic.Int64
-	for range 8 {
+	var good, lost atomic.Int64
+	for range 2 * slots {
 		wg.Go(func() {
 			for {
 				select {
@@ -350,6 +353,7 @@ func TestSurvivesKilledAndStoppedWorkersUnderLoad(t *testing.T) {
 					return
 				default:
 				}
+				began := time.Now()
 				sig, err := sign(r, doSign)
 				switch e := AsError(err); {
 				case err == nil && string(sig) == "signed \x00":
@@ -357,8 +361,8 @@ func TestSurvivesKilledAndStoppedWorkersUnderLoad(t *testing.T) {
 				case e == nil || !e.Retryable():
 					t.Errorf("got %q, %v", sig, err)
 					return
-				default:
-					failed.Add(1)
+				case time.Since(began) < quick.Call:
+					lost.Add(1)
 				}
 			}
 		})
@@ -384,8 +388,8 @@ func TestSurvivesKilledAndStoppedWorkersUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	if failed.Load() > 3*4+8 {
-		t.Errorf("%d calls failed; only those in flight may", failed.Load())
+	if n, workers := lost.Load(), r.Status().Restarts; n > int64(slots*workers) || workers < 3 {
+		t.Errorf("%d calls failed without waiting, and %d workers with at most %d calls each were lost", n, workers, slots)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"math/big"
 	"os"
@@ -120,28 +119,6 @@ func TestAWaitingForwarderHearsOfRecordsAndOfAnotherCollector(t *testing.T) {
 	}
 }
 
-// clientOf has a CA sign a request for client authentication.
-func clientOf(t *testing.T, request []byte) []byte {
-	t.Helper()
-	csr, err := x509.ParseCertificateRequest(request)
-	if err == nil {
-		err = csr.CheckSignature()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: csr.Subject, DNSNames: csr.DNSNames, NotBefore: day0, NotAfter: day0.AddDate(1, 0, 0), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, &x509.Certificate{Subject: pkix.Name{CommonName: "CA"}}, csr.PublicKey, ca)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
 // TestTheClientCertificateIsReplacedWithoutAGap: its key is made and stays on the node, a request changes nothing, and forward hears of a
 // new one as of another collector.
 func TestTheClientCertificateIsReplacedWithoutAGap(t *testing.T) {
@@ -197,7 +174,7 @@ func TestTheClientCertificateIsReplacedWithoutAGap(t *testing.T) {
 	if csr, err := x509.ParseCertificateRequest(made.Request); err != nil || csr.Subject.CommonName != "node1.hgs.example.test" || policy.RefOf(csr.RawSubjectPublicKeyInfo) != made.Ref {
 		t.Errorf("%+v, %v", csr, err)
 	}
-	first := clientOf(t, made.Request)
+	first := issued(t, made.Request, x509.ExtKeyUsageClientAuth)
 	before := b.turn(rpc.ForwardRequest{Start: true})
 	if before.Client != nil {
 		t.Error("a certificate is shown that nobody installed")
@@ -216,7 +193,7 @@ func TestTheClientCertificateIsReplacedWithoutAGap(t *testing.T) {
 			t.Fatal(err)
 		}
 		shakes() // the request changes nothing
-		if err := install(policy.SyslogInstall{Node: s.NodeID, Certificate: clientOf(t, made.Request)}); err != nil {
+		if err := install(policy.SyslogInstall{Node: s.NodeID, Certificate: issued(t, made.Request, x509.ExtKeyUsageClientAuth)}); err != nil {
 			t.Fatal(err)
 		}
 		shakes()
@@ -226,7 +203,7 @@ func TestTheClientCertificateIsReplacedWithoutAGap(t *testing.T) {
 	}
 	https := b.request(ada, rpc.HTTPSRequest{Key: rpc.HTTPSKeyNew})
 	for what, body := range map[string]policy.SyslogInstall{
-		"another key":     {Node: s.NodeID, Certificate: clientOf(t, https.Request)},
+		"another key":     {Node: s.NodeID, Certificate: issued(t, https.Request, x509.ExtKeyUsageClientAuth)},
 		"another node":    {Node: "0123456789abcdef", Certificate: first},
 		"a replaced key":  {Node: s.NodeID, Certificate: first},
 		"for server only": {Node: s.NodeID, Certificate: s.State.HTTPSCertificate(s.NodeID)[0]},

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"math/big"
@@ -29,8 +31,8 @@ func (b *bench) request(a policy.Actor, req rpc.HTTPSRequest) rpc.HTTPSRequestRe
 	return r
 }
 
-// issued has a CA sign a request.
-func issued(t *testing.T, request []byte) []byte {
+// issued has a CA sign a request, for these uses only if there are any.
+func issued(t *testing.T, request []byte, uses ...x509.ExtKeyUsage) []byte {
 	t.Helper()
 	csr, err := x509.ParseCertificateRequest(request)
 	if err == nil {
@@ -39,12 +41,12 @@ func issued(t *testing.T, request []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := rsa.GenerateKey(rand.Reader, 2048)
+	ca, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(5), DNSNames: csr.DNSNames, NotBefore: day0, NotAfter: day0.AddDate(1, 0, 0)}
-	parent := &x509.Certificate{SerialNumber: big.NewInt(6), Subject: csr.Subject, NotBefore: day0, NotAfter: day0.AddDate(2, 0, 0)}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(5), Subject: csr.Subject, DNSNames: csr.DNSNames, NotBefore: day0, NotAfter: day0.AddDate(1, 0, 0), ExtKeyUsage: uses}
+	parent := &x509.Certificate{SerialNumber: big.NewInt(6), Subject: pkix.Name{CommonName: "CA"}, NotBefore: day0, NotAfter: day0.AddDate(2, 0, 0)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, csr.PublicKey, ca)
 	if err != nil {
 		t.Fatal(err)

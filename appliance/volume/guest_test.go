@@ -12,41 +12,20 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"golang.org/x/sys/unix"
 
 	"guardhouse/appliance/disk"
 	"guardhouse/appliance/tpm"
+	"guardhouse/board/lab/pid1"
 )
 
-// As PID 1 of a virtual machine this test binary prepares what its tests need and powers off when they are done.
-func TestMain(m *testing.M) {
-	if os.Getpid() != 1 {
-		os.Exit(m.Run())
-	}
-	unix.Mount("proc", "/proc", "proc", 0, "")
-	unix.Mount("sysfs", "/sys", "sysfs", 0, "")
-	unix.Mount("dev", "/dev", "devtmpfs", 0, "")
-	unix.Mount("tmpfs", "/tmp", "tmpfs", 0, "")
-	list, _ := os.ReadFile("/etc/modules.list")
-	for line := range strings.Lines(string(list)) {
-		path, params, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if f, err := os.Open(path); err == nil {
-			unix.FinitModule(int(f.Fd()), params, 0)
-			f.Close()
-		}
-	}
-	os.Args = append(os.Args[:1], "-test.v", "-test.run=Volume")
-	fmt.Printf("\nguest tests ended with %d\n", m.Run())
-	unix.Sync()
-	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-}
+// TestMain makes the test binary able to be PID 1 of a guest with the image's device mapper.
+func TestMain(m *testing.M) { pid1.Main(m, "-test.run=Volume") }
 
 const tpmDevice = "/dev/tpmrm0"
 

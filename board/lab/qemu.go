@@ -106,7 +106,7 @@ func (n *Node) buildArgs(a *qemuArgs) error {
 		a.add("-accel", "tcg,tb-size=128")
 	}
 	if !o.RTC.IsZero() {
-		// Not clock=host, which counts the distance from now in 32 bits and makes 1962 of 2099.
+		// Not clock=host, which counts the seconds from now in 32 bits and makes 1962 of 2099.
 		a.add("-rtc", "clock=rt,base="+o.RTC.UTC().Format("2006-01-02T15:04:05"))
 	}
 	a.add("-device", "i6300esb,addr=0x7", "-action", "watchdog=reset",

@@ -347,18 +347,11 @@ func timeFloorLower(ctx context.Context, s *Session, a Args, _ []byte) (Output, 
 }
 
 func timeAsk(ctx context.Context, s *Session, kind string, a Args) (Output, error) {
-	req := rpc.TimeAskRequest{Actor: s.Actor, Kind: kind, BootTime: s.Node.Boottime()}
-	if kind != rpc.ApproveRelease {
-		var err error
-		if req.UTC, err = momentOf(a); err != nil {
-			return Output{}, err
-		}
-	}
-	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
+	typed, err := typedMoment(ctx, s, a, kind != rpc.ApproveRelease)
 	if err != nil {
 		return Output{}, err
 	}
-	req.Boot = st.Boot
+	req := rpc.TimeAskRequest{Actor: s.Actor, Kind: kind, UTC: typed.utc, BootTime: typed.at, Boot: typed.clock.Boot}
 	d, err := rpc.LedgerTimeAsk.Call(ctx, s.Node.Ledger, req)
 	if err != nil {
 		return Output{}, err
@@ -368,16 +361,12 @@ func timeAsk(ctx context.Context, s *Session, kind string, a Args) (Output, erro
 
 // timeRecover has init check the recovery secret; init then tells the clock.
 func timeRecover(ctx context.Context, s *Session, a Args, ask Asker) (Output, error) {
-	req := rpc.TimeRecoverRequest{BootTime: s.Node.Boottime()}
-	var err error
-	if req.UTC, err = momentOf(a); err != nil {
-		return Output{}, err
-	}
-	st, err := rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
+	typed, err := typedMoment(ctx, s, a, true)
 	if err != nil {
 		return Output{}, err
 	}
-	req.Boot = st.Boot
+	st := typed.clock
+	req := rpc.TimeRecoverRequest{UTC: typed.utc, BootTime: typed.at, Boot: st.Boot}
 	switch {
 	case st.State == rpc.ClockLocked || st.State == rpc.ClockHoldover:
 		return Output{}, failed("the time is trusted by the word of time servers", "none needed; an approved time is for when none is in reach")
@@ -408,6 +397,25 @@ func timeRecover(ctx context.Context, s *Session, a Args, ask Asker) (Output, er
 	}
 	done := "the time counts now, as manual, by recovery secret " + v.Secret
 	return Output{Text: new(Page).Line("%s", done), Value: Done{Message: done}}, nil
+}
+
+// typedTime is a time that somebody typed, the boot time at which they did, and the clock it is meant for.
+type typedTime struct {
+	utc   time.Time // zero where the verb takes none
+	at    time.Duration
+	clock rpc.ClockStatusReply
+}
+
+// typedMoment reads the boot time first: the typed time was true then, and asking takes a while.
+func typedMoment(ctx context.Context, s *Session, a Args, wanted bool) (m typedTime, err error) {
+	m.at = s.Node.Boottime()
+	if wanted {
+		if m.utc, err = momentOf(a); err != nil {
+			return m, err
+		}
+	}
+	m.clock, err = rpc.ClockStatus.Call(ctx, s.Node.Clock, rpc.Empty{})
+	return m, err
 }
 
 // momentOf reads the argument time.

@@ -88,9 +88,6 @@ func (f *front) serve(q frontRequest) frontReply {
 	case "cut":
 		report := f.disk.Cut(q.Seed)
 		r.Report = &report
-	case "stats":
-		stats := f.disk.Stats()
-		r.Stats = &stats
 	default:
 		err = fmt.Errorf("unknown request %q", q.Op)
 	}

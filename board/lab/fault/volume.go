@@ -65,14 +65,13 @@ func Unavailable() string {
 
 // Message between a Volume and its front, one JSON object a line.
 type frontRequest struct {
-	Op   string `json:"op"` // mount, cut, unmount, stats
+	Op   string `json:"op"` // mount, cut, unmount
 	Seed uint64 `json:"seed,omitempty"`
 }
 
 type frontReply struct {
 	Error  string  `json:"error,omitempty"`
 	Report *Report `json:"report,omitempty"`
-	Stats  *Stats  `json:"stats,omitempty"`
 }
 
 // frontConfig travels in the environment.
@@ -156,15 +155,6 @@ func (v *Volume) Cut(ctx context.Context, seed uint64) (Report, error) {
 func (v *Volume) Unmount(ctx context.Context) error {
 	_, err := v.call(ctx, frontRequest{Op: "unmount"})
 	return err
-}
-
-// Stats returns the disk's counters.
-func (v *Volume) Stats(ctx context.Context) (Stats, error) {
-	r, err := v.call(ctx, frontRequest{Op: "stats"})
-	if err != nil || r.Stats == nil {
-		return Stats{}, err
-	}
-	return *r.Stats, nil
 }
 
 // Close unmounts what is mounted and ends the front. The image stays in the volume's folder.
