@@ -37,7 +37,7 @@ import (
 	"guardhouse/appliance/rpc"
 )
 
-// Config is what the link needs of its node. All fields are required but Dial.
+// Config is what the link needs of its node. All fields are required but Refused and Dial.
 type Config struct {
 	Node     string                    // this node's name, told to peers
 	Key      crypto.Signer             // the node's peer key, ECDSA P-256
@@ -49,7 +49,9 @@ type Config struct {
 	Why  func(context.Context) string
 	Rand io.Reader
 	Log  func(format string, args ...any)
-	Dial func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
+	// Refused is told that a peer is refused and why, at most once an hour for each. It may take its time.
+	Refused func(peer, why string)
+	Dial    func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
 
 	limits limits // of tests
 }
@@ -86,6 +88,9 @@ func New(cfg Config) (*Link, error) {
 		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		}
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(string, string) {}
 	}
 	cfg.limits = cfg.limits.or(defaults)
 	keys, err := newIdentity(cfg.Key, cfg.Rand)
