@@ -25,6 +25,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -189,7 +190,7 @@ func (l *Link) PeerTime(ctx context.Context, name string) (rpc.PeerTimeReply, er
 		utc, distance := heard.at()
 		return rpc.PeerTimeReply{Raw: heard.raw, UTC: utc, Distance: distance}, nil
 	case rpc.PeerClockManual:
-		return rpc.PeerTimeReply{}, errors.Join(ErrNoVote, errors.New("administrators approved it, no server agreed"))
+		return rpc.PeerTimeReply{}, fmt.Errorf("%w: administrators approved it, no server agreed", ErrNoVote)
 	}
-	return rpc.PeerTimeReply{}, errors.Join(ErrNoVote, errors.New("it has no trusted time: "+heard.clock.Why))
+	return rpc.PeerTimeReply{}, fmt.Errorf("%w: %s", ErrNoVote, heard.clock.Why)
 }

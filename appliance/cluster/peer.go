@@ -63,7 +63,7 @@ func (p *peer) become(state, why string, now time.Duration) {
 	p.state, p.why = state, why
 }
 
-// heard keeps the newest comparison. One by a long window is worth less than one that is there already.
+// heard keeps the newest comparison; the one before stays where there is none now.
 func (p *peer) heard(c Clock, s *skew) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
