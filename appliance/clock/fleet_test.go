@@ -263,10 +263,14 @@ func TestPeersDoNotProtectALieOfThePast(t *testing.T) {
 		if w.k.state != Locked {
 			t.Fatalf("%v: state %s (%s)", lie, w.k.state, w.k.reason)
 		}
-		w.net[0].lie = 0
 		for _, p := range w.peers {
 			p.down, p.lie, p.bound = false, -time.Hour, time.Second
 		}
+		f.run(5 * time.Minute)
+		if w.k.state != Holdover {
+			t.Fatalf("%v: contradicted, and in state %s (%s)", lie, w.k.state, w.k.reason)
+		}
+		w.net[0].lie = 0
 		f.run(5 * time.Minute)
 		if state == Suspect {
 			w.withheld(t, Suspect)
@@ -287,6 +291,27 @@ func TestPeersDoNotProtectALieOfThePast(t *testing.T) {
 	}
 }
 
+// TestPeersAloneBringNoManualTime: they may stop a node with a single server at its start, but who speaks for them (the ledger) does not get to
+// say the time.
+func TestPeersAloneBringNoManualTime(t *testing.T) {
+	f := newFleet(6, 1, 4)
+	w := f[0]
+	w.peers[0].lie, w.peers[0].bound = -time.Hour, time.Second
+	w.net[0].down = true // else it is a race who answers first
+	f.run(10 * time.Second)
+	w.net[0].down = false
+	f.run(time.Minute)
+	w.withheld(t, Waiting)
+	now := w.clock.Read()
+	a := Approval{Kind: "manual", UTC: w.utc(w.now).Add(time.Hour), Boot: w.k.Boot, BootTime: now.Boot, Asked: now.Boot, By: []string{"ada", "ben"}}
+	if err := w.k.Approve(a); err == nil || !strings.Contains(err.Error(), "peer remove") {
+		t.Errorf("approved: %v", err)
+	}
+	w.peers = nil
+	w.configure()
+	w.containsTruth(t)
+}
+
 // TestAPeerHelpsWhereOneOfTwoServersIsSilent from the first moment on, and can't move the time.
 func TestAPeerHelpsWhereOneOfTwoServersIsSilent(t *testing.T) {
 	f := newFleet(3, 2, 4)
@@ -300,6 +325,11 @@ func TestAPeerHelpsWhereOneOfTwoServersIsSilent(t *testing.T) {
 	}
 	if why := strings.Join(s.Why(), " "); len(s.Why()) != 3 || !strings.Contains(why, "with peer node2") {
 		t.Errorf("%q", why)
+	}
+	now := w.clock.Read()
+	w.k.answer(now, w.peers[0].Server, Sample{}, errors.New("unavailable"))
+	if w.k.state != Holdover {
+		t.Errorf("a peer that gave no answer still has a voice: state %s (%s)", w.k.state, w.k.reason)
 	}
 	w.peers[0].down = true
 	f.run(5 * time.Minute)

@@ -52,7 +52,11 @@ func (k *Keeper) measure(now Reading, v Vote) {
 func (k *Keeper) lock(now Reading, v Vote) Reading {
 	if k.state != Holdover {
 		k.locks++
-		k.event("lock", fmt.Sprintf("%s: %s +- %s", k.agreement(v), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2)))
+		detail := fmt.Sprintf("%s: %s +- %s", k.agreement(v), day(v.Middle()), short(v.Latest.Sub(v.Earliest)/2))
+		if k.own == nil {
+			detail += fmt.Sprintf("; the system clock is stepped by %s", short(v.Middle().Sub(now.Wall)))
+		}
+		k.event("lock", detail)
 	}
 	if k.own == nil {
 		if k.locked == 0 {

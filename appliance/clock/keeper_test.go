@@ -49,6 +49,9 @@ func TestAColdBootReachesTheTimeFromServersAlone(t *testing.T) {
 			if took := w.k.Status().SinceLock; took <= 0 || took > time.Second {
 				t.Errorf("the first majority took %v", took)
 			}
+			if story := strings.Join(w.events, "\n"); strings.Count(story, "the system clock is stepped by ") != 1 {
+				t.Errorf("the history of steps is %s", story)
+			}
 			if off := w.clock.Read().Wall.Sub(w.utc(w.now)).Abs(); off > 20*time.Millisecond || w.clock.steps != 1 {
 				t.Errorf("the wall clock is off by %v after %d steps", off, w.clock.steps)
 			}

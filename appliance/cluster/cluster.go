@@ -25,6 +25,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -36,7 +37,7 @@ import (
 	"guardhouse/appliance/rpc"
 )
 
-// Config is what the link needs of its node. All fields are required but Dial.
+// Config is what the link needs of its node. All fields are required but Refused and Dial.
 type Config struct {
 	Node     string                    // this node's name, told to peers
 	Key      crypto.Signer             // the node's peer key, ECDSA P-256
@@ -48,7 +49,9 @@ type Config struct {
 	Why  func(context.Context) string
 	Rand io.Reader
 	Log  func(format string, args ...any)
-	Dial func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
+	// Refused is told that a peer is refused and why, at most once an hour for each. It may take its time.
+	Refused func(peer, why string)
+	Dial    func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
 
 	limits limits // of tests
 }
@@ -85,6 +88,9 @@ func New(cfg Config) (*Link, error) {
 		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
 		}
+	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(string, string) {}
 	}
 	cfg.limits = cfg.limits.or(defaults)
 	keys, err := newIdentity(cfg.Key, cfg.Rand)
@@ -189,7 +195,7 @@ func (l *Link) PeerTime(ctx context.Context, name string) (rpc.PeerTimeReply, er
 		utc, distance := heard.at()
 		return rpc.PeerTimeReply{Raw: heard.raw, UTC: utc, Distance: distance}, nil
 	case rpc.PeerClockManual:
-		return rpc.PeerTimeReply{}, errors.Join(ErrNoVote, errors.New("administrators approved it, no server agreed"))
+		return rpc.PeerTimeReply{}, fmt.Errorf("%w: administrators approved it, no server agreed", ErrNoVote)
 	}
-	return rpc.PeerTimeReply{}, errors.Join(ErrNoVote, errors.New("it has no trusted time: "+heard.clock.Why))
+	return rpc.PeerTimeReply{}, fmt.Errorf("%w: %s", ErrNoVote, heard.clock.Why)
 }

@@ -42,18 +42,25 @@ func (l *Link) keep(p *peer) {
 	}
 }
 
-// tell logs what became of a peer, at most once a minute for each.
+// tell logs what became of a peer, at most once a minute for each, and has a refusal recorded.
 func (l *Link) tell(p *peer, why string) {
 	now := l.cfg.BootTime()
-	p.mu.Lock()
-	due := p.told == 0 || now-p.told >= time.Minute
-	if due {
-		p.told = now
+	due := func(last *time.Duration, pause time.Duration) bool {
+		if *last != 0 && now-*last < pause {
+			return false
+		}
+		*last = now
+		return true
 	}
+	p.mu.Lock()
 	state := p.state
+	log, record := due(&p.told, time.Minute), state == rpc.PeerRefused && due(&p.recorded, time.Hour)
 	p.mu.Unlock()
-	if due {
+	if log {
 		l.cfg.Log("peer %s is %s: %s", p.record.Name, state, why)
+	}
+	if record {
+		l.cfg.Refused(p.record.Name, why)
 	}
 }
 

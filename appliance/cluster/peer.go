@@ -20,18 +20,19 @@ type peer struct {
 	ctx    context.Context // ends when the peer is taken off the record
 	stop   context.CancelFunc
 
-	mu     sync.Mutex
-	state  string
-	since  time.Duration // CLOCK_BOOTTIME at which the state began
-	why    string
-	out    *session   // a connection of ours that both have accepted
-	missed string     // why there is none
-	in     int        // connections of the peer's that both have accepted
-	visits []net.Conn // connections of the peer's that proved its key, the oldest first
-	last   *skew
-	clock  *Clock
-	node   string        // what it calls itself
-	told   time.Duration // CLOCK_BOOTTIME of the last line in the log; 0 = none
+	mu       sync.Mutex
+	state    string
+	since    time.Duration // CLOCK_BOOTTIME at which the state began
+	why      string
+	out      *session   // a connection of ours that both have accepted
+	missed   string     // why there is none
+	in       int        // connections of the peer's that both have accepted
+	visits   []net.Conn // connections of the peer's that proved its key, the oldest first
+	last     *skew
+	clock    *Clock
+	node     string        // what it calls itself
+	told     time.Duration // CLOCK_BOOTTIME of the last line in the log; 0 = none
+	recorded time.Duration // likewise of the last refusal that was recorded
 }
 
 func newPeer(r policy.Peer, now time.Duration) *peer {
@@ -63,7 +64,7 @@ func (p *peer) become(state, why string, now time.Duration) {
 	p.state, p.why = state, why
 }
 
-// heard keeps the newest comparison. One by a long window is worth less than one that is there already.
+// heard keeps the newest comparison; the one before stays where there is none now.
 func (p *peer) heard(c Clock, s *skew) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -438,3 +438,24 @@ func TestP13_18_SignersLastAYearAndSerialsHaveSixteenBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestAHostsClockMayBeOffByFiveMinutes: row G01. Two hours behind are told as what they are; two hours ahead cost the host only the end of
+// the certificate's life.
+func TestAHostsClockMayBeOffByFiveMinutes(t *testing.T) {
+	k := keys()
+	old, err := NewSignerCertificate(rand.Reader, at(noon.AddDate(0, -1, 0)), "", DefaultSignerLife, k[0])
+	signer := parse(t, old, err)
+	der, err := Issue(rand.Reader, at(noon), Order{Encryption, &k[1].PublicKey, hostID, DefaultLife}, signer, k[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off, reason := range map[time.Duration]Reason{-5 * time.Minute: "", 5 * time.Minute: "", 2 * time.Hour: "", -2 * time.Hour: NotYetValid, 10 * time.Hour: Expired} {
+		err := CheckReply([]Certificate{{Encryption, der}}, []Purpose{Encryption}, &k[1].PublicKey, []*x509.Certificate{signer}, at(noon.Add(off)))
+		switch {
+		case reason == "" && err != nil:
+			t.Errorf("a host whose clock is off by %v: %v", off, err)
+		case reason != "" && (err == nil || !strings.Contains(err.Error(), string(reason)) || !strings.Contains(reason.Remedy(), "clock")):
+			t.Errorf("a host whose clock is off by %v: %v (%s)", off, err, reason.Remedy())
+		}
+	}
+}

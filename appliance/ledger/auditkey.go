@@ -173,7 +173,7 @@ func (l *Ledger) recordAuditKey(ctx context.Context, s policy.Snapshot, public a
 	if _, err := io.ReadFull(l.cfg.Rand, id); err != nil {
 		return fmt.Errorf("randomness: %w", err)
 	}
-	_, _, err = l.Propose(ctx, policy.Command{ID: hex.EncodeToString(id), Kind: policy.CmdAuditKey, At: l.stamped(policy.AuditEntry{}).At, Body: body,
+	_, _, err = l.Propose(ctx, policy.Command{ID: hex.EncodeToString(id), Kind: policy.CmdAuditKey, Body: body,
 		Actor: policy.Actor{Name: s.State.Nodes[s.NodeID].Name, Door: policy.DoorNode}})
 	return err
 }

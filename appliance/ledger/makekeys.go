@@ -222,8 +222,7 @@ func (l *Ledger) record(ctx context.Context, actor policy.Actor, id string, spki
 	if err != nil {
 		return madeKey{}, err
 	}
-	at := l.cfg.Time().Stamp(l.cfg.BootTime())
-	index, result, err := l.Propose(ctx, policy.Command{ID: id, Kind: policy.CmdKeyAdd, Actor: actor, At: at, Body: body})
+	index, result, err := l.Propose(ctx, policy.Command{ID: id, Kind: policy.CmdKeyAdd, Actor: actor, Body: body})
 	if err != nil {
 		return madeKey{index: index, tests: tests}, err
 	}

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,5 +149,21 @@ func TestNoConsoleChoosesTheTimeOfAChange(t *testing.T) {
 	b.trust(now)
 	if at := added("linus"); at.Earliest > now.UnixMilli() || at.Latest < now.UnixMilli() {
 		t.Errorf("a record is of %+v", at)
+	}
+}
+
+// TestSetupWarnsOfTimeServersThatCantHelp: shielded machines of this fabric, and too few to outvote one that lies.
+func TestSetupWarnsOfTimeServersThatCantHelp(t *testing.T) {
+	const few = "one that lies can't be outvoted"
+	for n, warned := range map[int]bool{1: true, 2: true, 3: false, 8: false} {
+		s := policy.Setup{Node: policy.Node{TimeServers: []string{"a", "b", "c", "d", "e", "f", "g", "h"}[:n]}}
+		text := summary(s)
+		if !strings.Contains(text, "none of these may be a shielded machine of this fabric") || strings.Contains(text, few) != warned {
+			t.Errorf("%d servers:\n%s", n, text)
+		}
+	}
+	none := strings.Replace(answerFile, `["10.0.2.2:11123"]`, "[]", 1)
+	if _, err := parseAnswers([]byte(strings.ReplaceAll(none, "KEY", sshKey(t)))); err == nil || !strings.Contains(err.Error(), "name 1 to 8 time servers") {
+		t.Errorf("a node without time servers: %v", err)
 	}
 }

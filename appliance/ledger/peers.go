@@ -178,7 +178,7 @@ func (l *Ledger) openLink(s policy.Snapshot) (*cluster.Link, error) {
 		return nil, err
 	}
 	link, err := cluster.New(cluster.Config{Node: s.State.Nodes[s.NodeID].Name, Key: key, Boot: l.cfg.Boot, Time: l.cfg.Time, BootTime: l.cfg.BootTime,
-		Raw: monotonicRaw, Why: l.whyNoTime, Rand: l.cfg.Rand, Log: l.cfg.Log})
+		Raw: monotonicRaw, Why: l.whyNoTime, Refused: l.auditPeerRefused, Rand: l.cfg.Rand, Log: l.cfg.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -212,6 +212,15 @@ func (l *Ledger) whyNoTime(ctx context.Context) string {
 		return st.Reason
 	}
 	return "its clock is " + st.State
+}
+
+// auditPeerRefused records that a node was not let in, with the number. The link goes on where the audit takes nothing.
+func (l *Ledger) auditPeerRefused(peer, why string) {
+	s, _ := l.Snapshot()
+	if _, err := l.audit.Append(context.Background(), l.stamped(policy.AuditEntry{Kind: policy.AuditSystem, Action: "peer.refused", Outcome: "refused", Policy: s.Index,
+		Subject: peer, Detail: why})); err != nil {
+		l.cfg.Log("peer %s was refused, which the audit does not take: %v", peer, err)
+	}
 }
 
 // PeerTime asks a peer for the time now.

@@ -96,6 +96,21 @@ func (n *linked) problem(kind string) (found policy.Problem) {
 	return found
 }
 
+// recorded counts the audit entries of an action that name node2 and a number.
+func (n *linked) recorded(action string) (found int) {
+	n.t.Helper()
+	records, err := n.l.auditTail(0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, r := range records {
+		if r.Entry.Action == action && r.Entry.Subject == "node2" && strings.Contains(r.Entry.Detail, "its clock is 3.2") {
+			found++
+		}
+	}
+	return found
+}
+
 func TestTwoLedgersCompareTheirClocks(t *testing.T) {
 	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 	a, b := newLinked(t, now), newLinked(t, now.Add(10*time.Millisecond))
@@ -153,6 +168,11 @@ func TestANodeWithAnotherTimeIsRefusedOnBothWithTheNumber(t *testing.T) {
 	}
 	if p := a.problem(KindPeerRefused); !strings.Contains(p.What, "peer node2 is refused: its clock is 3.2") || p.Remedy == "" {
 		t.Errorf("%+v", p)
+	}
+	for deadline := time.Now().Add(10 * time.Second); a.recorded("peer.refused") != 1; time.Sleep(10 * time.Millisecond) { // once, however often it tries
+		if time.Now().After(deadline) {
+			t.Fatalf("%d refusals in the audit", a.recorded("peer.refused"))
+		}
 	}
 	if _, err := a.l.PeerTime(t.Context(), rpc.PeerTimeRequest{Name: "node2"}); !errors.Is(err, rpc.ErrUnavailable) || !strings.Contains(err.Error(), "3.2") {
 		t.Errorf("it votes: %v", err)

@@ -105,11 +105,7 @@ func (l *Ledger) proposeSetup(ctx context.Context, setup policy.Setup, actor pol
 	if _, err := io.ReadFull(l.cfg.Rand, id); err != nil {
 		return policy.Result{}, fmt.Errorf("randomness: %w", err)
 	}
-	at := l.cfg.Time().Stamp(l.cfg.BootTime())
-	if at.Boot == "" {
-		at.Boot = l.cfg.Boot
-	}
-	_, result, err := l.Propose(ctx, policy.Command{ID: hex.EncodeToString(id), Kind: policy.CmdSetup, At: at, Body: body,
+	_, result, err := l.Propose(ctx, policy.Command{ID: hex.EncodeToString(id), Kind: policy.CmdSetup, Body: body,
 		Actor: policy.Actor{Name: actor.Name, Door: policy.DoorSetup, Session: actor.Session}})
 	return result, err
 }

@@ -287,11 +287,12 @@ func (s State) HostByName(name string) (Host, bool) {
 // Command is one change, asked for by Actor. ID makes it idempotent: a second command with the same ID changes nothing and gets the
 // first one's result. All that Apply needs is inside; Body is the JSON of the type that Kind names (see commands.go).
 type Command struct {
-	ID    string          `json:"id"` // 16 random bytes in hex
-	Kind  Kind            `json:"kind"`
-	Actor Actor           `json:"actor"`
-	At    Stamp           `json:"at"`
-	Body  json.RawMessage `json:"body"`
+	ID    string `json:"id"` // 16 random bytes in hex
+	Kind  Kind   `json:"kind"`
+	Actor Actor  `json:"actor"`
+	// At is when it is proposed, by the time that the node trusts: the ledger sets it, whatever a sender says. Only a dry run's is the sender's.
+	At   Stamp           `json:"at"`
+	Body json.RawMessage `json:"body"`
 	// Stragglers is the ledger's to set, in commands that remove what another mode than the present one needs.
 	Stragglers *Stragglers `json:"stragglers,omitempty"`
 }

@@ -48,6 +48,8 @@ type Options struct {
 	Cache    string   // of unpacked Debian packages; "" = Dir/lab/cache
 	Services []string // names; nil = all
 	HGSArgs  []string
+	// TimeOffset is by how much the node's only time server is ahead; 0, or 2 s and more.
+	TimeOffset time.Duration
 }
 
 // Stack is a running node without a machine.
@@ -121,7 +123,14 @@ func (s *Stack) open(ctx context.Context) (err error) {
 	if err := os.Chmod(sock, 0o666); err != nil {
 		return err
 	}
-	if s.Time, err = s.Lab.TimeServers(ctx, 1); err != nil {
+	if s.opt.TimeOffset == 0 {
+		s.Time, err = s.Lab.TimeServers(ctx, 1)
+	} else {
+		var wrong *lab.TimeServer
+		wrong, err = s.Lab.TimeServer(ctx, s.opt.TimeOffset)
+		s.Time = []*lab.TimeServer{wrong}
+	}
+	if err != nil {
 		return err
 	}
 	if s.Admin, err = site.OpenAdmin(s.Lab.Dir); err != nil {
@@ -219,7 +228,7 @@ func (s *Stack) Start(ctx context.Context, bin string) error {
 		return err
 	}
 	all := map[string]supervise.NativeService{
-		rpc.Ledger: {Args: []string{"--data", s.opt.Data, "--tpm", "swtpm:" + s.tpmAddr}},
+		rpc.Ledger: {Args: []string{"--data", s.opt.Data, "--tpm", "swtpm:" + s.tpmAddr}, Sockets: []string{"peer"}},
 		rpc.HSM:    {Args: []string{"--attach-dir", attachDir}, Env: []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + filepath.Join(s.opt.Dir, "p11.sock")}},
 		rpc.Clock:  {},
 		rpc.HGS:    {Args: s.opt.HGSArgs, Sockets: []string{"http", "https"}},

@@ -17,6 +17,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/crypto/ssh"
 
+	"guardhouse/appliance/policy"
 	"guardhouse/appliance/sandbox"
 	"guardhouse/board/lab"
 	"guardhouse/console/verb"
@@ -29,7 +30,7 @@ var closedPorts = []int{21, 23, 111, 2222, 5985, 8080, 8443, 9000}
 func TestNodeLife(t *testing.T) {
 	t.Parallel()
 	s := openStage(t, "test-life", Attached)
-	if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { o.Forwards = append([]int{22, 80, 443}, closedPorts...) }); err != nil {
+	if err := s.BootWith(t.Context(), func(o *lab.NodeOptions) { o.Forwards = append([]int{22, 80, 443, policy.PeerPort}, closedPorts...) }); err != nil {
 		t.Fatal(err)
 	}
 	s.ready(t, false)
@@ -45,6 +46,7 @@ func TestNodeLife(t *testing.T) {
 		{"SerialLogin", serialLogin, false},
 		{"RefusesUnknownSSHKey", refusesUnknownKey, false},
 		{"OnlyItsPortsAreOpen", onlyItsPorts, false},
+		{"Peers", knowsAnotherNode, false},
 		{"HTTPS", httpsAnswers, false},
 		{"HTTPSwitch", httpSwitch, false},
 		{"BadRequests", badRequests, false},

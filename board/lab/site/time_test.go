@@ -111,7 +111,18 @@ func TestClockChipThatLies(t *testing.T) {
 		}
 		boot(year, true)
 		c := s.clockIs(t, "locked", 40*time.Second)
-		t.Logf("clock chip at %d: locked %v after the clock began to ask and %v after the network was up, error %v +- %v, floor %s (%s)", year, c.SinceLock, c.SinceNetwork, time.Since(c.Trusted.Earliest.Add(c.Bound)).Round(time.Millisecond), c.Bound, c.Floor, c.FloorFrom)
+		asked := time.Now()
+		if now, err := s.clock(t.Context()); err != nil {
+			t.Fatal(err)
+		} else {
+			c = now
+		}
+		answered, middle := time.Now(), c.Trusted.Earliest.Add(c.Trusted.Latest.Sub(c.Trusted.Earliest)/2)
+		if !c.Trusted.OK || c.Trusted.Earliest.After(answered) || c.Trusted.Latest.Before(asked) {
+			t.Errorf("after a boot at %d the time is trusted to lie from %s to %s; it was from %s to %s", year, c.Trusted.Earliest, c.Trusted.Latest, asked, answered)
+		}
+		t.Logf("clock chip at %d: locked %v after the clock began to ask and %v after the network was up, error from %v to %v, bound %v, floor %s (%s)", year, c.SinceLock, c.SinceNetwork,
+			middle.Sub(answered).Round(time.Millisecond), middle.Sub(asked).Round(time.Millisecond), c.Bound, c.Floor, c.FloorFrom)
 		if age := time.Since(c.Floor); age < 0 || age > time.Hour {
 			t.Errorf("the floor after a boot at %d is %s (%s)", year, c.Floor, c.FloorFrom)
 		}
