@@ -292,7 +292,8 @@ func peerAddresses(n policy.Network, sockets []net.Listener) []string {
 	return list
 }
 
-// checkPeerAdd refuses this node's own key: it would compare its clock with itself.
+// checkPeerAdd refuses this node's own key, with which it would compare its clock with itself, and an address that init would refuse: it
+// refuses all with the one.
 func (l *Ledger) checkPeerAdd(c policy.Command) error {
 	var b policy.PeerAdd
 	if json.Unmarshal(c.Body, &b) != nil {
@@ -308,6 +309,13 @@ func (l *Ledger) checkPeerAdd(c policy.Command) error {
 	}
 	if bytes.Equal(pin, b.Key) { // nothing secret: both are shown to everybody
 		return rpc.ErrRefused.With("this is this node's own key; type what peer key shows on the other node")
+	}
+	at, err := policy.ParsePeerAddress(b.Address)
+	if err != nil || l.cfg.ReachPeers == nil {
+		return nil // the records say what is wrong with it, if anything is
+	}
+	if why := policy.UnfencedPeer(at); why != "" {
+		return rpc.ErrRefused.With("the address %s can't be used: %s; give the address of the other node's interface with the role cluster", at, why)
 	}
 	return nil
 }

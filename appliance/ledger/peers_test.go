@@ -121,6 +121,13 @@ func TestTwoLedgersCompareTheirClocks(t *testing.T) {
 	if err := a.l.checkPeerAdd(command(a.ada, policy.CmdPeerAdd, policy.PeerAdd{Name: "self", Address: a.address, Key: own})); !errors.Is(err, rpc.ErrRefused) {
 		t.Errorf("a node as its own peer: %v", err)
 	}
+	// One address that init's fence can't have would keep every peer away.
+	for address, want := range map[string]error{"192.0.2.8": nil, "192.0.2.8:7443": nil, "[2001:db8::8]:7443": nil, "192.0.2.8:8443": rpc.ErrRefused,
+		"127.0.0.1:7443": rpc.ErrRefused, "169.254.1.1:7443": rpc.ErrRefused, "[fe80::1]:7443": rpc.ErrRefused} {
+		if err := a.l.checkPeerAdd(command(a.ada, policy.CmdPeerAdd, policy.PeerAdd{Name: "other", Address: address, Key: make([]byte, policy.PeerKeySize)})); !errors.Is(err, want) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
 	a.add("node2", b)
 	b.add("node1", a)
 	connected := func(p rpc.PeerStatus) bool { return p.State == rpc.PeerConnected && p.Compared }

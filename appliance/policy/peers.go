@@ -62,6 +62,18 @@ func ParsePeerAddress(s string) (netip.AddrPort, error) {
 	return at, nil
 }
 
+// UnfencedPeer says why a node of an image could not connect there, whatever is on record: its fence knows PeerPort of other machines only.
+// "" = it could. Outside an image nodes may be anywhere.
+func UnfencedPeer(at netip.AddrPort) string {
+	switch {
+	case at.Port() != PeerPort:
+		return fmt.Sprintf("nodes listen at port %d only", PeerPort)
+	case !at.Addr().IsGlobalUnicast() || at.Addr().Zone() != "":
+		return "it is not the address of another machine"
+	}
+	return ""
+}
+
 // ParsePeerKey reads what peer key shows on the other node: 64 hexadecimal digits, blanks and colons between them allowed.
 func ParsePeerKey(s string) ([]byte, error) {
 	if len(s) > 4*PeerKeySize {

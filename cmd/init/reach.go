@@ -168,7 +168,7 @@ func (n *node) reachPeers(ctx context.Context, addresses []string) error {
 	var peers []netip.AddrPort
 	for _, a := range addresses {
 		at, err := netip.ParseAddrPort(a)
-		if at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port()); err != nil || !at.Addr().IsGlobalUnicast() || at.Addr().Zone() != "" || at.Port() != policy.PeerPort {
+		if at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port()); err != nil || policy.UnfencedPeer(at) != "" {
 			return rpc.ErrRefused.With("%.64q is not port %d of another machine", a, policy.PeerPort)
 		}
 		peers = append(peers, at)
