@@ -37,7 +37,7 @@ func peerKey(ctx context.Context, s *Session, _ Args, _ []byte) (Output, error) 
 	}
 	snap, _ := s.Node.Snapshot()
 	node := snap.State.Nodes[snap.NodeID].Name
-	p := new(Page).Line("Other nodes know this node %s by", node).Field("  SHA-256", "%s", r.Key)
+	p := new(Page).Line("Other nodes know %s, this node, by", node).Field("  SHA-256", "%s", r.Key)
 	for _, a := range r.Addresses {
 		p.Field("  address", "%s", a)
 	}
