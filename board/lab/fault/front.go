@@ -88,6 +88,7 @@ func (f *front) serve(q frontRequest) frontReply {
 	case "cut":
 		report := f.disk.Cut(q.Seed)
 		r.Report = &report
+	case "ready": // it has the disk, or it would not answer
 	default:
 		err = fmt.Errorf("unknown request %q", q.Op)
 	}

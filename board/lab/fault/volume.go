@@ -65,7 +65,7 @@ func Unavailable() string {
 
 // Message between a Volume and its front, one JSON object a line.
 type frontRequest struct {
-	Op   string `json:"op"` // mount, cut, unmount
+	Op   string `json:"op"` // ready, mount, cut, unmount
 	Seed uint64 `json:"seed,omitempty"`
 }
 
@@ -127,7 +127,7 @@ func OpenVolume(ctx context.Context, o VolumeOptions) (*Volume, error) {
 		return nil, fmt.Errorf("fault volume: %w", err)
 	}
 	v.out = bufio.NewReader(stdout)
-	if _, err := v.call(ctx, frontRequest{Op: "stats"}); err != nil {
+	if _, err := v.call(ctx, frontRequest{Op: "ready"}); err != nil {
 		v.Close()
 		return nil, fmt.Errorf("%w (does TestMain call fault.Front?)", err)
 	}
