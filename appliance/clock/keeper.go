@@ -293,10 +293,12 @@ func (k *Keeper) contradiction(now Reading, v Vote) (kind, reason string) {
 	off := v.Middle().Sub(mid)
 	gap := max(v.Earliest.Sub(mid.Add(bound)), mid.Add(-bound).Sub(v.Latest))
 	if gap <= jumpSlack && off.Abs() <= MaxOffset+grown {
-		if max(v.Latest.Sub(v.Earliest)/2, k.own.Bound) < pastBroad || k.past.off(now.Raw, v.Middle()) == 0 {
+		if max(v.Latest.Sub(v.Earliest)/2, k.own.Bound) < pastBroad {
 			return "", ""
 		}
-		off = k.past.off(now.Raw, v.Middle())
+		if off = k.past.off(now.Raw, v.Middle()); off == 0 {
+			return "", ""
+		}
 	}
 	who := "the majority of the time servers jumped"
 	if in, _ := k.kinds(v); in == len(k.servers()) {
